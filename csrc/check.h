@@ -1,0 +1,36 @@
+// Argument checks: one sentence that names the argument, what was expected and what came.
+//
+// STD_TORCH_CHECK appends file and line, which is noise to a Python user, so this throws plainly;
+// across the stable ABI it arrives as a RuntimeError with the same sentence.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace resnet_fused {
+
+template <typename... Parts>
+[[noreturn]] inline void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <typename... Parts>
+inline void check(bool ok, const Parts&... parts) {
+  if (!ok) fail(parts...);
+}
+
+// "(1, 64, 56, 56)", as Python prints a shape; works for any range of integers.
+template <typename Range>
+inline std::string shape_text(const Range& range) {
+  std::ostringstream text;
+  text << "(";
+  int64_t count = 0;
+  for (const auto value : range) text << (count++ ? ", " : "") << value;
+  text << (count == 1 ? ",)" : ")");
+  return text.str();
+}
+
+}  // namespace resnet_fused

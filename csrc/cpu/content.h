@@ -1,0 +1,27 @@
+// Has a tensor been edited behind autograd's back? Comparing some of its values tells.
+//
+// `tensor.data.mul_(2)` and writes through numpy change a parameter without raising its version
+// counter. A cache of packed weights therefore also keeps a sample of the values it was made from:
+// every value of vectors (batch norm's four, biases), kSamples spread over larger tensors.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace resnet_fused {
+
+constexpr int64_t kSamples = 64;
+
+// The bit patterns of the sampled values of all tensors, one after the other.
+std::vector<int64_t> content_sample(const std::vector<torch::stable::Tensor>& tensors);
+
+// content_sample(tensors) == sample, without allocating.
+bool content_equal(const std::vector<torch::stable::Tensor>& tensors, const int64_t* sample,
+                   int64_t count);
+
+// A 64-bit hash of every value of all tensors.
+int64_t content_hash(const std::vector<torch::stable::Tensor>& tensors);
+
+}  // namespace resnet_fused

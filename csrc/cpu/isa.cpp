@@ -1,0 +1,82 @@
+// Which instruction set's kernels run: chosen once by CPUID, forced with RESNET_FUSED_ISA.
+#include <atomic>
+#include <cstdlib>
+
+#include "check.h"
+#include "cpu/kernels.h"
+
+namespace resnet_fused {
+namespace {
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+// gcc 12's __builtin_cpu_supports does not know AMX and AVX512-FP16: CPUID leaf 7 does.
+struct Leaf7 {
+  unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
+  Leaf7() {
+    __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+  }
+  bool amx_bf16() const { return edx >> 22 & 1; }
+  bool avx512_fp16() const { return edx >> 23 & 1; }
+};
+
+const Kernels* find(const std::string& isa) {
+  if (isa.empty()) {
+    if (has_avx512()) return &kAvx512Kernels;
+    if (has_avx2()) return &kAvx2Kernels;
+    return &kScalarKernels;
+  }
+  if (isa == "scalar") return &kScalarKernels;
+  if (isa == "avx2") {
+    check(has_avx2(), "RESNET_FUSED_ISA: this CPU has no AVX2, got 'avx2'");
+    return &kAvx2Kernels;
+  }
+  if (isa == "avx512") {
+    check(has_avx512(), "RESNET_FUSED_ISA: this CPU has no AVX-512, got 'avx512'");
+    return &kAvx512Kernels;
+  }
+  fail("RESNET_FUSED_ISA: must be scalar, avx2 or avx512, got '", isa, "'");
+}
+
+std::string isa_from_environment() {
+  const char* value = std::getenv("RESNET_FUSED_ISA");
+  return value ? value : "";
+}
+
+std::atomic<const Kernels*> current{nullptr};
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* chosen = current.load(std::memory_order_acquire);
+  if (!chosen) {
+    chosen = find(isa_from_environment());
+    current.store(chosen, std::memory_order_release);
+  }
+  return *chosen;
+}
+
+void use_isa(const std::string& isa) {
+  current.store(find(isa.empty() ? isa_from_environment() : isa), std::memory_order_release);
+}
+
+std::string cpu_features() {
+  std::string features = "scalar";
+  if (has_avx2()) features += " avx2";
+  if (has_avx512()) features += " avx512";
+  if (__builtin_cpu_supports("avx512bf16")) features += " avx512_bf16";
+  const Leaf7 leaf7;
+  if (leaf7.avx512_fp16()) features += " avx512_fp16";
+  if (leaf7.amx_bf16()) features += " amx_bf16";
+  return features;
+}
+
+}  // namespace resnet_fused

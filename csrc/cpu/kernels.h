@@ -1,0 +1,32 @@
+// The kernels of one instruction set, and the choice among the sets.
+#pragma once
+
+#include <string>
+
+#include "cpu/direct.h"
+#include "cpu/pointwise.h"
+
+namespace resnet_fused {
+
+struct Kernels {
+  const char* isa;
+  void (*direct_job)(const ConvArgs&, const DirectJob&, float* scratch);
+  void (*epilogue)(const EpilogueArgs&, int64_t begin, int64_t end);
+  void (*add_relu)(const AddReluArgs&, int64_t begin, int64_t end);
+};
+
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+
+// The kernels in use: RESNET_FUSED_ISA (scalar, avx2, avx512) at the first call, else the widest
+// that this CPU has. Throws if the variable names a set that is unknown or that the CPU lacks.
+const Kernels& kernels();
+
+// Changes the set in use for the whole process; "" chooses as at the first call.
+void use_isa(const std::string& isa);
+
+// What CPUID reports of the features that matter here, "avx2 avx512 avx512_bf16 amx_bf16".
+std::string cpu_features();
+
+}  // namespace resnet_fused

@@ -1,0 +1,23 @@
+// All kernels compiled for AVX2, FMA and F16C.
+//
+// Every header with inline functions is included before the pragma: compiled for the wider set, one of
+// them could be the copy that the linker keeps for the whole library, and crash on an older CPU.
+#include <immintrin.h>
+
+#include "cpu/half.h"
+#include "cpu/kernels.h"
+
+#define RESNET_FUSED_ISA_NAMESPACE avx2
+#pragma GCC target("avx2,fma,f16c")
+
+// clang-format off: the order matters
+#include "cpu/vec_avx2.h"
+#include "cpu/direct_body.h"
+#include "cpu/pointwise_body.h"
+// clang-format on
+
+namespace resnet_fused {
+
+const Kernels kAvx2Kernels = {"avx2", avx2::direct_job, avx2::epilogue, avx2::add_relu};
+
+}  // namespace resnet_fused

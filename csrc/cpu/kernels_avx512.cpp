@@ -1,0 +1,25 @@
+// All kernels compiled for AVX-512.
+//
+// Every header with inline functions is included before the pragma: compiled for the wider set, one of
+// them could be the copy that the linker keeps for the whole library, and crash on an older CPU.
+#include <immintrin.h>
+
+#include "cpu/half.h"
+#include "cpu/kernels.h"
+
+#define RESNET_FUSED_ISA_NAMESPACE avx512
+// gcc 12 takes the deliberately undefined operand inside its own AVX-512 intrinsics for a mistake.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+
+// clang-format off: the order matters
+#include "cpu/vec_avx512.h"
+#include "cpu/direct_body.h"
+#include "cpu/pointwise_body.h"
+// clang-format on
+
+namespace resnet_fused {
+
+const Kernels kAvx512Kernels = {"avx512", avx512::direct_job, avx512::epilogue, avx512::add_relu};
+
+}  // namespace resnet_fused

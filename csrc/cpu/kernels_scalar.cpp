@@ -1,0 +1,17 @@
+// All kernels compiled for the baseline instruction set.
+#include "cpu/half.h"
+#include "cpu/kernels.h"
+
+#define RESNET_FUSED_ISA_NAMESPACE scalar
+
+// clang-format off: the order matters
+#include "cpu/vec_scalar.h"
+#include "cpu/direct_body.h"
+#include "cpu/pointwise_body.h"
+// clang-format on
+
+namespace resnet_fused {
+
+const Kernels kScalarKernels = {"scalar", scalar::direct_job, scalar::epilogue, scalar::add_relu};
+
+}  // namespace resnet_fused

@@ -1,0 +1,77 @@
+// Eight float lanes: AVX2, FMA and F16C.
+#pragma once
+
+#include "cpu/half.h"
+
+namespace resnet_fused {
+namespace RESNET_FUSED_ISA_NAMESPACE {
+
+struct Vec {
+  typedef __m256 Reg;
+  static constexpr int kWidth = 8;
+  static constexpr int kRows = 6;  // 6 x 2 accumulators, 2 weights and 1 broadcast fill 15 of 16 registers
+
+  static Reg set1(float value) { return _mm256_set1_ps(value); }
+  static Reg zero() { return _mm256_setzero_ps(); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  // vmaxps returns its second operand when either is NaN, so NaN in `value` passes.
+  static Reg at_least(Reg value, Reg low) { return _mm256_max_ps(low, value); }
+
+  static Reg load(const float* source) { return _mm256_loadu_ps(source); }
+  static Reg load(const BFloat16* source) { return widen_bf16(load_128(source)); }
+  static Reg load(const Float16* source) { return _mm256_cvtph_ps(load_128(source)); }
+  // The first `count` lanes (at most kWidth); the others are zero and are not read.
+  static Reg load(const float* source, int64_t count) {
+    return _mm256_maskload_ps(source, lanes(count));
+  }
+  template <typename T>
+  static Reg load(const T* source, int64_t count) {
+    T padded[kWidth] = {};
+    for (int64_t i = 0; i < count && i < kWidth; ++i) padded[i] = source[i];
+    return load(padded);
+  }
+
+  static void store(float* target, Reg value) { _mm256_storeu_ps(target, value); }
+  static void store(BFloat16* target, Reg value) { store_128(target, narrow_bf16(value)); }
+  static void store(Float16* target, Reg value) {
+    store_128(target, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static void store(float* target, Reg value, int64_t count) {
+    _mm256_maskstore_ps(target, lanes(count), value);
+  }
+  template <typename T>
+  static void store(T* target, Reg value, int64_t count) {
+    T padded[kWidth];
+    store(padded, value);
+    for (int64_t i = 0; i < count && i < kWidth; ++i) target[i] = padded[i];
+  }
+
+ private:
+  static __m256i lanes(int64_t count) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), index);
+  }
+  static __m128i load_128(const void* source) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(source));
+  }
+  static void store_128(void* target, __m128i value) {
+    _mm_storeu_si128(static_cast<__m128i*>(target), value);
+  }
+  static Reg widen_bf16(__m128i bits) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  static __m128i narrow_bf16(Reg value) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i result = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+    const __m256i packed = _mm256_packus_epi32(result, result);
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+  }
+};
+
+}  // namespace RESNET_FUSED_ISA_NAMESPACE
+}  // namespace resnet_fused

@@ -1,0 +1,75 @@
+// Sixteen float lanes: AVX-512 F, BW, DQ and VL.
+#pragma once
+
+#include "cpu/half.h"
+
+namespace resnet_fused {
+namespace RESNET_FUSED_ISA_NAMESPACE {
+
+struct Vec {
+  typedef __m512 Reg;
+  static constexpr int kWidth = 16;
+  static constexpr int kRows = 14;  // 14 x 2 accumulators, 2 weights and a broadcast fill 31 of 32 registers
+
+  static Reg set1(float value) { return _mm512_set1_ps(value); }
+  static Reg zero() { return _mm512_setzero_ps(); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  // vmaxps returns its second operand when either is NaN, so NaN in `value` passes.
+  static Reg at_least(Reg value, Reg low) { return _mm512_max_ps(low, value); }
+
+  static Reg load(const float* source) { return _mm512_loadu_ps(source); }
+  static Reg load(const BFloat16* source) { return widen_bf16(load_256(source)); }
+  static Reg load(const Float16* source) { return _mm512_cvtph_ps(load_256(source)); }
+  // The first `count` lanes (at most kWidth); the others are zero and are not read.
+  static Reg load(const float* source, int64_t count) {
+    return _mm512_maskz_loadu_ps(lanes(count), source);
+  }
+  static Reg load(const BFloat16* source, int64_t count) {
+    return widen_bf16(_mm256_maskz_loadu_epi16(lanes(count), source));
+  }
+  static Reg load(const Float16* source, int64_t count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(count), source));
+  }
+
+  static void store(float* target, Reg value) { _mm512_storeu_ps(target, value); }
+  static void store(BFloat16* target, Reg value) { store_256(target, narrow_bf16(value)); }
+  static void store(Float16* target, Reg value) { store_256(target, narrow_fp16(value)); }
+  static void store(float* target, Reg value, int64_t count) {
+    _mm512_mask_storeu_ps(target, lanes(count), value);
+  }
+  static void store(BFloat16* target, Reg value, int64_t count) {
+    _mm256_mask_storeu_epi16(target, lanes(count), narrow_bf16(value));
+  }
+  static void store(Float16* target, Reg value, int64_t count) {
+    _mm256_mask_storeu_epi16(target, lanes(count), narrow_fp16(value));
+  }
+
+ private:
+  static __mmask16 lanes(int64_t count) {
+    return count >= kWidth ? __mmask16(0xffff) : __mmask16((1u << count) - 1u);
+  }
+  static __m256i load_256(const void* source) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(source));
+  }
+  static void store_256(void* target, __m256i value) {
+    _mm256_storeu_si256(static_cast<__m256i*>(target), value);
+  }
+  static Reg widen_bf16(__m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static __m256i narrow_fp16(Reg value) {
+    return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static __m256i narrow_bf16(Reg value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0)));
+  }
+};
+
+}  // namespace RESNET_FUSED_ISA_NAMESPACE
+}  // namespace resnet_fused

@@ -1,0 +1,267 @@
+"""What all fused modules share: when to run fused, on which operands, and what to tell the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from . import check, packing
+from ._wrapper import Wrapper
+from .ops import conv_bn_act_vjp
+from .recipe import ConvUnit
+
+_ops = torch.ops.resnet_fused
+
+Run = Callable[[int, Tensor, Tensor | None], Tensor]
+"""run(i, x, residual): unit i of the module."""
+
+NOT_RUN_YET = "not run yet"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = [getattr(_module, "_global" + name) for name in _HOOKS]
+
+
+@dataclass(frozen=True)
+class Status:
+    """One row of the report, without the module's name."""
+
+    fused: bool
+    backend: str
+    reason: str
+    packed_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """A child as it was when the module was fused."""
+
+    children: dict[str, nn.Module | None]  # the parent's
+    name: str
+    path: str
+    child: nn.Module
+    kind: type
+
+
+def links_below(module: nn.Module, prefix: str = "") -> Iterator[Link]:
+    """Every descendant of a module."""
+    for name, child in module._modules.items():
+        if child is not None:
+            path = f"{prefix}{name}"
+            yield Link(module._modules, name, path, child, type(child))
+            yield from links_below(child, path + ".")
+
+
+def changed(link: Link) -> str | None:
+    """Why the child can no longer be taken for what it was, or None."""
+    child = link.child
+    if link.children.get(link.name) is not child:
+        return f"{link.path} was replaced"
+    if type(child) is not link.kind:
+        return f"{link.path} became a {type(child).__name__} (parametrized?)"
+    if has_hooks(child):
+        return f"{link.path} has hooks"
+    if "forward" in child.__dict__:
+        return f"forward of {link.path} was patched"
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+class _ConvBnAct(torch.autograd.Function):
+    """conv_bn_act on packed weights, for eval() with gradients: packs once, not at every call."""
+
+    @staticmethod
+    def forward(ctx, unit, x, weight, scale, shift, residual):
+        keywords = unit.keywords
+        y = _ops.conv_bn_act_packed(x, unit.weight, scale, shift, residual, **keywords)
+        ctx.keywords = {name: keywords[name] for name in packing.CONV_KEYWORDS}
+        ctx.save_for_backward(x, weight, scale, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, scale, y = ctx.saved_tensors
+        grads = conv_bn_act_vjp(grad, y, x, weight, scale, needs=ctx.needs_input_grad[1:], **ctx.keywords)
+        return (None, *grads)
+
+
+class FusedModule(Wrapper):
+    """A wrapper that computes its original's result with fused ops wherever that is proved equal.
+
+    Subclasses set `kind` and write `_compose`: the module's result in terms of its units.
+    """
+
+    kind = ""
+    output_format = "channels_last"  # or "preserve": contiguous, unless x is channels_last
+
+    def __init__(self, original: nn.Module, units: tuple[ConvUnit, ...], links: tuple[Link, ...]) -> None:
+        super().__init__(original)
+        self.__dict__["_units"] = units
+        self.__dict__["_links"] = links
+        self.__dict__["_cache"] = packing.PackCache()
+
+    # -- the parts that differ ------------------------------------------------------------------
+
+    def _compose(self, x: Tensor, run: Run) -> Tensor:
+        """The module's output from x (N, C, H, W) with run(i, x, residual) for unit i."""
+        raise NotImplementedError
+
+    def _run_original(self, x: Tensor) -> Tensor:
+        return self.original()(x)
+
+    # -- forward ----------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W) or (C, H, W). Raises ValueError or TypeError naming x if it does not fit."""
+        self._check_input(x)
+        if self._why_eager(x) is not None:
+            return self._run_original(x)
+        y = self._compose(x, self._runner(x))
+        if self.output_format == "preserve" and not _is_channels_last(x):
+            y = y.contiguous()
+        return y
+
+    def _check_input(self, x: Any) -> None:
+        op, conv = type(self).__name__, self._units[0].conv
+        check.image(op, "x", x)
+        weight = conv._parameters["weight"]
+        channels = weight.shape[1] * conv.groups
+        if x.shape[-3] != channels:
+            raise ValueError(f"{op}: x must have {channels} channels, got shape {check.shape_of(x)}")
+        if x.device != weight.device:
+            raise ValueError(f"{op}: x must be on {weight.device}, where the weights are, got {x.device}")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"{op}: x must be {check.dtype_name(weight.dtype)}, as the weights are, "
+                f"got {check.dtype_name(x.dtype)}"
+            )
+
+    def _why_eager(self, x: Tensor | None = None) -> str | None:
+        """Why the next call runs the original module, or None."""
+        for hooks in _GLOBAL_HOOKS:
+            if hooks:
+                return "hooks on all modules are set"
+        for link in self._links:
+            reason = changed(link)
+            if reason is not None:
+                return reason
+        if self.training:
+            return "training"
+        for unit in self._units:
+            bn = unit.bn
+            if bn is not None and (bn.training or bn._buffers["running_mean"] is None):
+                return f"{unit.bn_name} uses batch statistics"
+        if x is not None and type(x) is not Tensor and not isinstance(x, nn.Parameter):
+            return f"the input is a {type(x).__name__}"
+        return None
+
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        device = x.device.type
+        if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self._units[0].conv.weight.dtype
+
+    def _runner(self, x: Tensor) -> Run:
+        dtype = self._compute_dtype(x)
+        if torch.is_grad_enabled() and self._needs_grad(x):
+            return self._runner_with_gradients(dtype)
+        if torch.compiler.is_compiling():
+            return self._runner_in_graph(dtype)
+        packed = self._cache.get(self._units, dtype)
+
+        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
+            # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
+            with torch._C._AutoDispatchBelowAutograd():
+                return packed[i](x.to(dtype), residual)
+
+        return run
+
+    def _needs_grad(self, x: Tensor) -> bool:
+        return x.requires_grad or any(t.requires_grad for t in self.parameters())
+
+    def _runner_in_graph(self, dtype: torch.dtype) -> Run:
+        """Packs inside the graph, where freezing folds it into a constant."""
+
+        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
+            with torch.no_grad():
+                return packing.pack(self._units[i], dtype)(x.to(dtype), residual)
+
+        return run
+
+    def _runner_with_gradients(self, dtype: torch.dtype) -> Run:
+        if torch.compiler.is_compiling():
+
+            def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
+                unit = self._units[i]
+                scale, shift = packing.fold(unit)
+                weight = unit.conv.weight.to(dtype)
+                keywords = packing.conv_keywords(unit)
+                return _ops.conv_bn_act(x.to(dtype), weight, scale, shift, residual, **keywords)
+
+        else:
+            packed = self._cache.get(self._units, dtype)
+
+            def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
+                unit = self._units[i]
+                scale, shift = packing.fold(unit)
+                weight = unit.conv.weight.to(dtype)
+                return _ConvBnAct.apply(packed[i], x.to(dtype), weight, scale, shift, residual)
+
+        return run
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> FusedModule:
+        self._cache.doubt()
+        return super().train(mode)
+
+    def drop_packed(self) -> None:
+        """Forgets the packed weights; the next call packs again."""
+        self._cache.drop()
+
+    def status(self) -> Status:
+        """Whether the next call runs fused, on what, and why (not)."""
+        held = self._cache.held()
+        size = sum(unit.nbytes for unit in held)
+        reason = self._why_eager()
+        if reason is not None:
+            return Status(False, "eager", reason, size)
+        if not held:
+            return Status(True, NOT_RUN_YET, "", 0)
+        names = [unit.conv_name for unit in self._units]
+        backends = {unit.choice.backend for unit in held}
+        if len(backends) == 1:
+            backend = backends.pop()
+        else:
+            backend = ", ".join(f"{n}: {u.choice.backend}" for n, u in zip(names, held, strict=True))
+        reasons = dict.fromkeys(unit.choice.reason for unit in held)
+        return Status(True, backend, "; ".join(reasons), size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["_cache"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["_cache"] = packing.PackCache()
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind}, original={type(self.__dict__['_original']).__name__}"
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    if x.dim() != 4:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

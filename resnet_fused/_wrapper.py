@@ -1,0 +1,50 @@
+"""A module that stands in the place of another one and shares all its state with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+# The dict objects that make up a module's state. Sharing the objects, not copies, is what keeps
+# state_dict, load_state_dict, .to(), deepcopy and pickle of the wrapper those of the original.
+_SHARED = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+class Wrapper(nn.Module):
+    """Takes the place of `original`: same children, same keys, same attributes.
+
+    The original lives on beside the module tree (it is not a child) and shares its parameters,
+    buffers and children with the wrapper, so that it can run at any moment and be put back unchanged.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        for name in _SHARED:
+            self.__dict__[name] = original.__dict__[name]
+        self.__dict__["_original"] = original
+        self.__dict__["training"] = original.training
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            original = self.__dict__.get("_original")
+            if original is None or name.startswith("__"):
+                raise
+            return getattr(original, name)
+
+    def original(self) -> nn.Module:
+        """The wrapped module, in the wrapper's training mode."""
+        original = self.__dict__["_original"]
+        original.training = self.training
+        return original

@@ -1,0 +1,203 @@
+"""Argument checks of the public functions, the fakes and the modules: one sentence each.
+
+Every message names the argument, what was expected and what came. Wrong types and dtypes raise
+TypeError, everything else ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ACTIVATIONS = ("relu", "none")
+PLANS = ("direct", "torch")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _wrong_type(op: str, name: str, expected: str, value: Any) -> NoReturn:
+    raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
+
+
+def tensor(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        _wrong_type(op, name, "a torch.Tensor", value)
+
+
+def float_tensor(op: str, name: str, value: Any) -> None:
+    tensor(op, name, value)
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{op}: {name} must be float32, bfloat16, float16 or float64, got {dtype_name(value.dtype)}"
+        )
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a strided tensor, got layout {value.layout}")
+
+
+def like(op: str, name: str, value: Any, x: Tensor, dtype: torch.dtype, x_name: str = "x") -> None:
+    """A tensor of the given dtype on the device of x."""
+    tensor(op, name, value)
+    if value.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype_name(dtype)}, got {dtype_name(value.dtype)}")
+    if value.device != x.device:
+        raise ValueError(f"{op}: {name} must be on {x.device}, where {x_name} is, got {value.device}")
+
+
+def shape(op: str, name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    if shape_of(value) != expected:
+        raise ValueError(f"{op}: {name} must have shape {expected}, got {shape_of(value)}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
+    """An int or a pair of ints, each at least `least`, as a pair."""
+    both = (value, value) if _is_int(value) else value
+    if not isinstance(both, Sequence) or isinstance(both, str) or not all(map(_is_int, both)):
+        _wrong_type(op, name, "an int or a pair of ints", value)
+    if len(both) == 1:  # the dispatcher's own way of writing one value for both
+        both = (both[0], both[0])
+    if len(both) != 2:
+        raise ValueError(f"{op}: {name} must be an int or a pair of ints, got {tuple(both)}")
+    if min(both) < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return (both[0], both[1])
+
+
+def group_count(op: str, groups: Any, in_channels: int, out_channels: int) -> None:
+    if not _is_int(groups):
+        _wrong_type(op, "groups", "an int", groups)
+    if groups < 1:
+        raise ValueError(f"{op}: groups must be at least 1, got {groups}")
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(
+            f"{op}: groups must divide the {in_channels} input and {out_channels} output channels, "
+            f"got {groups}"
+        )
+
+
+def one_of(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        choices = " or ".join(f'"{choice}"' for choice in allowed)
+        got = f'"{value}"' if isinstance(value, str) else repr(value)
+        raise ValueError(f"{op}: {name} must be {choices}, got {got}")
+
+
+def image(op: str, name: str, x: Any) -> None:
+    """A float tensor (C, H, W) or (N, C, H, W)."""
+    float_tensor(op, name, x)
+    if x.dim() not in (3, 4):
+        raise ValueError(f"{op}: {name} must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape {shape_of(x)}")
+
+
+def output_size(
+    op: str,
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int]:
+    """Height and width of the convolution's output."""
+    padded = [size + 2 * pad for size, pad in zip(x.shape[-2:], padding, strict=True)]
+    reach = [step * (size - 1) + 1 for size, step in zip(kernel, dilation, strict=True)]
+    if padded[0] < reach[0] or padded[1] < reach[1]:
+        raise ValueError(
+            f"{op}: x must be at least as large as the kernel: the padded input is "
+            f"{padded[0]} x {padded[1]}, the kernel spans {reach[0]} x {reach[1]}"
+        )
+    return ((padded[0] - reach[0]) // stride[0] + 1, (padded[1] - reach[1]) // stride[1] + 1)
+
+
+def _scale_and_shift(op: str, scale: Any, shift: Any, x: Tensor, out_channels: int) -> None:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, value in (("scale", scale), ("shift", shift)):
+        like(op, name, value, x, dtype)
+        shape(op, name, value, (out_channels,))
+
+
+def conv_args(
+    op: str,
+    x: Any,
+    weight_shape: tuple[int, int, int, int],
+    scale: Any,
+    shift: Any,
+    residual: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    act: Any,
+) -> tuple[int, ...]:
+    """Checks everything about a fused convolution but the weight itself; returns the output's shape."""
+    image(op, "x", x)
+    out_channels, group_in, *kernel = weight_shape
+    group_count(op, groups, x.shape[-3], out_channels)
+    if x.shape[-3] != group_in * groups:
+        raise ValueError(f"{op}: x must have {group_in * groups} channels, got shape {shape_of(x)}")
+    stride = pair(op, "stride", stride, 1)
+    padding = pair(op, "padding", padding, 0)
+    dilation = pair(op, "dilation", dilation, 1)
+    one_of(op, "act", act, ACTIVATIONS)
+    _scale_and_shift(op, scale, shift, x, out_channels)
+    height, width = output_size(op, x, (kernel[0], kernel[1]), stride, padding, dilation)
+    result = (*x.shape[:-3], out_channels, height, width)
+    if residual is not None:
+        like(op, "residual", residual, x, x.dtype)
+        shape(op, "residual", residual, result)
+    return result
+
+
+def conv_weight(op: str, weight: Any) -> None:
+    float_tensor(op, "weight", weight)
+    if weight.dim() != 4:
+        raise ValueError(
+            f"{op}: weight must be 4-D (out_channels, in_channels / groups, kernel_h, kernel_w), "
+            f"got shape {shape_of(weight)}"
+        )
+    if weight.numel() == 0:
+        raise ValueError(f"{op}: weight must not be empty, got shape {shape_of(weight)}")
+
+
+def conv_bn_act(
+    op: str,
+    x: Any,
+    weight: Any,
+    scale: Any,
+    shift: Any,
+    residual: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    act: Any,
+) -> tuple[int, ...]:
+    """Checks every argument of conv_bn_act; returns the output's shape."""
+    image(op, "x", x)
+    conv_weight(op, weight)
+    like(op, "weight", weight, x, x.dtype)
+    if _is_int(groups) and groups >= 1 and x.shape[-3] % groups == 0:
+        shape(op, "weight", weight, (weight.shape[0], x.shape[-3] // groups, *weight.shape[2:]))
+    return conv_args(
+        op, x, shape_of(weight), scale, shift, residual, stride, padding, dilation, groups, act
+    )
+
+
+def add_relu(op: str, a: Any, b: Any) -> None:
+    float_tensor(op, "a", a)
+    tensor(op, "b", b)
+    shape(op, "b", b, shape_of(a))
+    like(op, "b", b, a, a.dtype, "a")

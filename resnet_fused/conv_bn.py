@@ -1,0 +1,140 @@
+"""Convolution + BN (+ ReLU) outside residual blocks: as a module of its own, and inside a parent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from . import check
+from ._fused import FusedModule, Link, Run, changed, has_hooks, links_below
+from ._refusals import refuse_unit
+from ._wrapper import Wrapper
+from .recipe import ConvUnit, NoMatch, Site
+
+
+class _ConvBn(nn.Module):
+    """The plain module behind FusedConvBN."""
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, act: str) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bn = bn
+        self.act = act
+        self.training = conv.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        return nn.functional.relu(y) if self.act == "relu" else y
+
+
+class FusedConvBN(FusedModule):
+    """act(bn(conv(x))) as one op in eval mode, for stems and other plain sequences.
+
+    conv: nn.Conv2d; bn: nn.BatchNorm2d with running statistics and conv's channels; act: "relu" or
+    "none". The children are `conv` and `bn` themselves, not copies. Output: dense channels_last.
+    Raises TypeError or ValueError for anything else.
+    """
+
+    kind = "conv_bn"
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, act: str = "relu") -> None:
+        check.one_of("FusedConvBN", "act", act, check.ACTIVATIONS)
+        for name, value, kind in (("conv", conv, nn.Conv2d), ("bn", bn, nn.BatchNorm2d)):
+            if not isinstance(value, kind):
+                raise TypeError(f"FusedConvBN: {name} must be a {kind.__name__}, got {type(value).__name__}")
+        unit = ConvUnit(conv, bn, act, "conv", "bn")
+        try:
+            refuse_unit(unit)
+        except NoMatch as reason:
+            raise ValueError(f"FusedConvBN: {reason}") from None
+        plain = _ConvBn(conv, bn, act)
+        super().__init__(plain, (unit,), tuple(links_below(plain)))
+
+    def _compose(self, x: Tensor, run: Run) -> Tensor:
+        return run(0, x, None)
+
+
+@dataclass(eq=False)
+class _Installed:
+    """A site in its parent, seen by all of its slots: they agree at every call on who does what."""
+
+    parent: nn.Module
+    site: Site
+    names: tuple[str, ...]  # of the slots in the parent
+    slots: list[Wrapper] = field(default_factory=list)
+
+    def broken(self) -> str | None:
+        """Why the slots must act as their originals, each for itself; None while the site is whole."""
+        for name, slot in zip(self.names, self.slots, strict=True):
+            if self.parent._modules.get(name) is not slot:
+                return f"{name} was replaced"
+            if has_hooks(slot):
+                return f"{name} has hooks"
+            reason = changed(Link({name: slot.__dict__["_original"]}, name, name, slot.__dict__["_original"], slot.of))
+            if reason is not None:
+                return reason
+        return None
+
+
+class ConvSlot(FusedModule):
+    """In the place of a convolution: computes it, its BN and its ReLU. State and keys are the convolution's."""
+
+    kind = "conv_bn"
+
+    def __init__(self, installed: _Installed) -> None:
+        unit = installed.site.unit
+        super().__init__(unit.conv, (unit,), ())
+        self.__dict__["_installed"] = installed
+        self.__dict__["of"] = type(unit.conv)
+
+    def _why_eager(self, x: Tensor | None = None) -> str | None:
+        for slot in self._installed.slots:
+            slot.original()  # the BN's own training flag follows its slot's
+        return self._installed.broken() or super()._why_eager(x)
+
+    def _compose(self, x: Tensor, run: Run) -> Tensor:
+        return run(0, x, None)
+
+    def _run_original(self, x: Tensor) -> Tensor:
+        y = self.original()(x)
+        if self._installed.broken() is not None:
+            return y
+        for slot in self._installed.slots[1:]:
+            y = slot.original()(y)
+        return y
+
+    def remove(self) -> None:
+        """Puts the originals back into the parent."""
+        installed = self._installed
+        for name, slot in zip(installed.names, installed.slots, strict=True):
+            if installed.parent._modules.get(name) is slot:
+                installed.parent._modules[name] = slot.original()
+
+
+class PassSlot(Wrapper):
+    """In the place of a BN or ReLU that the site's ConvSlot has computed already: passes its input on."""
+
+    def __init__(self, original: nn.Module, installed: _Installed) -> None:
+        super().__init__(original)
+        self.__dict__["_installed"] = installed
+        self.__dict__["of"] = type(original)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self._installed.broken() is None else self.original()(x)
+
+    def extra_repr(self) -> str:
+        return f"{type(self.__dict__['_original']).__name__}, computed by the convolution before it"
+
+
+def install_site(parent: nn.Module, site: Site) -> ConvSlot:
+    """Fuses one site of a parent: slots take the places of its convolution, BN and ReLU."""
+    unit = site.unit
+    names = (unit.conv_name, unit.bn_name) + ((site.act_name,) if site.act_name else ())
+    installed = _Installed(parent, site, names)
+    originals = [parent._modules[name] for name in names]
+    first = ConvSlot(installed)
+    installed.slots[:] = [first, *(PassSlot(original, installed) for original in originals[1:])]
+    for name, slot in zip(names, installed.slots, strict=True):
+        parent._modules[name] = slot
+    return first

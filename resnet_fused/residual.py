@@ -1,0 +1,89 @@
+"""FusedResidual and FusedBottleneck: residual blocks whose convolutions run as fused ops."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from . import reference
+from ._fused import FusedModule, Run, links_below
+from .match import match_block
+from .recipe import BlockRecipe
+
+
+class FusedResidual(FusedModule):
+    """The lesson's Residual, faster: same arguments, children, state_dict keys and initial values.
+
+    input_channels, num_channels: channels of the input and the output.
+    use_1x1conv: put a 1x1 convolution on the shortcut, needed where shapes change.
+    strides: stride of the first 3x3 convolution and of the shortcut's.
+
+    In eval mode every convolution, its batch norm, the addition and the ReLU are one op; with
+    gradients enabled it still back-propagates. In training mode the plain block runs.
+    Output: dense channels_last, whatever came in. Raises ValueError or TypeError for an x that does
+    not fit and for bad arguments.
+    """
+
+    def __init__(
+        self, input_channels: int, num_channels: int, use_1x1conv: bool = False, strides: int = 1
+    ) -> None:
+        self._wrap(_build(reference.Residual, input_channels, num_channels, use_1x1conv, strides))
+
+    def _wrap(self, block: nn.Module, recipe: BlockRecipe | None = None) -> None:
+        recipe = recipe or match_block(block)
+        FusedModule.__init__(self, block, recipe.units(), tuple(links_below(block)))
+        self.__dict__["_recipe"] = recipe
+
+    @staticmethod
+    def from_block(block: nn.Module) -> FusedResidual:
+        """A fused module in the place of any block that can be proved to be a residual block.
+
+        Shares the block's children, parameters and attributes. Returns a FusedBottleneck for blocks of
+        three convolutions or more. Raises NoMatch with the reason for any other module.
+        """
+        recipe = match_block(block)
+        kind = FusedBottleneck if recipe.kind == "bottleneck" else FusedResidual
+        fused = kind.__new__(kind)
+        fused._wrap(block, recipe)
+        return fused
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return self._recipe.kind
+
+    def _compose(self, x: Tensor, run: Run) -> Tensor:
+        recipe = self._recipe
+        last = len(recipe.units()) - 1
+        y = x
+        for i in range(len(recipe.main) - 1):
+            y = run(i, y, None)
+        if recipe.shortcut is None:
+            return run(last, y, x)
+        branch = recipe.pool(x) if recipe.pool is not None else x
+        return run(last, y, run(last - 1, branch, None))
+
+
+class FusedBottleneck(FusedResidual):
+    """reference.Bottleneck, faster: 1x1, 3x3, 1x1 with 4 * num_channels outputs. See FusedResidual."""
+
+    expansion = reference.Bottleneck.expansion
+
+    def __init__(
+        self, input_channels: int, num_channels: int, use_1x1conv: bool = False, strides: int = 1
+    ) -> None:
+        self._wrap(_build(reference.Bottleneck, input_channels, num_channels, use_1x1conv, strides))
+
+
+def _build(
+    block: type[nn.Module], input_channels: int, num_channels: int, use_1x1conv: bool, strides: int
+) -> nn.Module:
+    name = f"Fused{block.__name__}"
+    for argument, value in (
+        ("input_channels", input_channels),
+        ("num_channels", num_channels),
+        ("strides", strides),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
+    return block(input_channels, num_channels, use_1x1conv, strides)
