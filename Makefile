@@ -1,0 +1,80 @@
+# Everything runs in .venv, which `make` sets up by itself. Needs Python 3.10 or later, and g++ for
+# the kernels. `make help` lists the targets.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+HAS_TORCH := -c 'import sys, torch; sys.exit(torch.__version__ < "2.11")'
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := setup.py pyproject.toml $(shell find csrc -type d -o -type f -name '[!.]*')
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench install lint format wheel clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed ## train a ResNet-18 on digits, fuse it, compare answers and speed
+	$(BIN)/resnet-fused demo $(ARGS)
+
+test: $(VENV)/.installed ## run the tests (ARGS="-k build" picks some)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed ## measure eager, torch.compile and fused on this machine
+	$(BIN)/resnet-fused bench $(ARGS)
+
+install: $(VENV)/.installed ## set up .venv and compile the kernels, nothing more
+
+lint: $(VENV)/.linters ## check style: ruff and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.linters ## bring all files into that style
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+wheel: $(VENV)/.torch ## build the sdist, and from it the abi3 wheel, into dist/
+	@rm -rf dist
+	@$(PIP) 'setuptools>=77'
+	@$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")' >/dev/null
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist dist/*.tar.gz
+	@ls dist
+
+clean: ## delete what was built
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -f resnet_fused/_C*.so resnet_fused/_build_info.json $(VENV)/.installed
+	find resnet_fused tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## delete .venv too
+	rm -rf $(VENV)
+
+# The environment: sees the system's packages if torch is among them, else gets a torch of its own.
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "error: $(PYTHON) was not found; install Python 3.10 or later, or say: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: Python 3.10 or later is needed, $(PYTHON) is $$($(PYTHON) -V); say: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $$($(PYTHON) $(HAS_TORCH) 2>/dev/null && echo --system-site-packages) $(VENV)
+
+$(VENV)/.torch: | $(BIN)/python
+	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || { echo "installing $(TORCH) into $(VENV)"; $(PIP) '$(TORCH)'; }
+	@touch $@
+
+$(VENV)/.installed: $(SOURCES) $(VENV)/.torch
+	@echo "installing resnet_fused into $(VENV): compiles the kernels"
+	@$(PIP) --editable '.[demo,test]'
+	@$(BIN)/python resnet_fused/_build_info.py
+	@touch $@
+
+$(VENV)/.linters: pyproject.toml | $(VENV)/.installed
+	@$(PIP) --editable '.[demo,test,dev]'
+	@touch $@

@@ -1,0 +1,222 @@
+"""Which extensions are built, and why: one printed line, kept in `resnet_fused/_build_info.json`.
+
+Everything static is in pyproject.toml. Environment variables that are honoured here:
+
+    RESNET_FUSED_SKIP_BUILD=1   install without kernels (every op then runs through eager PyTorch)
+    CXX                         the C++ compiler; else g++ or c++ on PATH (the kernels need GCC)
+    MAX_JOBS                    how many files are compiled at once; else ninja's choice
+    DEBUG=1                     unoptimised, with debug symbols and assertions
+    FORCE_CPU=1                 CPU kernels only, which is all that there is so far
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Command, setup
+from setuptools.command.build import build
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "resnet_fused"
+# One binary serves every torch from here on (its stable ABI) and every Python (its limited API).
+OLDEST_TORCH = (2, 11)
+TORCH_REQUIREMENT = "torch>=2.11"
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+OLDEST_PYTHON = "cp310"
+SKIP_HINT = "RESNET_FUSED_SKIP_BUILD=1 installs without kernels."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do about the kernels: "build" them, "skip" them, or "fail" the installation."""
+
+    action: str
+    reason: str
+    compiler: str = ""
+
+
+def is_set(environ, name):
+    return environ.get(name, "0") not in ("", "0")
+
+
+def make_plan(torch, environ=os.environ, which=shutil.which, target=None, headers=None):
+    """The plan for this machine.
+
+    torch: the version to compile against, None where there is none. target: (system, machine).
+    headers: the folder of Python.h.
+    """
+    system, machine = target or (platform.system(), platform.machine())
+    headers = headers or sysconfig.get_path("include")
+    if is_set(environ, "RESNET_FUSED_SKIP_BUILD"):
+        return Plan("skip", "RESNET_FUSED_SKIP_BUILD was set")
+    if (system, machine) != ("Linux", "x86_64"):
+        return Plan("skip", f"the kernels are for Linux on x86_64, this is {system} on {machine}")
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return Plan("skip", "a free-threaded Python has no stable ABI")
+    named = environ.get("CXX", "")
+    if named and not which(shlex.split(named)[0]):
+        return Plan("fail", f"CXX={named} is not a program that can be run")
+    compiler = named or next(filter(which, ("g++", "c++")), "")
+    if not compiler:
+        return Plan("skip", "no C++ compiler: install g++ (or set CXX), then install this again")
+    if not Path(headers, "Python.h").exists():
+        return Plan("skip", "no Python.h: install python3-dev, then install this again")
+    if torch is None:
+        return Plan("fail", f"there is no {TORCH_REQUIREMENT} to compile against, install it first")
+    return Plan("build", f"{compiler} and torch {torch} were found", compiler)
+
+
+def hidden_site_folders():
+    """The site-packages that pip's build isolation hides from the interpreter, which it keeps."""
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    venv = Path(sys.prefix, "pyvenv.cfg")
+    shares_base = r"(?im)^include-system-site-packages\s*=\s*true"
+    if not venv.exists() or re.search(shares_base, venv.read_text()):
+        folders += [*site.getsitepackages([sys.base_prefix]), site.getusersitepackages()]
+    return [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+
+
+def find_torch():
+    """The version of the torch that is installed here; None where it is missing or too old."""
+    if importlib.util.find_spec("torch") is None:
+        sys.path += hidden_site_folders()
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return version if tuple(map(int, re.findall(r"\d+", version)[:2])) >= OLDEST_TORCH else None
+
+
+def cpu_sources():
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cpu/*.cpp"))
+
+
+def compile_flags(environ=os.environ):
+    """Our own flags; they follow the interpreter's, which may hold -O2, -g, -fwrapv or not."""
+    flags = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", TORCH_TARGET]
+    if is_set(environ, "DEBUG"):
+        return [*flags, "-O0", "-g", "-UNDEBUG"]
+    return [*flags, "-O3", "-g0", "-fno-wrapv"]
+
+
+def kernels(plan):
+    """The extensions and the command that compiles them; needs torch."""
+    os.environ["CXX"] = plan.compiler  # for the link too, whichever compiler built Python
+    if importlib.util.find_spec("ninja") and not shutil.which("ninja"):
+        # The programs of an environment that is not activated are not on PATH.
+        os.environ["PATH"] += os.pathsep + importlib.import_module("ninja").BIN_DIR
+
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+    class BuildKernels(BuildExtension):
+        def run(self):
+            if self.editable_mode:  # a folder that stays: an edit compiles only what it touches
+                self.build_temp = str(ROOT / "build" / "editable")
+            try:
+                super().run()
+            except Exception as error:
+                sys.exit(f"{error}\n{PACKAGE}: the kernels did not compile, see above. {SKIP_HINT}")
+
+    extension = CppExtension(
+        f"{PACKAGE}._C",
+        cpu_sources(),
+        include_dirs=[str(ROOT / "csrc")],
+        # torch's headers are named again as system headers, which are compiled without warnings.
+        extra_compile_args=[*compile_flags(), *(f"-isystem{path}" for path in include_paths())],
+        py_limited_api=True,
+    )
+    return [extension], BuildKernels
+
+
+def build_info(plan, torch):
+    """The content of `_build_info.json`: what was built, or why it was not."""
+    built = plan.action == "build"
+    compiler = ""
+    if built:
+        command = [*shlex.split(plan.compiler), "--version"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        compiler = answer.partition("\n")[0]
+    extension = {
+        "built": built,
+        "reason": plan.reason,
+        "sources": cpu_sources() if built else [],
+        "flags": compile_flags() if built else [],
+    }
+    files = len(extension["sources"])
+    result = f"built _C from {files} files with {compiler} against torch {torch}"
+    return {
+        "summary": f"{PACKAGE}: {result if built else f'kernels not built: {plan.reason}'}",
+        "extensions": {"_C": extension},
+        "compiler": compiler,
+        "torch": torch or "",
+        "python": platform.python_version(),
+        "platform": sysconfig.get_platform(),
+    }
+
+
+class Build(build):
+    """setuptools' build, with one more step at its end."""
+
+    sub_commands = (*build.sub_commands, ("record_build", None))
+
+
+class RecordBuild(Command):
+    """Writes down and prints what was built; comes last, so the record is true."""
+
+    user_options = ()
+    plan, torch = Plan("skip", "no plan was made"), None  # main() sets both
+
+    def initialize_options(self):
+        self.build_lib, self.editable_mode = None, False
+
+    def finalize_options(self):
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self):
+        if self.plan.action == "fail":
+            sys.exit(f"{PACKAGE}: {self.plan.reason}. {SKIP_HINT}")
+        package = ROOT / PACKAGE if self.editable_mode else Path(self.build_lib, PACKAGE)
+        if self.editable_mode and self.plan.action == "skip":
+            for stale in package.glob("_C.*so"):
+                stale.unlink()
+        info = build_info(self.plan, self.torch)
+        (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
+        print(info["summary"])
+
+    def get_source_files(self):
+        return []
+
+    def get_outputs(self):
+        return [str(Path(self.build_lib, PACKAGE, "_build_info.json"))]
+
+    def get_output_mapping(self):
+        source = str(Path(PACKAGE, "_build_info.json"))
+        return dict.fromkeys(self.get_outputs(), source) if self.editable_mode else {}
+
+
+def main():
+    RecordBuild.torch = find_torch()
+    RecordBuild.plan = plan = make_plan(RecordBuild.torch)
+    arguments = {"cmdclass": {"build": Build, "record_build": RecordBuild}}
+    if plan.action == "build":
+        arguments["ext_modules"], arguments["cmdclass"]["build_ext"] = kernels(plan)
+        arguments["options"] = {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}}
+    elif plan.action == "fail" and RecordBuild.torch is None:
+        # pip installs it into its build environment, then runs this file again.
+        arguments["setup_requires"] = [TORCH_REQUIREMENT]
+    setup(**arguments)
+
+
+if __name__ == "__main__":
+    main()
