@@ -1,0 +1,179 @@
+"""What keeps a module from being fused although its dataflow fits. Each check raises NoMatch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from ._trace import HOOKS
+from .recipe import BlockRecipe, ConvUnit, NoMatch
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# What a block's class may define anew of nn.Module's; anything else could make the block behave
+# differently from the module that takes its place.
+_MAY_OVERRIDE = {
+    "__annotations__",
+    "__constants__",
+    "__dict__",
+    "__dir__",
+    "__doc__",
+    "__firstlineno__",
+    "__init__",
+    "__module__",
+    "__parameters__",
+    "__repr__",
+    "__static_attributes__",
+    "__weakref__",
+    "_get_name",
+    "extra_repr",
+    "forward",
+}
+_COPYING = {
+    "__copy__",
+    "__deepcopy__",
+    "__getattribute__",
+    "__getstate__",
+    "__reduce__",
+    "__reduce_ex__",
+}
+
+
+def refuse_block(block: nn.Module) -> None:
+    """Everything about the block and its submodules that a trace cannot see."""
+    for cls in type(block).__mro__:
+        if cls is nn.Module:
+            break
+        overridden = (set(vars(cls)) & (set(vars(nn.Module)) | _COPYING)) - _MAY_OVERRIDE
+        if overridden:
+            raise NoMatch(f"its class overrides {sorted(overridden)[0]}")
+    for name, module in block.named_modules():
+        refuse_altered(module, name or "the block")
+
+
+def refuse_altered(module: nn.Module, name: str) -> None:
+    """Hooks, parametrizations, and methods replaced on the instance."""
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        raise NoMatch(f"{name} is a {type(module).__name__} that has not seen its shapes yet")
+    if parametrize.is_parametrized(module):
+        raise NoMatch(f"{name} is parametrized")
+    for attribute, hook in HOOKS.items():
+        if getattr(module, attribute):
+            raise NoMatch(f"{name} has a {hook}")
+        if getattr(torch_module, f"_global{attribute}"):
+            raise NoMatch(f"a global {hook} is registered for all modules")
+    if module.__dict__.get("_compiled_call_impl") is not None:
+        raise NoMatch(f"{name} is compiled on its own")
+    for attribute in vars(module):
+        if callable(getattr(type(module), attribute, None)):
+            raise NoMatch(f"{name} has {attribute} replaced on the instance")
+
+
+def refuse_unit(unit: ConvUnit) -> None:
+    """Anything but a plain Conv2d and a plain BatchNorm2d with running statistics that fits it."""
+    _refuse_conv(unit.conv, unit.conv_name)
+    if unit.bn is not None:
+        _refuse_bn(unit.bn, unit)
+
+
+def _refuse_conv(conv: nn.Module, name: str) -> None:
+    if type(conv) is not nn.Conv2d:
+        raise NoMatch(f"{name} is a {type(conv).__name__}, not a plain Conv2d")
+    if conv.padding_mode != "zeros":
+        raise NoMatch(f"{name} pads with {conv.padding_mode!r}, not with zeros")
+    extents = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    if conv.padding == "same" and any(extent % 2 for extent in extents):
+        raise NoMatch(f"{name} pads one side more than the other")
+    if not (conv.padding in ("same", "valid") or isinstance(conv.padding, tuple)):
+        raise NoMatch(f"{name} has padding {conv.padding!r}")
+    _refuse_tensors(conv, name)
+    shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    if tuple(conv.weight.shape) != shape:
+        raise NoMatch(
+            f"{name}.weight has shape {tuple(conv.weight.shape)} where {name} says {shape}"
+        )
+    if conv.bias is not None and tuple(conv.bias.shape) != shape[:1]:
+        raise NoMatch(
+            f"{name}.bias has shape {tuple(conv.bias.shape)} where {name} says {shape[:1]}"
+        )
+
+
+def _refuse_bn(bn: nn.Module, unit: ConvUnit) -> None:
+    name = unit.bn_name
+    if type(bn) is not nn.BatchNorm2d:
+        raise NoMatch(
+            f"the norm after {unit.conv_name} is {type(bn).__name__}, not a plain BatchNorm2d"
+        )
+    if not bn.track_running_stats or bn.running_mean is None or bn.running_var is None:
+        raise NoMatch(f"{name} keeps no running statistics")
+    if (bn.weight is None) != (bn.bias is None):
+        raise NoMatch(f"{name} has only one of weight and bias")
+    _refuse_tensors(bn, name)
+    for key in ("running_mean", "running_var", "weight", "bias"):
+        tensor = getattr(bn, key)
+        if tensor is not None and tuple(tensor.shape) != (unit.conv.out_channels,):
+            channels = unit.conv.out_channels
+            raise NoMatch(f"{name} has {tensor.numel()} channels, {unit.conv_name} {channels}")
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of one layer, without the batch counter."""
+    own = {**module._parameters, **module._buffers}
+    return {key: t for key, t in own.items() if t is not None and key != "num_batches_tracked"}
+
+
+def _refuse_tensors(layer: nn.Module, name: str) -> None:
+    tensors = _tensors(layer)
+    for key in ("weight", "running_mean", "running_var"):
+        if isinstance(getattr(layer, key, None), Tensor) and key not in tensors:
+            raise NoMatch(f"{name}.{key} is neither a parameter nor a buffer")
+    for key, tensor in tensors.items():
+        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+            raise NoMatch(f"{name}.{key} is a {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+            raise NoMatch(f"{name}.{key} is a {tensor.layout} tensor of {tensor.dtype}")
+    if len({t.dtype for t in tensors.values()}) > 1:
+        raise NoMatch(f"{name} mixes dtypes")
+
+
+def refuse_recipe(recipe: BlockRecipe) -> None:
+    """Units that do not fit each other: channels, dtypes, devices."""
+    for unit in recipe.units():
+        refuse_unit(unit)
+    for before, after in zip(recipe.main, recipe.main[1:], strict=False):
+        _refuse_channels(before, after)
+    first, last = recipe.main[0], recipe.main[-1]
+    entering = (recipe.shortcut or first).conv.in_channels
+    if entering != first.conv.in_channels:
+        expected = first.conv.in_channels
+        raise NoMatch(f"the shortcut takes {entering} channels, the main path {expected}")
+    arriving = recipe.shortcut.conv.out_channels if recipe.shortcut else first.conv.in_channels
+    if arriving != last.conv.out_channels:
+        expected = last.conv.out_channels
+        raise NoMatch(f"the shortcut gives {arriving} channels, the main path {expected}")
+    refuse_mixture(recipe.units())
+
+
+def _refuse_channels(before: ConvUnit, after: ConvUnit) -> None:
+    if before.conv.out_channels != after.conv.in_channels:
+        raise NoMatch(
+            f"{before.conv_name} gives {before.conv.out_channels} channels, "
+            f"{after.conv_name} takes {after.conv.in_channels}"
+        )
+
+
+def refuse_mixture(units: tuple[ConvUnit, ...]) -> None:
+    """Layers of different dtypes or devices; norms may stay float32 beside 16-bit weights."""
+    dtypes = {unit.conv.weight.dtype for unit in units}
+    norms = {unit.bn.running_mean.dtype for unit in units if unit.bn is not None}
+    wide = {torch.float32} if dtypes <= {torch.bfloat16, torch.float16} else set()
+    if len(dtypes) > 1 or not norms <= dtypes | wide:
+        names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes | norms)
+        raise NoMatch(f"mixes {', '.join(names)}")
+    layers = [layer for unit in units for layer in (unit.conv, unit.bn) if layer is not None]
+    devices = {t.device for layer in layers for t in _tensors(layer).values()}
+    if len(devices) > 1:
+        raise NoMatch(f"lies on several devices ({', '.join(sorted(map(str, devices)))})")

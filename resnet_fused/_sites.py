@@ -1,0 +1,100 @@
+"""Finds conv -> bn (-> ReLU module) among the direct children of a module."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ._dataflow import NORMS
+from ._refusals import refuse_altered, refuse_mixture, refuse_unit
+from ._trace import MODES, every_module, record
+from .recipe import ConvUnit, NoMatch, Site
+
+Found = tuple[str, str, str | None]  # names of conv, bn, act
+
+
+def find_sites(
+    parent: nn.Module, graphs: list[fx.Graph] | None = None
+) -> tuple[list[Site], list[tuple[str, str]]]:
+    """The sites of `parent` and, as (name of the convolution, reason), the pairs left alone.
+
+    A convolution and a batch norm are a site where parent.forward, in every mode, calls each of
+    them once and hands the convolution's result to the batch norm and to nothing else. A ReLU child
+    that alone reads the batch norm and is called nowhere else belongs to the site. If parent cannot
+    be traced, the one reason has the name "". `graphs`: what `call_graphs(parent)` returned.
+    """
+    if not _has_pair(parent):
+        return [], []
+    try:
+        graphs = graphs or call_graphs(parent)
+    except NoMatch as reason:
+        return [], [("", str(reason))]
+    per_mode = [_pairs(graph, parent) for graph in graphs]
+    sites: list[Site] = []
+    refused: list[tuple[str, str]] = []
+    for found in per_mode[0]:
+        try:
+            if any(found not in pairs for pairs in per_mode):
+                raise NoMatch(f"{found[1]} does not follow it in every mode, train() or eval()")
+            sites.append(_site(parent, found))
+        except NoMatch as reason:
+            refused.append((found[0], str(reason)))
+    return sites, refused
+
+
+def call_graphs(parent: nn.Module) -> list[fx.Graph]:
+    """What parent.forward calls, one graph per mode, every submodule a leaf. Raises NoMatch."""
+    replaced = [key for key in vars(parent) if callable(getattr(type(parent), key, None))]
+    if replaced:
+        raise NoMatch(f"{replaced[0]} is replaced on the instance")
+    for method in ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__"):
+        if getattr(type(parent), method) is not getattr(nn.Module, method):
+            raise NoMatch(f"its class overrides {method}")
+    return [record(parent, mode, every_module) for mode in MODES]
+
+
+def _has_pair(parent: nn.Module) -> bool:
+    children = parent._modules.values()
+    return all(any(isinstance(c, kind) for c in children) for kind in (_ConvNd, NORMS))
+
+
+def _pairs(graph: fx.Graph, parent: nn.Module) -> list[Found]:
+    """Convolutions whose one reader is a norm, with the ReLU that is the norm's one reader."""
+    called = {n: parent.get_submodule(n.target) for n in graph.nodes if n.op == "call_module"}
+    calls = Counter(id(module) for module in called.values())
+    children = Counter(id(child) for child in parent._modules.values())
+
+    def once(node: fx.Node) -> bool:
+        """Whether the node is the only call of a child, with one argument."""
+        child = id(called.get(node))
+        return calls[child] == children[child] == len(node.args) + len(node.kwargs) == 1
+
+    def reader(node: fx.Node) -> fx.Node | None:
+        """The one call that reads the node's value."""
+        users = list(node.users)
+        if len(users) != 1 or not once(users[0]) or users[0].all_input_nodes != [node]:
+            return None
+        return users[0] if users[0].meta["ambient"] == node.meta["ambient"] else None
+
+    pairs: list[Found] = []
+    for conv, module in called.items():
+        bn = reader(conv) if isinstance(module, _ConvNd) and once(conv) else None
+        if bn is not None and isinstance(called[bn], NORMS):
+            act = reader(bn)
+            relu = act is not None and type(called[act]) is nn.ReLU
+            pairs.append((conv.target, bn.target, act.target if relu else None))
+    return pairs
+
+
+def _site(parent: nn.Module, found: Found) -> Site:
+    conv_name, bn_name, act_name = found
+    layers = {name: parent.get_submodule(name) for name in found if name is not None}
+    for name, layer in layers.items():
+        refuse_altered(layer, name)
+    act = "relu" if act_name else "none"
+    unit = ConvUnit(layers[conv_name], layers[bn_name], act, conv_name, bn_name)
+    refuse_unit(unit)
+    refuse_mixture((unit,))
+    return Site(unit, act_name)

@@ -1,0 +1,273 @@
+"""Records what a module's forward does to its input, by torch.fx, without touching the module.
+
+The recording runs on a copy that shares only the tensors, so that a forward which stores things
+on itself, flips a flag or fails half way leaves the user's module as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import random
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from .recipe import NoMatch
+
+# torch.fx patches nn.Module.__call__ for the whole process while it traces: one trace at a time,
+# and modules that other threads run meanwhile pass through (see Recorder.call_module).
+_LOCK = threading.RLock()
+
+HOOKS = {
+    "_forward_pre_hooks": "forward pre-hook",
+    "_forward_hooks": "forward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+    "_backward_hooks": "backward hook",
+}
+
+
+@dataclass(frozen=True)
+class Mode:
+    training: bool
+    grad: bool
+
+
+EVAL, EVAL_GRAD, TRAIN = Mode(False, False), Mode(False, True), Mode(True, True)
+MODES = (EVAL, EVAL_GRAD, TRAIN)
+
+
+class _Value(fx.Proxy):
+    """fx's Proxy, except that `a += b` is recorded as what it is and that nothing passes unseen."""
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(Tensor, name):  # as a tensor would, so that hasattr() answers truly
+            raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("node", "tracer"):
+            raise NoMatch(f"forward sets the attribute {name} of a tensor")
+        super().__setattr__(name, value)
+
+    def __len__(self) -> int:
+        raise NoMatch("forward branches on the shape of a tensor")
+
+
+def _in_place(name: str) -> Callable[[_Value, Any], fx.Proxy]:
+    target = getattr(operator, name)
+
+    def record(self: _Value, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return record
+
+
+for _name in [
+    "add",
+    "and",
+    "floordiv",
+    "lshift",
+    "mod",
+    "mul",
+    "matmul",
+    "or",
+    "pow",
+    "rshift",
+    "sub",
+    "truediv",
+    "xor",
+]:
+    setattr(_Value, f"__i{_name}__", _in_place(f"i{_name}"))
+
+
+class _OnlyRecorded(TorchFunctionMode):
+    """Refuses torch calls without a recorded value: random draws, branches on stored tensors."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = pytree.tree_leaves((args, kwargs))
+        # torch.no_grad() passes here too; each node's ambient tells of it.
+        if func is torch._C._set_grad_enabled or any(isinstance(a, fx.Proxy) for a in leaves):
+            return func(*args, **kwargs)
+        raise NoMatch(f"forward computes {getattr(func, '__name__', func)} apart from its input")
+
+
+class Recorder(fx.Tracer):
+    """fx's Tracer with a given leaf rule; notes each node's gradient and autocast mode."""
+
+    proxy_buffer_attributes = True  # a branch on a buffer must fail, not be baked in
+
+    def __init__(self, is_leaf: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self._is_leaf = is_leaf
+        self._thread = threading.get_ident()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["ambient"] = _ambient()
+        return node
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self._is_leaf(m)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return super().path_of_module(mod)
+        except NameError:
+            kind = type(mod).__name__
+            raise NoMatch(f"forward calls a {kind} that is not one of its submodules") from None
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        raise NoMatch("forward branches on the values or the shape of a tensor")
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        raise NoMatch("forward iterates over a tensor")
+
+
+def _ambient() -> tuple[Any, ...]:
+    autocast = tuple(
+        (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")
+    )
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+
+
+def unit_leaf(module: nn.Module) -> bool:
+    """Leaves of a block's trace: torch's own layers and what derives from convolutions or norms."""
+    if isinstance(module, (_ConvNd, _NormBase)):
+        return True
+    own = type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
+    return own and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+def every_module(module: nn.Module) -> bool:
+    """Leaves of a parent's trace: whatever it calls."""
+    return True
+
+
+def shadow(module: nn.Module) -> nn.Module:
+    """A deep copy that shares every tensor with `module` and has no forward or backward hooks."""
+    memo: dict[int, Any] = {}
+    for m in module.modules():
+        for value in (*m._parameters.values(), *m._buffers.values(), *m.__dict__.values()):
+            if isinstance(value, Tensor):
+                memo[id(value)] = value
+    try:
+        copied = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise NoMatch(f"cannot be copied for tracing ({_brief(error)})") from error
+    for m in copied.modules():
+        for hooks in HOOKS:
+            m.__dict__[hooks].clear()
+    return copied
+
+
+def record(module: nn.Module, mode: Mode, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
+    """The graph of module.forward in one mode.
+
+    Raises NoMatch with the reason when forward cannot be traced, draws random numbers, or changes
+    the module's attributes. Each node's meta["ambient"] tells the gradient and autocast state that
+    it ran under; that of the placeholders is the one that forward was entered with.
+    """
+    copied = shadow(module)
+    for m in copied.modules():
+        m.__dict__["training"] = mode.training
+    before = [_freeze(vars(m)) for m in copied.modules()]
+    dice = _dice()
+    try:
+        with _LOCK, torch.set_grad_enabled(mode.grad), _OnlyRecorded():
+            graph = Recorder(is_leaf).trace(copied)
+    except NoMatch:
+        raise
+    except Exception as error:
+        where = "in train() " if mode.training else ""
+        raise NoMatch(f"forward cannot be traced {where}({_brief(error)})") from error
+    finally:
+        drew = _dice() != dice
+        _restore(dice)
+    if drew:
+        raise NoMatch("forward draws random numbers")
+    for m, (old, _) in zip(copied.modules(), before, strict=False):
+        changed = {key for key, _ in old ^ _freeze(vars(m))[0]}
+        if changed:
+            raise NoMatch(f"forward changes the attribute {sorted(changed)[0]}")
+    return graph
+
+
+def record_all(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
+    """The one graph that forward has in every mode; NoMatch where the modes differ."""
+    graphs = [record(module, mode, is_leaf) for mode in MODES]
+    shapes = [_canonical(graph) for graph in graphs]
+    if shapes[0] != shapes[1]:
+        raise NoMatch("forward depends on whether gradients are on")
+    if shapes[1] != shapes[2]:
+        raise NoMatch("forward differs between train() and eval()")
+    for graph in graphs:
+        entered = next(iter(graph.nodes)).meta["ambient"]
+        if any(node.meta["ambient"] != entered for node in graph.nodes):
+            raise NoMatch("forward changes the gradient or autocast mode")
+    return graphs[0]
+
+
+def _canonical(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    number = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
+    return [
+        (node.op, node.target, repr(fx.node.map_arg((node.args, node.kwargs), number.__getitem__)))
+        for node in graph.nodes
+    ]
+
+
+def _freeze(value: Any, depth: int = 4) -> tuple[frozenset[tuple[str, Any]], Any]:
+    """What an attribute dict holds, by identity, down through containers; what keeps it alive."""
+    alive: list[Any] = []
+
+    def visit(item: Any, depth: int) -> Any:
+        alive.append(item)
+        if depth and isinstance(item, dict):
+            return tuple((repr(key), visit(child, depth - 1)) for key, child in item.items())
+        if depth and isinstance(item, (list, tuple, set, frozenset)):
+            return tuple(visit(child, depth - 1) for child in item)
+        return id(item)
+
+    return frozenset((str(key), visit(item, depth)) for key, item in value.items()), alive
+
+
+def _dice() -> tuple[Any, ...]:
+    numpy = sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy else None
+    return random.getstate(), state and (state[0], state[1].tobytes(), *state[2:])
+
+
+def _restore(dice: tuple[Any, ...]) -> None:
+    random.setstate(dice[0])
+    if dice[1]:
+        numpy = sys.modules["numpy"]
+        name, key, *rest = dice[1]
+        numpy.random.set_state((name, numpy.frombuffer(key, dtype=numpy.uint32), *rest))
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:100]}" if text else type(error).__name__

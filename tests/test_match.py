@@ -1,0 +1,678 @@
+"""match: which modules are proved to be residual blocks, as what, and why the others are not."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from refused_blocks import CASES, Plain, randomized, with_child
+from torch import Tensor, nn
+from torchvision_style import BasicBlock, Bottleneck, ResNet
+
+from resnet_fused import reference
+from resnet_fused.match import find_sites, inspect_block, is_candidate, match_block
+from resnet_fused.recipe import BlockRecipe, NoMatch
+
+
+def run(recipe: BlockRecipe, x: Tensor) -> Tensor:
+    """A recipe in eager operations: what any user of it computes."""
+
+    def unit(u, y, extra=None):
+        y = u.conv(y)
+        y = u.bn(y) if u.bn is not None else y
+        y = y + extra if extra is not None else y
+        return F.relu(y) if u.act == "relu" else y
+
+    skip = recipe.pool(x) if recipe.pool is not None else x
+    skip = unit(recipe.shortcut, skip) if recipe.shortcut is not None else skip
+    y = x
+    for u in recipe.main[:-1]:
+        y = unit(u, y)
+    return unit(recipe.main[-1], y, skip)
+
+
+def downsample(cin, cout, stride):
+    return nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+
+
+# ---- blocks that match -----------------------------------------------------------------------
+
+
+class Operands(Plain):
+    """The shortcut first, functions and methods mixed, in place where only the block sees it."""
+
+    def forward(self, x):
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return torch.add(input=self.shortcut(x), other=y, alpha=1).relu_()
+
+
+class StatementStyle(Plain):
+    """In-place operations whose results are dropped: later reads see them all the same."""
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x))
+        F.relu(y, inplace=True)
+        y = self.bn2(self.conv2(y))
+        y.add_(x)
+        y.relu_()
+        return y
+
+
+class InPlaceOnFreshShortcut(Plain):
+    def forward(self, x):
+        y = self.main(x)
+        x = self.shortcut(x)
+        x += y
+        return F.relu(x)
+
+
+class NoActivation(Plain):
+    def forward(self, x):
+        return self.main(x) + x
+
+
+class NoNorms(Plain):
+    def forward(self, x):
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + x)
+
+
+class LinearChain(Plain):
+    def forward(self, x):
+        return F.relu(self.bn2(self.conv2(self.conv1(x))) + x)
+
+
+class RegisteredBackwards(nn.Module):
+    """Children in an order that says nothing about the dataflow."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn2, self.relu = nn.BatchNorm2d(8), nn.ReLU()
+        self.a, self.shortcut, self.b = (
+            nn.Conv2d(8, 8, 1),
+            nn.Conv2d(8, 8, 1),
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
+        self.bn1 = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.b(x)))
+        return self.relu(self.shortcut(x) + self.bn2(self.a(y)))
+
+
+class Containers(nn.Module):
+    """Units inside containers of the user's own, as Hugging Face writes them."""
+
+    class Unit(nn.Module):
+        def __init__(self, cin, cout, k, act):
+            super().__init__()
+            self.convolution = nn.Conv2d(cin, cout, k, padding=k // 2, bias=False)
+            self.normalization = nn.BatchNorm2d(cout)
+            self.activation = nn.ReLU() if act else nn.Identity()
+
+        def forward(self, x):
+            return self.activation(self.normalization(self.convolution(x)))
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(
+            self.Unit(8, 4, 1, True), self.Unit(4, 4, 3, True), self.Unit(4, 8, 1, False)
+        )
+        self.shortcut = nn.Identity()
+        self.tail = nn.ModuleList([nn.Sequential(), nn.ReLU()])
+
+    def forward(self, x):
+        y = self.layer(x) + self.shortcut(x)
+        for m in self.tail:
+            y = m(y)
+        return y
+
+
+class UnusedParts(Plain):
+    """Dropout with p=0, a drop-path that is off, children and arguments that nothing uses."""
+
+    class DropPath(nn.Module):
+        def __init__(self, p):
+            super().__init__()
+            self.p = p
+
+        def forward(self, x):
+            if self.p == 0.0 or not self.training:
+                return x
+            return x * torch.empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.p)
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.path, self.unused = nn.Dropout(0.0), self.DropPath(0.0), nn.Dropout(0.5)
+
+    def forward(self, x, scale=None, **options):
+        return self.relu(self.path(self.drop(self.main(x))) + x)
+
+
+class PooledShortcut(nn.Module):
+    """ResNet-D."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4)
+        self.conv3, self.bn3 = nn.Conv2d(4, 16, 1), nn.BatchNorm2d(16)
+        self.down = nn.Sequential(
+            nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16)
+        )
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.down(x))
+
+
+def frozen():
+    block = BasicBlock(8, 8)
+    for p in block.parameters():
+        p.requires_grad = False
+    block.bn1.eval()
+    return block
+
+
+def layers_of(**children):
+    block = BasicBlock(8, 8)
+    for name, child in children.items():
+        setattr(block, name, child)
+    return block
+
+
+def half_with_wide_norms():
+    block = BasicBlock(8, 8).bfloat16()
+    block.bn1.float()
+    block.bn2.float()
+    return block
+
+
+MATCHES = {
+    "lesson": (lambda: reference.Residual(8, 8), "basic", "conv1 bn1 relu, conv2 bn2 relu"),
+    "lesson_1x1": (
+        lambda: reference.Residual(8, 16, True, 2),
+        "basic",
+        "conv1 bn1 relu, conv3 None none, conv2 bn2 relu",
+    ),
+    "lesson_bottleneck": (
+        lambda: reference.Bottleneck(8, 8, True),
+        "bottleneck",
+        "conv1 bn1 relu, conv2 bn2 relu, conv4 None none, conv3 bn3 relu",
+    ),
+    "basic": (lambda: BasicBlock(8, 8), "basic", "conv1 bn1 relu, conv2 bn2 relu"),
+    "basic_downsample": (
+        lambda: BasicBlock(8, 16, 2, downsample(8, 16, 2)),
+        "basic",
+        "conv1 bn1 relu, downsample.0 downsample.1 none, conv2 bn2 relu",
+    ),
+    "bottleneck_grouped_dilated": (
+        lambda: Bottleneck(8, 4, 1, downsample(8, 16, 1), groups=2, base_width=128, dilation=2),
+        "bottleneck",
+        "conv1 bn1 relu, conv2 bn2 relu, downsample.0 downsample.1 none, conv3 bn3 relu",
+    ),
+    "operands": (Operands, "basic", "conv1 bn1 relu, shortcut.0 shortcut.1 none, conv2 bn2 relu"),
+    "statements": (StatementStyle, "basic", "conv1 bn1 relu, conv2 bn2 relu"),
+    "fresh_shortcut": (
+        InPlaceOnFreshShortcut,
+        "basic",
+        "conv1 bn1 relu, shortcut.0 shortcut.1 none, conv2 bn2 relu",
+    ),
+    "no_activation": (NoActivation, "basic", "conv1 bn1 relu, conv2 bn2 none"),
+    "no_norms": (NoNorms, "basic", "conv1 None relu, conv2 None relu"),
+    "linear_chain": (LinearChain, "basic", "conv1 None none, conv2 bn2 relu"),
+    "backwards": (RegisteredBackwards, "basic", "b bn1 relu, shortcut None none, a bn2 relu"),
+    "containers": (
+        Containers,
+        "bottleneck",
+        "layer.0.convolution layer.0.normalization relu, "
+        "layer.1.convolution layer.1.normalization relu, "
+        "layer.2.convolution layer.2.normalization relu",
+    ),
+    "unused_parts": (UnusedParts, "basic", "conv1 bn1 relu, conv2 bn2 relu"),
+    "pooled_shortcut": (
+        PooledShortcut,
+        "bottleneck",
+        "conv1 bn1 relu, conv2 bn2 relu, down.1 down.2 none, conv3 bn3 relu",
+    ),
+    "no_affine": (
+        lambda: layers_of(bn1=nn.BatchNorm2d(8, eps=0.1, affine=False)),
+        "basic",
+        "conv1 bn1 relu, conv2 bn2 relu",
+    ),
+    "same_and_valid": (
+        lambda: layers_of(
+            conv1=nn.Conv2d(8, 8, 5, padding="same"), conv2=nn.Conv2d(8, 8, 1, padding="valid")
+        ),
+        "basic",
+        "conv1 bn1 relu, conv2 bn2 relu",
+    ),
+    "momentum_none": (
+        lambda: layers_of(bn1=nn.BatchNorm2d(8, momentum=None)),
+        "basic",
+        "conv1 bn1 relu, conv2 bn2 relu",
+    ),
+    "no_relu_module": (
+        lambda: layers_of(relu=nn.Identity()),
+        "basic",
+        "conv1 bn1 none, conv2 bn2 none",
+    ),
+    "frozen": (frozen, "basic", "conv1 bn1 relu, conv2 bn2 relu"),
+    "half_with_wide_norms": (half_with_wide_norms, "basic", "conv1 bn1 relu, conv2 bn2 relu"),
+    "on_meta": (lambda: BasicBlock(8, 8).to("meta"), "basic", "conv1 bn1 relu, conv2 bn2 relu"),
+}
+
+
+@pytest.mark.parametrize("name", MATCHES)
+def test_matches(name):
+    build, kind, units = MATCHES[name]
+    block = randomized(build()).eval()
+    recipe = match_block(block)
+    assert recipe.kind == kind
+    assert ", ".join(f"{u.conv_name} {u.bn_name} {u.act}" for u in recipe.units()) == units
+    for unit in recipe.units():
+        assert unit.conv is block.get_submodule(unit.conv_name)
+        assert unit.bn is (block.get_submodule(unit.bn_name) if unit.bn_name else None)
+    assert is_candidate(block)
+    first = next(block.parameters())
+    if first.device.type != "meta":
+        x = torch.randn(2, 8, 9, 9, dtype=first.dtype)
+        with torch.no_grad():
+            # The same eager operations in the same order: the same bits.
+            assert torch.equal(run(recipe, x.clone()), block(x.clone()))
+
+
+def test_pool_is_the_blocks_own():
+    block = PooledShortcut()
+    recipe = match_block(block)
+    assert recipe.pool is block.down[0]
+    assert recipe.pool_name == "down.0"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_matching_leaves_no_trace(training):
+    """Flags, statistics, attributes, gradient mode and random states are what they were."""
+    block = randomized(BasicBlock(8, 8)).train(training)
+    block.bn2.eval()
+    flags = [m.training for m in block.modules()]
+    attributes = [dict(vars(m)) for m in block.modules()]
+    state = {key: value.clone() for key, value in block.state_dict().items()}
+    states = torch.get_rng_state(), random.getstate()
+    match_block(block)
+    assert [m.training for m in block.modules()] == flags
+    for m, before in zip(block.modules(), attributes, strict=True):
+        assert vars(m).keys() == before.keys()
+        assert all(vars(m)[key] is before[key] for key in before)
+    for key, value in block.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_matches_under_any_gradient_mode(context):
+    with context():
+        assert match_block(BasicBlock(8, 8)).kind == "basic"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert match_block(BasicBlock(8, 8)).kind == "basic"
+
+
+# ---- blocks that do not ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refuses(name):
+    build, reason = CASES[name]
+    block = build().eval()
+    with pytest.raises(NoMatch) as caught:
+        match_block(block)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    verdict = inspect_block(block)
+    assert verdict.recipe is None
+    assert verdict.reason == str(caught.value)
+    assert verdict.candidate, "a user would call this a residual block"
+
+
+def test_at_least_25_kinds_of_refusals():
+    assert len(CASES) >= 25
+    assert len({reason for _, reason in CASES.values()}) >= 25
+
+
+class Subtracts(Plain):
+    def forward(self, x):
+        return self.relu(self.main(x) - x)
+
+
+class Multiplies(Plain):
+    def forward(self, x):
+        return self.relu(self.main(x) * x)
+
+
+class Concatenates(Plain):
+    def forward(self, x):
+        return torch.cat([self.main(x), x], 1)
+
+
+class AddsBias(Plain):
+    def forward(self, x):
+        return self.relu(self.main(x) + 1)
+
+
+NOT_RESIDUAL = {
+    "subtracts": Subtracts,
+    "multiplies": Multiplies,
+    "concatenates": Concatenates,
+    "adds_a_constant": AddsBias,
+    "no_convolution": lambda: nn.TransformerEncoderLayer(8, 2),
+    "linear": lambda: nn.Linear(8, 8),
+    "network": lambda: ResNet(BasicBlock, [2, 2, 2, 2], width=8),
+}
+
+
+@pytest.mark.parametrize("name", NOT_RESIDUAL)
+def test_not_even_a_candidate(name):
+    module = NOT_RESIDUAL[name]()
+    with pytest.raises(NoMatch):
+        match_block(module)
+    assert not is_candidate(module)
+
+
+def test_the_block_is_the_candidate_not_what_holds_it():
+    assert not is_candidate(nn.Sequential(BasicBlock(8, 8)))
+
+
+def test_refused_in_place_does_not_touch_the_users_module():
+    block = CASES["KeepsFeatures"][0]()
+    with pytest.raises(NoMatch):
+        match_block(block)
+    assert block.seen is None
+    counter = CASES["CountsCalls"][0]()
+    with pytest.raises(NoMatch):
+        match_block(counter)
+    assert counter.calls == 0
+    appender = CASES["AppendsToList"][0]()
+    with pytest.raises(NoMatch):
+        match_block(appender)
+    assert appender.log == {"deep": []}
+
+
+def test_random_states_survive_a_block_that_draws():
+    before = random.getstate()
+    with pytest.raises(NoMatch, match="random"):
+        match_block(CASES["StochasticDepthByPython"][0]())
+    assert random.getstate() == before
+
+
+def test_global_hooks_are_seen():
+    block = BasicBlock(8, 8)
+    handle = nn.modules.module.register_module_forward_hook(lambda m, args, out: out)
+    try:
+        with pytest.raises(NoMatch, match="a global forward hook is registered for all modules"):
+            match_block(block)
+    finally:
+        handle.remove()
+    match_block(block)
+
+
+def test_compiled_block_is_left_alone():
+    block = BasicBlock(8, 8)
+    block.compile()
+    with pytest.raises(NoMatch, match="the block is compiled on its own"):
+        match_block(block)
+
+
+def test_other_threads_run_undisturbed_while_one_matches():
+    """torch.fx patches nn.Module.__call__ while it traces; other threads must not notice."""
+    net = randomized(BasicBlock(8, 8)).eval()
+    x = torch.randn(1, 8, 6, 6)
+    with torch.no_grad():
+        expected = net(x)
+    stop = threading.Event()
+    failures: list[object] = []
+
+    def serve():
+        with torch.no_grad():
+            while not stop.is_set():
+                try:
+                    if not torch.equal(net(x), expected):
+                        failures.append("other result")
+                except Exception as error:
+                    failures.append(error)
+
+    def trace():
+        for _ in range(10):
+            match_block(BasicBlock(8, 8))
+
+    server, tracers = (
+        threading.Thread(target=serve),
+        [threading.Thread(target=trace) for _ in range(2)],
+    )
+    server.start()
+    for t in tracers:
+        t.start()
+    for t in tracers:
+        t.join()
+    stop.set()
+    server.join()
+    assert failures == []
+    assert nn.Module.__call__ is torch.fx._symbolic_trace._orig_module_call
+
+
+# ---- sites -----------------------------------------------------------------------------------
+
+
+def names(sites):
+    return [(s.unit.conv_name, s.unit.bn_name, s.act_name, s.unit.act) for s in sites]
+
+
+def test_site_of_the_stem():
+    net = ResNet(BasicBlock, [1, 1, 1, 1], width=8)
+    sites, refused = find_sites(net)
+    assert names(sites) == [("conv1", "bn1", "relu", "relu")]
+    assert sites[0].unit.conv is net.conv1
+    assert sites[0].unit.bn is net.bn1
+    assert refused == []
+
+
+def test_sites_of_a_sequential():
+    stem = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.GELU()),
+        *(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)),
+    )
+    sites, refused = find_sites(stem)
+    assert names(sites) == [("0", "1", "2", "relu"), ("3", "4", None, "none")]
+    assert refused == []
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+
+
+class FunctionalRelu(Net):
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+
+class TapAfterNorm(Net):
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return self.relu(y), y
+
+
+class ReluTwice(Net):
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(self.relu(x))))
+
+
+class ReluIsLeaky(Net):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.LeakyReLU()
+
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+class EarlyReturnInTraining(Net):
+    """The whole is used in both modes: what follows may differ."""
+
+    def forward(self, x):
+        y = self.relu(self.bn(self.conv(x)))
+        return (y, y.mean()) if self.training else y
+
+
+@pytest.mark.parametrize(
+    ("parent", "act"),
+    [
+        (FunctionalRelu, None),
+        (TapAfterNorm, None),
+        (ReluTwice, None),
+        (ReluIsLeaky, None),
+        (EarlyReturnInTraining, "relu"),
+    ],
+)
+def test_site_and_its_activation(parent, act):
+    sites, refused = find_sites(parent())
+    assert names(sites) == [("conv", "bn", act, "relu" if act else "none")]
+    assert refused == []
+
+
+class TapAfterConv(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        return self.relu(self.bn(y)), y
+
+
+class ConvTwice(Net):
+    def forward(self, x):
+        return self.bn(self.conv(self.conv(x)))
+
+
+class NormTwice(Net):
+    def forward(self, x):
+        return self.bn(self.bn(self.conv(x)))
+
+
+class BiasBetween(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        y += 1
+        return self.bn(y)
+
+
+class SeesDataBetween(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        y.data.mul_(2)
+        return self.bn(y)
+
+
+class RegisteredTwice(Net):
+    def __init__(self):
+        super().__init__()
+        self.alias = self.conv
+
+    def forward(self, x):
+        return self.relu(self.bn(self.alias(x)))
+
+
+class NestedConv(Net):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(8, 8, 1))
+
+    def forward(self, x):
+        return self.bn(self.inner[0](x))
+
+
+class NormUnderNoGrad(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        with torch.no_grad():
+            return self.bn(y)
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        TapAfterConv,
+        ConvTwice,
+        NormTwice,
+        BiasBetween,
+        SeesDataBetween,
+        RegisteredTwice,
+        NestedConv,
+    ],
+)
+def test_no_site(parent):
+    assert find_sites(parent()) == ([], [])
+
+
+class DropsNormInTraining(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        return self.relu(y if self.training else self.bn(y))
+
+
+class Untraceable(Net):
+    def forward(self, x):
+        return self.bn(self.conv(x)) if x.sum() > 0 else x
+
+
+class OwnCall(FunctionalRelu):
+    def __call__(self, x):
+        return super().__call__(x) * 2
+
+
+def patched():
+    net = FunctionalRelu()
+    net.forward = lambda x: net.conv(x)
+    return net
+
+
+def hooked():
+    net = FunctionalRelu()
+    net.bn.register_forward_hook(lambda m, args, out: out * 2)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("parent", "refused"),
+    [
+        (DropsNormInTraining, ("conv", "bn does not follow it in every mode")),
+        (NormUnderNoGrad, ("conv", "bn does not follow it in every mode, train() or eval()")),
+        (Untraceable, ("", "forward branches on the values or the shape of a tensor")),
+        (OwnCall, ("", "its class overrides __call__")),
+        (patched, ("", "forward is replaced on the instance")),
+        (hooked, ("conv", "bn has a forward hook")),
+        (
+            lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8)),
+            ("0", "the norm after 0 is GroupNorm"),
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8)),
+            ("0", "0 is a Conv1d, not a plain Conv2d"),
+        ),
+    ],
+)
+def test_refused_sites(parent, refused):
+    sites, found = find_sites(parent())
+    assert sites == []
+    assert len(found) == 1
+    assert found[0][0] == refused[0]
+    assert refused[1] in found[0][1]
+
+
+def test_with_child_is_what_the_refused_cases_build_on():
+    """Without its alteration the altered block matches: each refusal is due to that alone."""
+    assert match_block(with_child("relu", nn.ReLU())).kind == "basic"
+    assert match_block(NoActivation()).kind == "basic"
