@@ -104,6 +104,7 @@ class FusedModule(Wrapper):
 
     kind = ""
     output_format = "channels_last"  # or "preserve": contiguous, unless x is channels_last
+    exact_nonfinite = False  # True: no Winograd, which spreads NaN and Inf over a tile
 
     def __init__(self, original: nn.Module, units: tuple[ConvUnit, ...], links: tuple[Link, ...]) -> None:
         super().__init__(original)
@@ -178,7 +179,7 @@ class FusedModule(Wrapper):
             return self._runner_with_gradients(dtype)
         if torch.compiler.is_compiling():
             return self._runner_in_graph(dtype)
-        packed = self._cache.get(self._units, dtype)
+        packed = self._cache.get(self._units, dtype, self.exact_nonfinite)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
@@ -195,7 +196,7 @@ class FusedModule(Wrapper):
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             with torch.no_grad():
-                return packing.pack(self._units[i], dtype)(x.to(dtype), residual)
+                return packing.pack(self._units[i], dtype, self.exact_nonfinite)(x.to(dtype), residual)
 
         return run
 
@@ -210,7 +211,7 @@ class FusedModule(Wrapper):
                 return _ops.conv_bn_act(x.to(dtype), weight, scale, shift, residual, **keywords)
 
         else:
-            packed = self._cache.get(self._units, dtype)
+            packed = self._cache.get(self._units, dtype, self.exact_nonfinite)
 
             def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
                 unit = self._units[i]

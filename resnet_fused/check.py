@@ -14,7 +14,7 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = ("relu", "none")
-PLANS = ("direct", "torch")
+PLANS = ("direct", "winograd4", "winograd2", "torch")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -94,6 +94,23 @@ def one_of(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
         choices = " or ".join(f'"{choice}"' for choice in allowed)
         got = f'"{value}"' if isinstance(value, str) else repr(value)
         raise ValueError(f"{op}: {name} must be {choices}, got {got}")
+
+
+def plan_weight(
+    op: str, plan: str, kernel: tuple[int, int], groups: int, stride: Any = (1, 1), dilation: Any = (1, 1)
+) -> None:
+    """What a Winograd plan demands of the convolution."""
+    if not plan.startswith("winograd"):
+        return
+    if tuple(kernel) != (3, 3) or groups != 1:
+        raise ValueError(
+            f'{op}: plan "{plan}" takes 3 x 3 kernels in one group, got {kernel[0]} x {kernel[1]} in {groups}'
+        )
+    stride, dilation = pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)
+    if stride != (1, 1) or dilation != (1, 1):
+        raise ValueError(
+            f'{op}: plan "{plan}" takes stride 1 and dilation 1, got stride {stride} and dilation {dilation}'
+        )
 
 
 def image(op: str, name: str, x: Any) -> None:

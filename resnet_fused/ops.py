@@ -133,6 +133,7 @@ CPU_FEATURES = frozenset(_ops.cpu_features().split() if extension_error is None 
 # ---- shapes and layouts of results -----------------------------------------------------------------
 
 _PANEL = 32  # output channels of a panel, csrc/cpu/direct.h
+_WINOGRAD_POINTS = {"winograd4": 36, "winograd2": 16}
 
 
 def _empty_nhwc(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -141,9 +142,14 @@ def _empty_nhwc(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty((*batch, height, width, channels)).movedim(-1, -3)
 
 
-def _packed_shape(weight_shape: tuple[int, ...], groups: int) -> tuple[int, int, int]:
+def _packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tuple[int, ...]:
+    """The shape of pack_conv's result, csrc/cpu/plan.h."""
     out_channels, group_in, kernel_h, kernel_w = weight_shape
+    if plan == "torch":
+        return weight_shape
     panels = -(-(out_channels // groups) // _PANEL)
+    if plan in _WINOGRAD_POINTS:
+        return (_WINOGRAD_POINTS[plan], panels, group_in, _PANEL)
     return (groups * panels, kernel_h * kernel_w * group_in, _PANEL)
 
 
@@ -151,6 +157,7 @@ def _check_pack(weight: Any, groups: Any, plan: Any) -> None:
     check.conv_weight("pack_conv", weight)
     check.group_count("pack_conv", groups, weight.shape[1] * groups, weight.shape[0])
     check.one_of("pack_conv", "plan", plan, check.PLANS)
+    check.plan_weight("pack_conv", plan, weight.shape[2:], groups)
 
 
 def _check_packed(
@@ -172,13 +179,10 @@ def _check_packed(
     kernel = check.pair(op, "kernel_size", kernel_size, 1)
     check.group_count(op, groups, x.shape[-3], scale.shape[0])
     check.one_of(op, "plan", plan, check.PLANS)
+    check.plan_weight(op, plan, kernel, groups, stride, dilation)
     weight_shape = (scale.shape[0], x.shape[-3] // groups, *kernel)
-    if plan == "torch":
-        check.shape(op, "packed", packed, weight_shape)
-        check.like(op, "packed", packed, x, x.dtype)
-    else:
-        check.shape(op, "packed", packed, _packed_shape(weight_shape, groups))
-        check.like(op, "packed", packed, x, torch.float32)
+    check.shape(op, "packed", packed, _packed_shape(weight_shape, groups, plan))
+    check.like(op, "packed", packed, x, x.dtype if plan == "torch" else torch.float32)
     return check.conv_args(
         op, x, weight_shape, scale, shift, residual, stride, padding, dilation, groups, act
     )
@@ -219,7 +223,7 @@ def _pack_conv_fake(weight, groups=1, *, plan):
     _check_pack(weight, groups, plan)
     if plan == "torch":
         return _empty_nhwc(weight, tuple(weight.shape))
-    return weight.new_empty(_packed_shape(tuple(weight.shape), groups), dtype=torch.float32)
+    return weight.new_empty(_packed_shape(tuple(weight.shape), groups, plan), dtype=torch.float32)
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::conv_bn_act_packed", lib=_lib)
@@ -300,7 +304,7 @@ def _conv_bn_act(
         dilation=tuple(dilation),
         groups=groups,
     )
-    plan = select.choose(shape).plan
+    plan = select.choose(shape, packed_once=False).plan
     return _ops.conv_bn_act_packed(
         x,
         _ops.pack_conv(weight, groups, plan=plan),
@@ -320,7 +324,7 @@ def _conv_bn_act(
 @_impl("pack_conv")
 def _pack_conv(weight, groups=1, *, plan):
     _as_runtime_error(_check_pack, weight, groups, plan)
-    _refuse_direct("pack_conv", plan, weight)
+    _refuse_ours("pack_conv", plan, weight)
     return _empty_nhwc(weight, tuple(weight.shape)).copy_(weight)
 
 
@@ -340,7 +344,7 @@ def _conv_bn_act_packed(
     act="relu",
     plan,
 ):
-    _refuse_direct("conv_bn_act_packed", plan, x)
+    _refuse_ours("conv_bn_act_packed", plan, x)
     _as_runtime_error(
         _check_packed,
         *(x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act, plan),
@@ -360,10 +364,10 @@ def _conv_bn_act_packed(
     return _dense_nhwc(y)
 
 
-def _refuse_direct(op: str, plan: str, where: Tensor) -> None:
-    if plan == "direct":
+def _refuse_ours(op: str, plan: str, where: Tensor) -> None:
+    if plan in check.PLANS and plan != "torch":
         reason = extension_error or f"there is none for {where.device.type}"
-        raise RuntimeError(f'{op}: plan "direct" needs our compiled CPU kernel: {reason}')
+        raise RuntimeError(f'{op}: plan "{plan}" needs our compiled CPU kernel: {reason}')
 
 
 @_impl("add_relu")

@@ -108,9 +108,9 @@ def conv_keywords(unit: ConvUnit) -> dict[str, Any]:
     }
 
 
-def pack(unit: ConvUnit, dtype: torch.dtype) -> PackedUnit:
+def pack(unit: ConvUnit, dtype: torch.dtype, exact_nonfinite: bool = False) -> PackedUnit:
     """Packs one convolution for computing in `dtype`. Takes part in a graph that is being captured."""
-    choice = select.choose(shape_of(unit.conv, dtype))
+    choice = select.choose(shape_of(unit.conv, dtype), exact_nonfinite=exact_nonfinite)
     scale, shift = fold(unit)
     weight = _ops.pack_conv(unit.conv.weight.to(dtype), unit.conv.groups, plan=choice.plan)
     keywords = conv_keywords(unit) | {"kernel_size": kernel_size(unit.conv), "plan": choice.plan}
@@ -199,10 +199,12 @@ class PackCache:
         entry = self._entry
         return entry[2] if entry else ()
 
-    def get(self, units: Sequence[ConvUnit], dtype: torch.dtype) -> tuple[PackedUnit, ...]:
+    def get(
+        self, units: Sequence[ConvUnit], dtype: torch.dtype, exact_nonfinite: bool = False
+    ) -> tuple[PackedUnit, ...]:
         """The packed units for computing in dtype, packed again if anything changed."""
         # Threads may pack at the same time; each entry is whole, the last one stays.
-        key = (dtype, select.force())
+        key = (dtype, exact_nonfinite, select.force())
         entry = self._entry
         if entry is not None and entry[0] == key and entry[1].fits(units):
             if not self._doubted:
@@ -213,6 +215,6 @@ class PackCache:
         self._doubted = False
         with torch.no_grad():
             stamp = _Stamp(units)
-            packed = tuple(pack(unit, dtype) for unit in units)
+            packed = tuple(pack(unit, dtype, exact_nonfinite) for unit in units)
         self._entry = (key, stamp, packed)
         return packed

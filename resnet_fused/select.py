@@ -2,8 +2,10 @@
 
 A plan names the implementation and with it the layout of the packed weights:
 
-    direct   our implicit GEMM (csrc/cpu/direct.h)
-    torch    PyTorch's own convolution, then the whole epilogue in one pass
+    direct     our implicit GEMM (csrc/cpu/direct.h)
+    winograd4  our fused Winograd F(4x4, 3x3) (csrc/cpu/winograd.h)
+    winograd2  our fused Winograd F(2x2, 3x3)
+    torch      PyTorch's own convolution, then the whole epilogue in one pass
 
 The rule looks only at what is known when weights are packed. How a plan cuts the work into jobs is
 decided inside the op from the real shape, so that one packed weight and one compiled graph serve
@@ -23,6 +25,7 @@ from . import ops
 from .check import PLANS, dtype_name
 
 FORCE_VARIABLE = "RESNET_FUSED_FORCE"
+EXACT_VARIABLE = "RESNET_FUSED_EXACT_NONFINITE"
 FORCES = ("none", "ours", *PLANS)
 
 
@@ -32,6 +35,8 @@ def _check_force(plan: str, where: str) -> str:
         raise ValueError(f"{where} must be one of {', '.join(FORCES)}, got {plan!r}")
     return plan
 
+
+_EXACT_NONFINITE = os.environ.get(EXACT_VARIABLE, "0") not in ("", "0")
 
 # The last entry counts. A plain list, because torch.compile can trace and guard one.
 _forced = [_check_force(os.environ.get(FORCE_VARIABLE) or "none", FORCE_VARIABLE)]
@@ -61,7 +66,7 @@ class Choice:
     @property
     def backend(self) -> str:
         """What runs the plan here, for reports: "direct (avx512)"."""
-        return f"{self.plan} ({ops.cpu_isa()})" if self.plan == "direct" else self.plan
+        return self.plan if self.plan == "torch" else f"{self.plan} ({ops.cpu_isa()})"
 
 
 @contextmanager
@@ -69,7 +74,8 @@ def forced(plan: str) -> Iterator[None]:
     """Within the block every choice is `plan`: "ours", "torch", a plan's name; "none" lifts a force.
 
     For the whole process, like the environment variable RESNET_FUSED_FORCE, which sets it from the
-    start. "ours" takes our own kernel wherever one can run. Raises ValueError for any other word.
+    start. "ours" takes our own kernels wherever one can run; a plan
+    that cannot compute a convolution gives way to "direct". Raises ValueError for any other word.
     """
     _forced.append(_check_force(plan, "forced: plan"))
     try:
@@ -83,20 +89,30 @@ def force() -> str:
     return _forced[-1]
 
 
-def choose(shape: ConvShape) -> Choice:
-    """The plan for a convolution on this machine."""
-    missing = _cannot_run_direct(shape)
+def choose(shape: ConvShape, *, packed_once: bool = True, exact_nonfinite: bool = False) -> Choice:
+    """The plan for a convolution on this machine.
+
+    packed_once: the packed weights will serve many calls, so that transforming them costs nothing.
+    exact_nonfinite: NaN, Inf and values near overflow must stay where the direct convolution puts them.
+    """
+    missing = _cannot_run_ours(shape)
     word = force()
     if missing:
         return Choice("torch", missing)
-    if word in ("ours", "direct"):
-        return Choice("direct", f"forced to {word}")
     if word == "torch":
         return Choice("torch", "forced to torch")
-    return _cpu_rule(shape)
+    if word.startswith("winograd") and _is_winograd(shape):
+        return Choice(word, f"forced to {word}")
+    if word == "direct" or word.startswith("winograd"):
+        return Choice("direct", f"forced to {word}")
+    if word != "ours":
+        reason = _why_torch(shape)
+        if reason:
+            return Choice("torch", reason)
+    return _ours(shape, packed_once, exact_nonfinite or _EXACT_NONFINITE)
 
 
-def _cannot_run_direct(shape: ConvShape) -> str:
+def _cannot_run_ours(shape: ConvShape) -> str:
     if shape.device != "cpu":
         return f"no kernel of ours for {shape.device}"
     if ops.extension_error is not None:
@@ -116,12 +132,36 @@ _FAST_16BIT = {
 }
 
 
-def _cpu_rule(shape: ConvShape) -> Choice:
+def _why_torch(shape: ConvShape) -> str:
     for feature in _FAST_16BIT.get(shape.dtype, ()):
         if feature in ops.CPU_FEATURES:
-            name = dtype_name(shape.dtype)
-            return Choice("torch", f"PyTorch multiplies {name} with {feature}, our kernel in float32")
+            return f"PyTorch multiplies {dtype_name(shape.dtype)} with {feature}, our kernel in float32"
     group_out = shape.out_channels // shape.groups
     if shape.groups > 1 and group_out < _MIN_GROUP_OUT:
-        return Choice("torch", f"{group_out} output channels a group are less than half a panel")
-    return Choice("direct", "implicit GEMM over packed weights, epilogue in registers")
+        return f"{group_out} output channels a group are less than half a panel"
+    return ""
+
+
+def _is_winograd(shape: ConvShape) -> bool:
+    return (shape.kernel, shape.stride, shape.dilation, shape.groups) == ((3, 3), (1, 1), (1, 1), 1)
+
+
+# Fewer channels than this do not pay for the transforms.
+_MIN_WINOGRAD_CHANNELS = 16
+# Above this F(4x4)'s weights, four times the original, no longer stream fast enough for one image:
+# 37 MB at 512 channels, where F(2x2) takes 17 MB.
+_MAX_WINOGRAD4_BYTES = 16 << 20
+
+
+def _ours(shape: ConvShape, packed_once: bool, exact_nonfinite: bool) -> Choice:
+    if not _is_winograd(shape):
+        return Choice("direct", "implicit GEMM over packed weights")
+    if exact_nonfinite:
+        return Choice("direct", "exact_nonfinite keeps NaN and Inf where they belong")
+    if not packed_once:
+        return Choice("direct", "weights that are packed for one call are not worth transforming")
+    if min(shape.in_channels, shape.out_channels) < _MIN_WINOGRAD_CHANNELS:
+        return Choice("direct", f"fewer than {_MIN_WINOGRAD_CHANNELS} channels do not pay for transforms")
+    if shape.in_channels * shape.out_channels * 36 * 4 <= _MAX_WINOGRAD4_BYTES:
+        return Choice("winograd4", "3x3, stride 1: a quarter of the multiplications")
+    return Choice("winograd2", "3x3, stride 1: 2.25 times fewer multiplications, weights small enough to stream")

@@ -66,10 +66,6 @@ void direct_conv(const ConvArgs& args) {
   });
 }
 
-int64_t direct_packed_size(const ConvShape& shape) {
-  return shape.groups * panels_of(shape.group_out()) * shape.reduction() * kPanel;
-}
-
 void direct_pack(const ConvShape& shape, const float* weight, float* packed) {
   const int64_t panels = panels_of(shape.group_out());
   const int64_t taps = shape.kernel_h * shape.kernel_w;

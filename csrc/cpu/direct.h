@@ -50,8 +50,7 @@ inline int64_t direct_scratch(const DirectTiles& tiles) {
 
 DirectTiles direct_tiles(const ConvShape& shape, int64_t threads);
 void direct_conv(const ConvArgs& args);
-int64_t direct_packed_size(const ConvShape& shape);
-// weight: [out_channels][group_in][kernel_h][kernel_w], dense; packed: direct_packed_size floats.
+// weight: [out_channels][group_in][kernel_h][kernel_w], dense.
 void direct_pack(const ConvShape& shape, const float* weight, float* packed);
 
 }  // namespace resnet_fused

@@ -5,12 +5,14 @@
 
 #include "cpu/direct.h"
 #include "cpu/pointwise.h"
+#include "cpu/winograd.h"
 
 namespace resnet_fused {
 
 struct Kernels {
   const char* isa;
   void (*direct_job)(const ConvArgs&, const DirectJob&, float* scratch);
+  void (*winograd_job)(const ConvArgs&, int64_t m, const WinogradJob&, float* scratch);
   void (*epilogue)(const EpilogueArgs&, int64_t begin, int64_t end);
   void (*add_relu)(const AddReluArgs&, int64_t begin, int64_t end);
 };

@@ -6,6 +6,7 @@
 
 #include "cpu/half.h"
 #include "cpu/kernels.h"
+#include "cpu/winograd_points.h"
 
 #define RESNET_FUSED_ISA_NAMESPACE avx2
 #pragma GCC target("avx2,fma,f16c")
@@ -14,10 +15,11 @@
 #include "cpu/vec_avx2.h"
 #include "cpu/direct_body.h"
 #include "cpu/pointwise_body.h"
+#include "cpu/winograd_body.h"
 // clang-format on
 
 namespace resnet_fused {
 
-const Kernels kAvx2Kernels = {"avx2", avx2::direct_job, avx2::epilogue, avx2::add_relu};
+const Kernels kAvx2Kernels = {"avx2", avx2::direct_job, avx2::winograd_job, avx2::epilogue, avx2::add_relu};
 
 }  // namespace resnet_fused

@@ -6,6 +6,7 @@
 
 #include "cpu/half.h"
 #include "cpu/kernels.h"
+#include "cpu/winograd_points.h"
 
 #define RESNET_FUSED_ISA_NAMESPACE avx512
 // gcc 12 takes the deliberately undefined operand inside its own AVX-512 intrinsics for a mistake.
@@ -16,10 +17,11 @@
 #include "cpu/vec_avx512.h"
 #include "cpu/direct_body.h"
 #include "cpu/pointwise_body.h"
+#include "cpu/winograd_body.h"
 // clang-format on
 
 namespace resnet_fused {
 
-const Kernels kAvx512Kernels = {"avx512", avx512::direct_job, avx512::epilogue, avx512::add_relu};
+const Kernels kAvx512Kernels = {"avx512", avx512::direct_job, avx512::winograd_job, avx512::epilogue, avx512::add_relu};
 
 }  // namespace resnet_fused

@@ -1,6 +1,7 @@
 // All kernels compiled for the baseline instruction set.
 #include "cpu/half.h"
 #include "cpu/kernels.h"
+#include "cpu/winograd_points.h"
 
 #define RESNET_FUSED_ISA_NAMESPACE scalar
 
@@ -8,10 +9,11 @@
 #include "cpu/vec_scalar.h"
 #include "cpu/direct_body.h"
 #include "cpu/pointwise_body.h"
+#include "cpu/winograd_body.h"
 // clang-format on
 
 namespace resnet_fused {
 
-const Kernels kScalarKernels = {"scalar", scalar::direct_job, scalar::epilogue, scalar::add_relu};
+const Kernels kScalarKernels = {"scalar", scalar::direct_job, scalar::winograd_job, scalar::epilogue, scalar::add_relu};
 
 }  // namespace resnet_fused

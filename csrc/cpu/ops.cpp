@@ -12,6 +12,7 @@
 #include "cpu/content.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/plan.h"
 #include "cpu/tensors.h"
 
 namespace resnet_fused {
@@ -39,30 +40,30 @@ ConvShape weight_shape(const char* op, const Tensor& weight, int64_t groups) {
   return shape;
 }
 
-[[noreturn]] void unknown_plan(const char* op, const std::string& plan) {
-  fail(op, ": plan must be \"direct\" or \"torch\", got \"", plan, "\"");
-}
-
-Tensor pack_conv(Tensor weight, int64_t groups, std::string plan) {
+Tensor pack_conv(Tensor weight, int64_t groups, std::string plan_name) {
   const char* op = "pack_conv";
   const ConvShape shape = weight_shape(op, weight, groups);
   const DType dtype = kernel_dtype(weight, op, "weight");
-  if (plan == "torch") {
+  const Plan plan = parse_plan(op, plan_name);
+  if (plan == Plan::kTorch) {
     // PyTorch's own layout; always a copy, so that the packed weight never aliases the parameter.
     Tensor packed = empty_nhwc(weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3));
     torch::stable::copy_(packed, weight);
     return packed;
   }
-  if (plan != "direct") unknown_plan(op, plan);
-  check(dtype != DType::kFloat64, op,
-        ": plan \"direct\" takes float32, bfloat16 or float16 weights, got float64");
+  check_plan_dtype(op, plan, dtype);
+  check_plan_weight(op, plan, shape);
   Tensor dense = torch::stable::new_empty(weight, weight.sizes(), ScalarType::Float);
   torch::stable::copy_(dense, weight);
-  Tensor packed = torch::stable::new_empty(
-      weight, {groups * panels_of(shape.group_out()), shape.reduction(), kPanel}, ScalarType::Float);
-  advise_huge_pages(packed.mutable_data_ptr(), direct_packed_size(shape) * int64_t{sizeof(float)});
-  direct_pack(shape, static_cast<const float*>(dense.const_data_ptr()),
-              static_cast<float*>(packed.mutable_data_ptr()));
+  Tensor packed = torch::stable::new_empty(weight, packed_shape(plan, shape), ScalarType::Float);
+  advise_huge_pages(packed.mutable_data_ptr(), packed.numel() * int64_t{sizeof(float)});
+  const float* source = static_cast<const float*>(dense.const_data_ptr());
+  float* target = static_cast<float*>(packed.mutable_data_ptr());
+  if (plan == Plan::kDirect) {
+    direct_pack(shape, source, target);
+  } else {
+    winograd_pack(shape, winograd_tile(plan), source, target);
+  }
   return packed;
 }
 
@@ -144,22 +145,17 @@ std::optional<Tensor> check_residual(const char* op, const std::optional<Tensor>
   return to_nhwc(call.batched ? *residual : torch::stable::unsqueeze(*residual, 0));
 }
 
-void check_packed(const char* op, const Tensor& packed, const ConvCall& call,
-                  const std::string& plan) {
-  const ConvShape& s = call.shape;
+void check_packed(const char* op, const Tensor& packed, const ConvCall& call, Plan plan) {
   check_cpu(packed, op, "packed");
-  if (plan == "torch") {
-    check_shape(packed, std::vector<int64_t>{s.out_channels, s.group_in(), s.kernel_h, s.kernel_w},
-                op, "packed");
+  if (plan == Plan::kTorch) {
+    check_shape(packed, packed_shape(plan, call.shape), op, "packed");
     check_dtype(packed, call.x.scalar_type(), op, "packed");
     return;
   }
-  if (plan != "direct") unknown_plan(op, plan);
-  check(call.dtype != DType::kFloat64, op,
-        ": plan \"direct\" takes float32, bfloat16 or float16, got float64");
-  check_shape(packed,
-              std::vector<int64_t>{s.groups * panels_of(s.group_out()), s.reduction(), kPanel}, op,
-              "packed");
+  check_plan_dtype(op, plan, call.dtype);
+  check_plan_weight(op, plan, call.shape);
+  check_plan_geometry(op, plan, call.shape);
+  check_shape(packed, packed_shape(plan, call.shape), op, "packed");
   check_dtype(packed, ScalarType::Float, op, "packed");
   check(packed.is_contiguous(), op, ": packed must be contiguous, as pack_conv returned it");
 }
@@ -168,16 +164,25 @@ const void* pointer(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-Tensor run_direct(const ConvCall& call, const Tensor& packed, const Tensor& scale,
-                  const Tensor& shift, const std::optional<Tensor>& residual) {
+Tensor run_ours(const ConvCall& call, Plan plan, const Tensor& packed, const Tensor& scale,
+                const Tensor& shift, const std::optional<Tensor>& residual) {
   const ConvShape& s = call.shape;
   const Tensor x = to_nhwc(call.x);
   const Tensor y = empty_nhwc(x, s.batch, s.out_channels, s.out_h(), s.out_w());
-  direct_conv({s, call.dtype, call.relu, x.const_data_ptr(),
-               static_cast<const float*>(packed.const_data_ptr()),
-               static_cast<const float*>(scale.const_data_ptr()),
-               static_cast<const float*>(shift.const_data_ptr()), pointer(residual),
-               y.mutable_data_ptr()});
+  const ConvArgs args{s,
+                      call.dtype,
+                      call.relu,
+                      x.const_data_ptr(),
+                      static_cast<const float*>(packed.const_data_ptr()),
+                      static_cast<const float*>(scale.const_data_ptr()),
+                      static_cast<const float*>(shift.const_data_ptr()),
+                      pointer(residual),
+                      y.mutable_data_ptr()};
+  if (plan == Plan::kDirect) {
+    direct_conv(args);
+  } else {
+    winograd_conv(args, winograd_tile(plan));
+  }
   return y;
 }
 
@@ -221,8 +226,9 @@ Tensor run_torch(const ConvCall& call, const Tensor& weight, const Tensor& scale
 Tensor conv_bn_act_packed(Tensor x, Tensor packed, Tensor scale, Tensor shift,
                           std::optional<Tensor> residual, IntPair kernel_size, IntPair stride,
                           IntPair padding, IntPair dilation, int64_t groups, std::string act,
-                          std::string plan) {
+                          std::string plan_name) {
   const char* op = "conv_bn_act_packed";
+  const Plan plan = parse_plan(op, plan_name);
   const ConvCall call =
       check_call(op, x, scale, shift, kernel_size, stride, padding, dilation, groups, act);
   check_packed(op, packed, call, plan);
@@ -232,9 +238,10 @@ Tensor conv_bn_act_packed(Tensor x, Tensor packed, Tensor scale, Tensor shift,
   if (s.out_pixels() == 0) {
     y = empty_nhwc(x, s.batch, s.out_channels, s.out_h(), s.out_w());
   } else {
-    const auto run = plan == "direct" ? run_direct : run_torch;
-    y = run(call, packed, torch::stable::contiguous(scale), torch::stable::contiguous(shift),
-            dense_residual);
+    scale = torch::stable::contiguous(scale);
+    shift = torch::stable::contiguous(shift);
+    y = plan == Plan::kTorch ? run_torch(call, packed, scale, shift, dense_residual)
+                             : run_ours(call, plan, packed, scale, shift, dense_residual);
   }
   return call.batched ? y : torch::stable::squeeze(y, 0);
 }

@@ -15,6 +15,10 @@ struct Vec {
   static Reg zero() { return set1(0.0f); }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static Reg add(Reg a, Reg b) { return a + b; }
+  static Reg sub(Reg a, Reg b) { return a - b; }
+  static Reg mul(Reg a, Reg b) { return a * b; }
+  // c - a * b
+  static Reg fnma(Reg a, Reg b, Reg c) { return c - a * b; }
   // The larger of the two; NaN in `value` passes.
   static Reg at_least(Reg value, Reg low) {
     Reg result;
