@@ -1,5 +1,23 @@
 """Fast residual networks in PyTorch: fused conv+BN+ReLU and conv+BN+add+ReLU kernels, one call to swap them in."""
 
-from . import ops
+from . import models, ops, reference, select
+from .conv_bn import FusedConvBN
+from .fuse import fuse, refresh, unfuse
+from .recipe import NoMatch
+from .residual import FusedBottleneck, FusedResidual
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "FusedBottleneck",
+    "FusedConvBN",
+    "FusedResidual",
+    "NoMatch",
+    "fuse",
+    "models",
+    "ops",
+    "reference",
+    "refresh",
+    "select",
+    "unfuse",
+]
