@@ -1,0 +1,347 @@
+"""What all tests share: oracle, tolerances, layouts, the sweep over instruction sets."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import resnet_fused as rf
+from resnet_fused import select
+
+NATIVE = rf.ops.extension_error is None
+ISAS = [isa for isa in ("scalar", "avx2", "avx512") if isa in rf.ops.CPU_FEATURES] or ["none"]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+KERNEL_DTYPES = DTYPES[:3]  # what kernels of ours compute; float64 runs on PyTorch's convolution
+DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+NAN = float("nan")
+
+needs_extension = pytest.mark.skipif(not NATIVE, reason="the C++ extension is not loaded")
+
+
+# ---- fixtures ----------------------------------------------------------------------------------
+
+
+def use_isa(isa: str) -> None:
+    if NATIVE:
+        torch.ops.resnet_fused.set_cpu_isa(isa)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Every instruction set that this CPU has, the usual one again afterwards."""
+    use_isa(request.param)
+    yield request.param
+    use_isa("")
+
+
+@pytest.fixture(params=DTYPES, ids=DTYPE_IDS)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """For many small calls: waking a second thread for each takes ten times as long as the call."""
+    threads(1)
+
+
+# ---- poison ------------------------------------------------------------------------------------
+
+
+def poison(*sizes: int) -> None:
+    """Leaves NaN in freed memory of these sizes in bytes, which the next allocations then get."""
+    for size in sizes:
+        blocks = [torch.full((max(size // 2, 1),), NAN, dtype=torch.bfloat16) for _ in range(4)]
+        del blocks
+
+
+def dirty_arena() -> None:
+    """Leaves NaN in the kernels' scratch memory, in all that a usual job takes of it."""
+    x = torch.full((1, 64, 24, 24), NAN)
+    vector = torch.full((128,), NAN)
+    with select.forced("ours"):
+        rf.ops.conv_bn_act(x, torch.full((128, 64, 3, 3), NAN), vector, vector, padding=1)
+
+
+# ---- layouts: the same values, other memory ------------------------------------------------------
+
+
+def _dense(t: Tensor, order: list[int]) -> Tensor:
+    """A dense copy whose dimensions lie in memory in this order."""
+    copy = t.new_empty([t.shape[d] for d in order])
+    return copy.permute([order.index(d) for d in range(t.dim())]).copy_(t)
+
+
+def _surrounded(t: Tensor, order: list[int]) -> Tensor:
+    """A slice of a larger tensor full of NaN whose dimensions lie in memory in this order."""
+    big = t.new_full([t.shape[d] + 3 + i for i, d in enumerate(order)], NAN)
+    back = [order.index(d) for d in range(t.dim())]
+    view = big.permute(back)[tuple(slice(1 + i, 1 + i + n) for i, n in enumerate(t.shape))]
+    return view.copy_(t)
+
+
+def _shifted(t: Tensor, order: list[int]) -> Tensor:
+    """Dense in this order of dimensions, one element off any alignment, NaN before and behind."""
+    flat = t.new_full([t.numel() + 18], NAN)
+    dense = flat[1 : 1 + t.numel()].view([t.shape[d] for d in order])
+    return dense.permute([order.index(d) for d in range(t.dim())]).copy_(t)
+
+
+def _orders(t: Tensor) -> tuple[list[int], list[int], list[int]]:
+    """Orders of dimensions in memory: contiguous, channels last, height and width swapped."""
+    batch = list(range(t.dim() - 3))
+    c, h, w = range(t.dim() - 3, t.dim())
+    return [*batch, c, h, w], [*batch, h, w, c], [*batch, c, w, h]
+
+
+def _expanded(t: Tensor) -> Tensor:
+    """One row of values seen as many: stride 0. Changes the values."""
+    return t[..., :1, :].expand(t.shape)
+
+
+LAYOUTS = {
+    "contiguous": lambda t: _dense(t, _orders(t)[0]),
+    "channels_last": lambda t: _dense(t, _orders(t)[1]),
+    "shifted": lambda t: _shifted(t, _orders(t)[0]),
+    "channels_last_shifted": lambda t: _shifted(t, _orders(t)[1]),
+    "sliced": lambda t: _surrounded(t, _orders(t)[0]),
+    "channels_last_sliced": lambda t: _surrounded(t, _orders(t)[1]),
+    "transposed": lambda t: _shifted(t, _orders(t)[2]),
+    "expanded": _expanded,
+}
+
+
+# ---- convolutions ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution: x (n, c, h, w), k output channels; n None means 3-D."""
+
+    n: int | None
+    c: int
+    h: int
+    w: int
+    k: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    act: str = "relu"
+    residual: bool = True
+
+    def __str__(self) -> str:
+        kind = f"{self.n}x{self.c}x{self.h}x{self.w}-{self.k}k{self.kernel[0]}x{self.kernel[1]}"
+        extras = (
+            ("s", self.stride, (1, 1)),
+            ("p", self.padding, (0, 0)),
+            ("d", self.dilation, (1, 1)),
+        )
+        for name, value, usual in extras:
+            kind += f"{name}{value[0]}{value[1]}" if value != usual else ""
+        return kind + (f"g{self.groups}" if self.groups > 1 else "")
+
+    @property
+    def keywords(self) -> dict:
+        names = ("stride", "padding", "dilation", "groups")
+        return {name: getattr(self, name) for name in names} | {"act": self.act}
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (*((self.n,) if self.n is not None else ()), self.c, self.h, self.w)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return (self.k, self.c // self.groups, *self.kernel)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        sizes = [
+            (size + 2 * p - d * (r - 1) - 1) // s + 1
+            for size, p, d, r, s in zip(
+                (self.h, self.w), self.padding, self.dilation, self.kernel, self.stride, strict=True
+            )
+        ]
+        return (*self.x_shape[:-3], self.k, *sizes)
+
+    def but(self, **changes) -> Case:
+        return replace(self, **changes)
+
+
+@dataclass
+class Operands:
+    x: Tensor
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+    residual: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Operands:
+        """Operands of a computation in dtype: scale and shift stay float32 beside 16-bit images."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        images = [t if t is None else t.to(dtype) for t in (self.x, self.weight, self.residual)]
+        return Operands(images[0], images[1], self.scale.to(wide), self.shift.to(wide), images[2])
+
+    def laid_out(self, x: str = "contiguous", residual: str = "contiguous") -> Operands:
+        moved = None if self.residual is None else LAYOUTS[residual](self.residual)
+        return replace(self, x=LAYOUTS[x](self.x), residual=moved)
+
+    def args(self) -> tuple:
+        return (self.x, self.weight, self.scale, self.shift, self.residual)
+
+
+def _signs(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=g).double() * 2 - 1
+
+
+def integers(case: Case) -> Operands:
+    """Float64 operands of whole numbers, none zero.
+
+    The result is exact in float32 whatever the order of summation; in 16 bits the bare convolution
+    is exact and the result must be rounded once.
+    """
+    g = torch.Generator().manual_seed(zlib.crc32(str(case).encode()))
+
+    def draw(shape, largest):
+        return torch.randint(1, largest + 1, shape, generator=g).double() * _signs(shape, g)
+
+    return Operands(
+        x=_signs(case.x_shape, g),
+        weight=_signs(case.weight_shape, g),
+        scale=draw((case.k,), 31),
+        shift=draw((case.k,), 200),
+        residual=draw(case.y_shape, 100) if case.residual else None,
+    )
+
+
+def normals(case: Case, seed: int = 0) -> Operands:
+    """Float64 operands from normal distributions; scale spreads over two octaves, both signs."""
+    g = torch.Generator().manual_seed(zlib.crc32(str(case).encode()) + seed)
+
+    def draw(shape):
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    scale = torch.exp2(torch.rand(case.k, generator=g, dtype=torch.float64) * 2 - 1)
+    reduction = torch.Size(case.weight_shape[1:]).numel()
+    return Operands(
+        x=draw(case.x_shape),
+        weight=draw(case.weight_shape) / reduction**0.5,
+        scale=scale * _signs((case.k,), g),
+        shift=draw((case.k,)),
+        residual=draw(case.y_shape) if case.residual else None,
+    )
+
+
+def exact(o: Operands, case: Case) -> Tensor:
+    """The oracle: act(conv(x, weight) * scale + shift + residual) in float64."""
+    x, weight, scale, shift, residual = (None if t is None else t.double() for t in o.args())
+    if x.numel() == 0:
+        return x.new_empty(case.y_shape)
+    y = F.conv2d(x, weight, None, case.stride, case.padding, case.dilation, case.groups)
+    y = y * scale[:, None, None] + shift[:, None, None]
+    if residual is not None:
+        y = y + residual
+    return y.clamp_min(0.0) if case.act == "relu" else y
+
+
+def eager(o: Operands, case: Case) -> Tensor:
+    """What a plain module computes in the operands' own dtype: conv, batch norm, +=, relu."""
+    batched = o.x.dim() == 4
+    x = o.x if batched else o.x[None]
+    y = F.conv2d(x, o.weight, None, case.stride, case.padding, case.dilation, case.groups)
+    zero, one = torch.zeros_like(o.scale), torch.ones_like(o.scale)
+    y = F.batch_norm(y, zero, one, o.scale, o.shift, eps=0.0)
+    if o.residual is not None:
+        y += o.residual if batched else o.residual[None]
+    y = F.relu(y) if case.act == "relu" else y
+    return y if batched else y[0]
+
+
+def fused(o: Operands, case: Case, force: str = "ours") -> Tensor:
+    """Ours, into poisoned memory."""
+    size = o.x.element_size()
+    for shape in (case.y_shape, case.weight_shape):
+        poison(torch.Size(shape).numel() * size)
+    with select.forced(force):
+        return rf.ops.conv_bn_act(*o.args(), **case.keywords)
+
+
+# ---- comparisons -------------------------------------------------------------------------------
+
+
+def assert_same(got: Tensor, want: Tensor, hint: str = "") -> None:
+    """Every element equal, bit for bit but for the sign of zero; NaN equals NaN."""
+    assert got.shape == want.shape, f"shape {tuple(got.shape)}, expected {tuple(want.shape)} {hint}"
+    assert got.dtype == want.dtype, f"{got.dtype}, expected {want.dtype} {hint}"
+    wrong = ~((got == want) | (got.isnan() & want.isnan()))
+    if wrong.any():
+        at = tuple(wrong.nonzero()[0].tolist())
+        raise AssertionError(
+            f"{int(wrong.sum())} of {wrong.numel()} elements differ, the first at {at}: "
+            f"{got[at].item()}, expected {want[at].item()} {hint}"
+        )
+
+
+def assert_close_as_eager(got: Tensor, theirs: Tensor, oracle: Tensor, factor: float = 2.0) -> None:
+    """Error against float64 at most `factor` times eager's, as L2 norm and as maximum.
+
+    Plus one rounding of the largest value: where eager happens to be exact, ours may round once.
+    """
+    assert got.shape == theirs.shape == oracle.shape
+    assert got.dtype == theirs.dtype
+    assert bool(torch.isfinite(got).all()), "not finite"
+    if got.numel() == 0:
+        return
+    # Half a unit in the last place of the result, four of the sums inside. The oracle is float64
+    # itself: there both errors are differences between two orders of summation.
+    unit = 1e-14 if got.dtype == torch.float64 else max(torch.finfo(got.dtype).eps / 2, 4.8e-7)
+    largest, size = oracle.abs().max(), oracle.norm()
+    ours, eagers = (got.double() - oracle), (theirs.double() - oracle)
+    assert ours.abs().max() <= factor * eagers.abs().max() + unit * largest
+    assert ours.norm() <= factor * eagers.norm() + unit * size
+
+
+def is_dense_channels_last(y: Tensor) -> bool:
+    """Exactly the strides of an empty (N, H, W, C) tensor seen as (N, C, H, W)."""
+    *batch, c, h, w = y.shape
+    want = torch.empty((*batch, h, w, c), device="meta").movedim(-1, -3).stride()
+    return y.stride() == want
+
+
+# ---- modules -----------------------------------------------------------------------------------
+
+
+def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Batch norms as after training: every parameter and statistic away from 0 and 1."""
+    g = torch.Generator().manual_seed(seed)
+    for m in module.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            with torch.no_grad():
+                for t, low, high in (
+                    (m.running_mean, -0.5, 0.5),
+                    (m.running_var, 0.5, 1.5),
+                    (m.weight, 0.5, 1.5),
+                    (m.bias, -0.5, 0.5),
+                ):
+                    if t is not None:
+                        t.copy_(torch.rand(t.shape, generator=g) * (high - low) + low)
+    return module

@@ -1,0 +1,455 @@
+"""conv_bn_act against the float64 oracle: every instruction set, plan, dtype, layout and geometry.
+
+Whole numbers are compared exactly, so that one wrong tap, channel, pixel or rounding shows; normal
+numbers are compared with the error that eager PyTorch makes in the same dtype.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from conftest import (
+    DTYPES,
+    ISAS,
+    KERNEL_DTYPES,
+    LAYOUTS,
+    NATIVE,
+    Case,
+    assert_close_as_eager,
+    assert_same,
+    dirty_arena,
+    eager,
+    exact,
+    fused,
+    integers,
+    is_dense_channels_last,
+    needs_extension,
+    normals,
+)
+
+import resnet_fused as rf
+from resnet_fused import select
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+_ops = torch.ops.resnet_fused
+ONE, TWO, THREE = (1, 1), (2, 2), (3, 3)
+
+
+def square(n, c, size, k, kernel=3, **rest):
+    return Case(n, c, size, size, k, (kernel, kernel), **rest)
+
+
+# ResNet's convolutions: 3x3 and 1x1 at strides 1 and 2, the 7x7 stem, the lesson's gray stem.
+RESNET = [
+    square(1, 64, 14, 64, padding=ONE),
+    square(2, 64, 9, 128, stride=TWO, padding=ONE),
+    square(1, 64, 8, 128, 1, stride=TWO, residual=False, act="none"),
+    square(1, 128, 7, 32, 1),
+    square(1, 3, 29, 64, 7, stride=TWO, padding=THREE, residual=False),
+    square(2, 1, 20, 48, 7, stride=TWO, padding=THREE),
+    square(1, 512, 2, 100, padding=ONE),
+]
+
+# Channels around the sizes of vectors (4, 8, 16), chunks (16) and panels (32).
+CHANNELS = [
+    square(2, c, 5, k, padding=ONE)
+    for c, k in [
+        *((1, 1), (1, 5), (3, 3), (3, 64), (5, 17), (17, 31), (31, 32), (32, 33), (33, 48)),
+        *((48, 100), (100, 1), (16, 16), (96, 65), (130, 15), (15, 130)),
+    ]
+]
+
+# Reductions around the slice of 512: whole chunks of 16 channels and any number of channels.
+REDUCTIONS = [
+    *(square(1, c, 4, 33, 1) for c in (496, 512, 528, 1024, 1040)),
+    *(square(1, c, 4, 33, 1) for c in (511, 513, 515, 1023, 1025, 1037)),
+    *(square(1, c, 4, 40, padding=ONE) for c in (48, 57, 63, 64, 100, 112, 113, 115, 128)),
+    *(square(1, c, 5, 20, 5, padding=TWO) for c in (17, 20, 21, 32, 41, 48)),
+    *(square(1, c, 8, 9, 7, stride=TWO, padding=THREE) for c in (10, 11, 16, 17)),
+    Case(1, 80, 5, 5, 12, (2, 4), padding=(1, 2)),
+    Case(1, 27, 5, 5, 12, (4, 5), padding=(1, 2)),
+]
+
+# Kernels, strides, paddings and dilations; height and width never the same.
+GEOMETRIES = [
+    *(
+        Case(2, c, 7, 9, 20, kernel, stride, padding, dilation)
+        for c in (16, 5)
+        for kernel, stride, padding, dilation in [
+            ((1, 1), (1, 1), (0, 0), (1, 1)),
+            ((1, 1), (3, 2), (0, 0), (1, 1)),
+            ((1, 1), (1, 2), (2, 3), (1, 1)),
+            ((2, 2), (1, 1), (0, 0), (1, 1)),
+            ((2, 2), (2, 2), (1, 1), (1, 1)),
+            ((1, 3), (1, 1), (0, 1), (1, 1)),
+            ((3, 1), (2, 1), (1, 0), (1, 1)),
+            ((3, 3), (1, 1), (0, 0), (1, 1)),
+            ((3, 3), (2, 3), (1, 1), (1, 1)),
+            ((3, 3), (1, 1), (2, 2), (2, 2)),
+            ((3, 3), (2, 1), (0, 2), (1, 3)),
+            ((3, 2), (1, 1), (1, 0), (2, 1)),
+            ((3, 3), (1, 1), (4, 5), (1, 1)),
+            ((5, 5), (1, 1), (2, 2), (1, 1)),
+            ((5, 3), (2, 2), (2, 1), (1, 2)),
+            ((7, 7), (2, 2), (3, 3), (1, 1)),
+            ((7, 9), (1, 1), (0, 0), (1, 1)),
+            ((9, 11), (1, 1), (1, 1), (1, 1)),
+        ]
+    ),
+]
+
+MAPS = [
+    *(Case(n, 8, 1, 1, 8, (3, 3), padding=ONE) for n in (None, 1, 2, 3)),
+    Case(1, 8, 1, 1, 8, (1, 1)),
+    Case(1, 1, 1, 1, 1, (1, 1)),
+    Case(2, 1, 1, 1, 1, (3, 3), padding=ONE),
+    Case(1, 4, 1, 9, 6, (7, 7), padding=THREE),
+    Case(1, 16, 9, 1, 6, (7, 7), padding=THREE),
+    Case(1, 4, 2, 2, 6, (5, 5), padding=(4, 4)),
+    Case(3, 16, 1, 3, 40, (3, 3), stride=TWO, padding=ONE),
+    Case(None, 3, 6, 5, 7, (3, 3), padding=ONE),
+    Case(None, 32, 6, 5, 32, (1, 1)),
+    Case(7, 16, 4, 5, 16, (3, 3), padding=ONE),
+    Case(1, 16, 15, 16, 16, (1, 1)),
+    Case(1, 3, 23, 11, 8, (3, 3)),
+]
+
+GROUPS = [
+    square(2, 8, 6, 8, groups=8, padding=ONE),
+    square(1, 8, 6, 24, groups=8, padding=ONE),
+    square(1, 32, 6, 32, groups=2, padding=ONE),
+    square(1, 64, 5, 80, groups=2, stride=TWO, padding=ONE),
+    square(1, 34, 5, 66, groups=2, padding=ONE),
+    square(1, 12, 5, 20, groups=4, padding=ONE),
+    square(1, 12, 5, 20, 1, groups=4),
+    square(1, 96, 4, 99, 1, groups=3),
+    square(2, 36, 6, 72, groups=3, padding=TWO, dilation=TWO),
+    square(1, 128, 4, 68, 5, groups=2, padding=TWO),
+    square(1, 66, 4, 70, groups=2, padding=ONE),
+    Case(None, 6, 5, 7, 9, (3, 2), padding=(1, 0), groups=3),
+]
+
+CASES = RESNET + CHANNELS + REDUCTIONS + GEOMETRIES + MAPS + GROUPS
+
+
+@cache
+def oracle(case):
+    operands = integers(case)
+    return operands, exact(operands, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_whole_numbers_are_exact(case, isa, threads):
+    """Every geometry in every dtype by both plans, with and without residual and activation."""
+    dirty_arena()
+    for residual, act in ((True, "relu"), (False, "none"), (True, "none"), (False, "relu")):
+        variant = case.but(residual=residual, act=act)
+        operands, want = oracle(variant)
+        for dtype in DTYPES:
+            for force in ("ours", "torch"):
+                got = fused(operands.to(dtype), variant, force)
+                hint = f"({dtype}, {force}, residual={residual}, act={act})"
+                assert_same(got, want.to(dtype), hint)
+                assert is_dense_channels_last(got), hint
+    threads(2)
+    assert_same(fused(operands.to(torch.float32), variant), want.float(), "(2 threads)")
+
+
+@pytest.mark.parametrize("force", ["ours", "torch"])
+@pytest.mark.parametrize("x_layout", LAYOUTS)
+@pytest.mark.parametrize("case", [CHANNELS[8], RESNET[1], GEOMETRIES[25], GROUPS[4]], ids=str)
+def test_layouts(case, x_layout, force, dtype):
+    """x and residual in every memory layout, next to NaN that must not leak in."""
+    plain = integers(case)
+    for residual_layout in LAYOUTS:
+        moved = plain.to(dtype).laid_out(x_layout, residual_layout)
+        got = fused(moved, case, force)
+        assert_same(got, exact(moved, case).to(dtype), f"(residual {residual_layout})")
+        assert is_dense_channels_last(got)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
+def test_layouts_of_3d(layout, dtype):
+    case = Case(None, 17, 5, 6, 33, (3, 3), padding=ONE)
+    moved = integers(case).to(dtype).laid_out(layout, layout)
+    got = fused(moved, case)
+    assert_same(got, exact(moved, case).to(dtype))
+    assert is_dense_channels_last(got)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
+@pytest.mark.parametrize("force", ["ours", "torch"])
+def test_layouts_of_weight_scale_and_shift(layout, force, dtype):
+    case = square(2, 12, 5, 34, padding=ONE, groups=2)
+    o = integers(case).to(dtype)
+    want = exact(o, case).to(dtype)
+    o.weight = LAYOUTS[layout](o.weight)
+    pair = torch.stack([o.scale, o.shift], dim=1)  # columns: stride 2
+    o.scale, o.shift = pair.unbind(1)
+    assert o.scale.stride() == (2,)
+    assert_same(fused(o, case, force), want)
+
+
+def test_one_scale_for_all_channels_may_be_expanded(dtype):
+    case = square(1, 5, 4, 9)
+    o = integers(case).to(dtype)
+    o.scale, o.shift = o.scale[:1].expand(9), o.shift[:1].expand(9)
+    assert_same(fused(o, case), exact(o, case).to(dtype))
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_every_tile_height(isa, dtype):
+    """Each number of rows that a register tile can have, alone and behind others."""
+    for pixels in range(1, 32):
+        case = Case(1, 5, 1, pixels, 37, (1, 1))
+        operands, want = oracle(case)
+        assert_same(fused(operands.to(dtype), case), want.to(dtype), f"({pixels} pixels)")
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_every_panel_width(isa, dtype):
+    """Each number of output channels in a panel: partial vectors in the epilogue.
+
+    The whole output is compared, so that a store beyond the last channel of a pixel shows too.
+    """
+    for k in range(1, 67):
+        case = Case(1, 3, 1, 3, k, (1, 1))
+        for residual in (True, False):
+            variant = case.but(residual=residual)
+            operands, want = oracle(variant)
+            for force in ("ours", "torch"):
+                assert_same(fused(operands.to(dtype), variant, force), want.to(dtype), f"({k})")
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_every_reduction_length(isa, dtype):
+    """Chunks of 16 that are full, partial and one long, in both ways of gathering."""
+    dirty_arena()
+    for c in range(1, 50):
+        case = Case(1, c, 2, 3, 7, (1, 2), padding=(0, 1))
+        operands, want = oracle(case)
+        assert_same(fused(operands.to(dtype), case), want.to(dtype), f"({c} channels)")
+
+
+@needs_extension
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_every_way_to_cut_the_work(count, isa, threads):
+    """Jobs by rows, by panels and by both: the thread count decides how many are wanted."""
+    threads(count)
+    dirty_arena()
+    for case in (
+        square(1, 64, 3, 260, padding=ONE),  # few pixels, many panels
+        square(1, 128, 4, 96, 1),
+        square(2, 16, 12, 40, padding=ONE),  # many pixels, few panels
+        square(1, 20, 11, 130, padding=ONE, groups=2),
+        square(1, 3, 31, 16, 5, stride=TWO),
+    ):
+        operands, want = oracle(case)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert_same(fused(operands.to(dtype), case), want.to(dtype), f"({case})")
+
+
+FLOAT_CASES = [*RESNET, CHANNELS[4], CHANNELS[9], REDUCTIONS[9], REDUCTIONS[16], GEOMETRIES[9],
+               GEOMETRIES[28], MAPS[0], GROUPS[2], GROUPS[4]]  # fmt: skip
+
+
+@pytest.mark.parametrize("force", ["ours", "torch"])
+@pytest.mark.parametrize("case", FLOAT_CASES, ids=str)
+def test_error_is_eagers(case, isa, dtype, force):
+    """Error against float64 at most twice eager's in the same dtype."""
+    for act in ("relu", "none"):
+        variant = case.but(act=act)
+        operands = normals(variant).to(dtype)
+        theirs = eager(operands, variant)
+        assert_close_as_eager(fused(operands, variant, force), theirs, exact(operands, variant))
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES[1:])
+def test_16_bit_results_are_rounded_once(dtype, isa):
+    """Ties to even, subnormals, overflow to infinity: each result is the nearest 16-bit number.
+
+    A 1x1 convolution of one channel with weight 1 leaves shift + x, exact in float32.
+    """
+    bits = torch.randint(0, 2**16, (40_000,)).to(torch.int32)
+    bits = (bits << 16) | torch.randint(0, 2**16, (40_000,)).to(torch.int32)
+    halfway = (torch.arange(2**15, dtype=torch.int32) << 16) | 0x8000  # ties of bfloat16
+    tiny = torch.arange(-3000, 3000) * 2.0**-26  # fp16 subnormals, their ties and quarter points
+    edge = torch.linspace(65472, 65540, 137)
+    values = [bits.view(torch.float32), halfway.view(torch.float32), tiny, edge, -edge]
+    shift = torch.cat(values)
+    ties = (torch.randint(1024, 2048, (5000,)) + 0.5) * torch.exp2(torch.randint(-20, 5, (5000,)))
+    shift = torch.cat([shift, ties.float()])
+    k = shift.numel()
+    x = torch.zeros(1, 1, 1, 1, dtype=dtype)
+    weight = torch.ones(k, 1, 1, 1, dtype=dtype)
+    for force in ("ours", "torch"):
+        with select.forced(force):
+            got = rf.ops.conv_bn_act(x, weight, torch.ones(k), shift, act="none")
+        assert_same(got.flatten(), shift.to(dtype), f"({force})")
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES[1:])
+def test_16_bit_numbers_are_read_exactly(dtype, isa):
+    """Every 16-bit pattern, subnormals and NaN included, through x and through residual."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    for c in (1, 16):  # both ways of gathering
+        x = torch.zeros(1, c, 1, 2**16, dtype=dtype)
+        x[0, 0, 0] = every
+        weight = torch.zeros(1, c, 1, 1, dtype=dtype)
+        weight[0, 0] = 1
+        with select.forced("ours"):
+            got = rf.ops.conv_bn_act(x, weight, torch.ones(1), torch.zeros(1), act="none")
+        assert_same(got.flatten(), every)
+    for force in ("ours", "torch"):
+        x, weight = torch.zeros(1, 1, 1, 1, dtype=dtype), torch.ones(2**16, 1, 1, 1, dtype=dtype)
+        ones, zeros = torch.ones(2**16), torch.zeros(2**16)
+        with select.forced(force):
+            got = rf.ops.conv_bn_act(x, weight, ones, zeros, every.view(1, -1, 1, 1), act="none")
+        assert_same(got.flatten(), every)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_sums_are_kept_in_float32(dtype, isa):
+    """4096 + 1 a hundred times: lost in 16 bits one by one, kept in float32."""
+    x = torch.ones(1, 101, 1, 1, dtype=dtype)
+    weight = torch.ones(1, 101, 1, 1, dtype=dtype)
+    weight[0, 0] = 4096
+    with select.forced("ours"):
+        y = rf.ops.conv_bn_act(x, weight, torch.ones(1), torch.full((1,), -4096.0))
+    assert y.item() == 100
+
+
+@pytest.mark.parametrize("force", ["ours", "torch"])
+@pytest.mark.parametrize("shape", [(0, 6, 5, 7), (0, 1, 1, 1), (0, 16, 3, 3)])
+def test_batch_of_none(shape, dtype, force):
+    case = Case(*shape, 5, (3, 3), stride=TWO, padding=ONE)
+    got = fused(integers(case).to(dtype), case, force)
+    assert got.shape == case.y_shape
+    assert got.dtype == dtype
+    assert is_dense_channels_last(got)
+
+
+def test_int_arguments_are_pairs(dtype):
+    case = square(1, 6, 7, 4, 2, stride=TWO, padding=ONE, dilation=TWO, groups=2)
+    o = integers(case).to(dtype)
+    got = rf.ops.conv_bn_act(*o.args(), stride=2, padding=1, dilation=2, groups=2)
+    assert_same(got, exact(o, case).to(dtype))
+    got = rf.ops.conv_bn_act(*o.args(), stride=[2, 2], padding=[1, 1], dilation=[2, 2], groups=2)
+    assert_same(got, exact(o, case).to(dtype))
+
+
+def test_defaults():
+    case = square(1, 4, 5, 3, residual=False)
+    o = integers(case).to(torch.float32)
+    want = exact(o, case).float()
+    assert_same(rf.ops.conv_bn_act(o.x, o.weight, o.scale, o.shift), want)
+    assert_same(_ops.conv_bn_act(o.x, o.weight, o.scale, o.shift), want)
+
+
+def test_operands_are_left_alone(dtype):
+    """Nothing is written to the inputs, and the output is new memory."""
+    for layout in ("contiguous", "channels_last"):
+        for force in ("ours", "torch"):
+            case = square(2, 16, 4, 16, 1)
+            o = integers(case).to(dtype).laid_out(layout, layout)
+            before = [t.clone() for t in o.args()]
+            got = fused(o, case, force)
+            for t, copy in zip(o.args(), before, strict=True):
+                assert_same(t, copy)
+                assert got.untyped_storage().data_ptr() != t.untyped_storage().data_ptr()
+
+
+def test_x_may_be_its_own_residual(dtype):
+    case = square(2, 17, 5, 17, padding=ONE)
+    for layout in ("contiguous", "channels_last"):
+        o = integers(case).to(dtype).laid_out(layout)
+        o.residual = o.x
+        assert_same(fused(o, case), exact(o, case).to(dtype))
+
+
+@pytest.mark.parametrize("make", ["neg", "zero", "conj"])
+def test_lazy_values_are_resolved(make):
+    """Tensors whose sign or zeros are only a bit in the tensor, not in its memory."""
+    case = square(1, 4, 5, 4, padding=ONE)
+    o = integers(case).to(torch.float32)
+    if make == "neg":
+        o.x, o.residual = torch._neg_view(o.x), torch._neg_view(o.residual)
+        assert o.x.is_neg()
+    elif make == "zero":
+        o.x = torch._efficientzerotensor(o.x.shape)
+    else:
+        o.x = torch.complex(o.residual, o.x).conj().imag
+        assert o.x.is_neg()
+    assert_same(fused(o, case), exact(o, case).float())
+
+
+# ---- packed weights ------------------------------------------------------------------------------
+
+
+PLANS = [("torch", dtype) for dtype in DTYPES]
+PLANS += [("direct", dtype) for dtype in KERNEL_DTYPES] if NATIVE else []
+
+
+@pytest.mark.parametrize(("plan", "dtype"), PLANS)
+@pytest.mark.parametrize("case", [CHANNELS[7], GROUPS[4], REDUCTIONS[4], MAPS[11]], ids=str)
+def test_packed_weights_give_the_same(case, plan, dtype):
+    """pack_conv once, conv_bn_act_packed often: the same bits as conv_bn_act in one go."""
+    o = integers(case).to(dtype)
+    packed = rf.ops.pack_conv(o.weight, case.groups, plan=plan)
+    want = exact(o, case).to(dtype)
+    for _ in range(2):
+        got = _ops.conv_bn_act_packed(
+            o.x, packed, *o.args()[2:], kernel_size=case.kernel, plan=plan, **case.keywords
+        )
+        assert_same(got, want)
+        assert is_dense_channels_last(got)
+
+
+@needs_extension
+@pytest.mark.parametrize("case", [CHANNELS[7], GROUPS[4]], ids=str)
+def test_packed_layout(case):
+    """packed[group][panel][kernel row, kernel column, channel][32], padded with zeros."""
+    weight = integers(case).weight.float()
+    packed = rf.ops.pack_conv(weight, case.groups, plan="direct")
+    per_group = case.k // case.groups
+    panels = -(-per_group // 32)
+    want = torch.zeros(case.groups, panels * 32, *case.kernel, case.c // case.groups)
+    want[:, :per_group] = weight.view(case.groups, per_group, *weight.shape[1:]).movedim(2, -1)
+    want = want.view(case.groups * panels, 32, -1).transpose(1, 2)
+    assert_same(packed, want)
+
+
+@pytest.mark.parametrize(("plan", "dtype"), PLANS)
+def test_packed_weight_is_a_copy(plan, dtype):
+    for shape in ((32, 16, 3, 3), (1, 1, 1, 1), (32, 1, 1, 1)):
+        weight = torch.ones(shape, dtype=dtype)
+        packed = rf.ops.pack_conv(weight, plan=plan)
+        weight.fill_(7)
+        assert packed.max() == 1
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_packed_weights_serve_every_instruction_set(dtype):
+    """Packed on one, run on another: the layout does not depend on the instruction set."""
+    case = CHANNELS[9]
+    o = integers(case).to(dtype)
+    packed = rf.ops.pack_conv(o.weight, plan="direct")
+    for name in ISAS:
+        try:
+            _ops.set_cpu_isa(name)
+            assert rf.ops.cpu_isa() == name
+            got = _ops.conv_bn_act_packed(
+                o.x, packed, *o.args()[2:], kernel_size=case.kernel, plan="direct", **case.keywords
+            )
+        finally:
+            _ops.set_cpu_isa("")
+        assert_same(got, exact(o, case).to(dtype))
