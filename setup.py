@@ -50,14 +50,12 @@ def is_set(environ, name):
     return environ.get(name, "0") not in ("", "0")
 
 
-def make_plan(torch, environ=os.environ, which=shutil.which, target=None, headers=None):
+def make_plan(torch, environ=os.environ, which=shutil.which, target=None):
     """The plan for this machine.
 
     torch: the version to compile against, None where there is none. target: (system, machine).
-    headers: the folder of Python.h.
     """
     system, machine = target or (platform.system(), platform.machine())
-    headers = headers or sysconfig.get_path("include")
     if is_set(environ, "RESNET_FUSED_SKIP_BUILD"):
         return Plan("skip", "RESNET_FUSED_SKIP_BUILD was set")
     if (system, machine) != ("Linux", "x86_64"):
@@ -70,8 +68,6 @@ def make_plan(torch, environ=os.environ, which=shutil.which, target=None, header
     compiler = named or next(filter(which, ("g++", "c++")), "")
     if not compiler:
         return Plan("skip", "no C++ compiler: install g++ (or set CXX), then install this again")
-    if not Path(headers, "Python.h").exists():
-        return Plan("skip", "no Python.h: install python3-dev, then install this again")
     if torch is None:
         return Plan("fail", f"there is no {TORCH_REQUIREMENT} to compile against, install it first")
     return Plan("build", f"{compiler} and torch {torch} were found", compiler)

@@ -12,6 +12,7 @@ and on every other device, the definitions of `reference` run.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -50,8 +51,14 @@ def _load_extension() -> str | None:
     if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
         return "RESNET_FUSED_DISABLE_EXT is set"
     try:
-        from . import _C  # type: ignore[attr-defined]  # noqa: F401
+        found = importlib.util.find_spec("resnet_fused._C")
     except ImportError as error:
+        return str(error)
+    if found is None or found.origin is None:
+        return "resnet_fused._C was not built (resnet-fused doctor says why)"
+    try:
+        torch.ops.load_library(found.origin)  # loaded, not imported: it needs nothing of Python
+    except OSError as error:
         return str(error)
     return None
 

@@ -83,7 +83,7 @@ scale, shift = torch.rand(4) + 0.5, torch.randn(4)
 ours = rf.ops.conv_bn_act(x, w, scale, shift, padding=1)
 eager = F.relu(F.conv2d(x, w, padding=1) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1))
 torch.testing.assert_close(ours, eager)
-print("resnet_fused._C" in sys.modules, rf.ops.extension_error)
+print(rf.ops.extension_error is None, rf.ops.extension_error)
 """
 
 
@@ -112,7 +112,7 @@ def test_extension_is_tagged_abi3(extension):
 
 
 def test_undefined_symbols_are_stable(extension):
-    """Only torch's stable C functions, Python's limited API, and the C and C++ runtimes."""
+    """Only torch's stable C functions and the C and C++ runtimes; nothing of Python."""
     table = tool_output("nm", "-D", "--undefined-only", str(extension))
     symbols = {line.split()[-1] for line in table.splitlines()}
     assert any(name.startswith("aoti_torch_") for name in symbols)
@@ -121,7 +121,7 @@ def test_undefined_symbols_are_stable(extension):
         r"|_ZN?K?S[tsaio]|_ZT[VIS]N?S[tsaio]"  # namespace std
         r"|_ITM_\w+|__gmon_start__"
     )
-    stable = re.compile(r"(aoti_torch|torch)_[a-z]\w*$|PyModule_Create2$|PyModuleDef_Init$")
+    stable = re.compile(r"(aoti_torch|torch)_[a-z]\w*$")
     foreign = {s for s in symbols if not runtime.match(s) and not stable.match(s)}
     assert not foreign
     # A std template over one of torch's C++ types would pass the patterns above.
@@ -138,10 +138,9 @@ def test_no_openmp_runtime(extension):
     assert not re.search(r"NEEDED.*(libgomp|libomp|libiomp)", needed)
 
 
-def test_exports_nothing_of_its_own_but_the_entry(extension):
+def test_exports_nothing_of_its_own(extension):
     table = tool_output("nm", "-D", "--defined-only", str(extension))
     symbols = {line.split()[-1] for line in table.splitlines()}
-    assert "PyInit__C" in symbols
     assert not {name for name in symbols if "resnet_fused" in name}
 
 
@@ -207,13 +206,12 @@ LINUX = ("Linux", "x86_64")
 
 
 @pytest.fixture
-def plan(setup_py, tmp_path):
-    """make_plan() for a machine that has `programs` on PATH and Python's headers."""
-    (tmp_path / "Python.h").touch()
+def plan(setup_py):
+    """make_plan() for a machine that has `programs` on PATH."""
 
-    def make(torch="2.13.0", programs=("g++", "c++"), target=LINUX, headers=tmp_path, **environ):
+    def make(torch="2.13.0", programs=("g++", "c++"), target=LINUX, **environ):
         which = {name: f"/usr/bin/{name}" for name in programs}.get
-        return setup_py.make_plan(torch, environ, which, target, headers)
+        return setup_py.make_plan(torch, environ, which, target)
 
     return make
 
@@ -231,7 +229,6 @@ def test_builds_where_everything_is_there(plan):
     [
         ({"programs": ()}, "no C++ compiler"),
         ({"programs": (), "torch": None}, "no C++ compiler"),
-        ({"headers": Path("/nonexistent")}, "no Python.h"),
         ({"target": ("Darwin", "arm64")}, "Darwin on arm64"),
         ({"target": ("Linux", "aarch64")}, "Linux on aarch64"),
         ({"RESNET_FUSED_SKIP_BUILD": "1"}, "RESNET_FUSED_SKIP_BUILD"),
