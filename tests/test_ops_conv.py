@@ -18,6 +18,7 @@ from conftest import (
     NATIVE,
     Case,
     assert_close_as_eager,
+    assert_nearly_whole,
     assert_same,
     dirty_arena,
     eager,
@@ -131,6 +132,33 @@ GROUPS = [
     Case(None, 6, 5, 7, 9, (3, 2), padding=(1, 0), groups=3),
 ]
 
+# For Winograd: maps of every size around two tiles, channels around vectors and panels, paddings.
+WINOGRAD = [
+    *(
+        Case(n, 17, h, w, 33, (3, 3), padding=ONE)
+        for n, h, w in [
+            *((1, 1, 1), (1, 1, 4), (1, 2, 3), (1, 3, 2), (1, 4, 4), (1, 5, 5), (2, 6, 7)),
+            *((1, 7, 7), (1, 8, 8), (3, 9, 5), (1, 12, 13), (2, 16, 17), (None, 6, 9)),
+        ]
+    ),
+    *(
+        Case(2, c, 6, 7, k, (3, 3), padding=ONE)
+        for c, k in (
+            (1, 1),
+            (3, 31),
+            (4, 4),
+            (7, 8),
+            (8, 12),
+            (9, 16),
+            (16, 17),
+            (15, 32),
+            (96, 100),
+        )
+    ),
+    *(Case(1, 5, 6, 7, 8, (3, 3), padding=p) for p in ((0, 0), (0, 1), (2, 0), (3, 4), (5, 2))),
+    Case(1, 520, 3, 3, 9, (3, 3), padding=ONE),
+]
+
 CASES = RESNET + CHANNELS + REDUCTIONS + GEOMETRIES + MAPS + GROUPS
 
 
@@ -157,7 +185,26 @@ def test_whole_numbers_are_exact(case, isa, threads):
     assert_same(fused(operands.to(torch.float32), variant), want.float(), "(2 threads)")
 
 
-@pytest.mark.parametrize("force", ["ours", "torch"])
+@needs_extension
+@pytest.mark.parametrize("case", WINOGRAD, ids=str)
+def test_whole_numbers_by_winograd(case, isa, threads):
+    """F(2x2) is exact on whole numbers, F(4x4) nearly: its weights are no binary fractions."""
+    dirty_arena()
+    for count, residual, act in ((1, True, "relu"), (1, False, "none"), (2, True, "none")):
+        threads(count)
+        variant = case.but(residual=residual, act=act)
+        operands, want = oracle(variant)
+        for dtype in KERNEL_DTYPES:
+            hint = f"({dtype}, residual={residual}, act={act}, {count} threads)"
+            got = fused(operands.to(dtype), variant, "winograd2")
+            assert_same(got, want.to(dtype), hint)
+            assert is_dense_channels_last(got)
+            got = fused(operands.to(dtype), variant, "winograd4")
+            assert_nearly_whole(got, want, 0.05, hint)
+            assert is_dense_channels_last(got)
+
+
+@pytest.mark.parametrize("force", ["ours", "winograd2", "torch"])
 @pytest.mark.parametrize("x_layout", LAYOUTS)
 @pytest.mark.parametrize("case", [CHANNELS[8], RESNET[1], GEOMETRIES[25], GROUPS[4]], ids=str)
 def test_layouts(case, x_layout, force, dtype):
@@ -248,10 +295,16 @@ def test_every_way_to_cut_the_work(count, isa, threads):
         square(2, 16, 12, 40, padding=ONE),  # many pixels, few panels
         square(1, 20, 11, 130, padding=ONE, groups=2),
         square(1, 3, 31, 16, 5, stride=TWO),
+        square(3, 20, 13, 300, padding=ONE),
     ):
         operands, want = oracle(case)
         for dtype in (torch.float32, torch.bfloat16):
             assert_same(fused(operands.to(dtype), case), want.to(dtype), f"({case})")
+            if case.is_winograd:
+                got = fused(operands.to(dtype), case, "winograd2")
+                assert_same(got, want.to(dtype), f"({case})")
+                got = fused(operands.to(dtype), case, "winograd4")
+                assert_nearly_whole(got, want, 0.05, f"({case})")
 
 
 FLOAT_CASES = [*RESNET, CHANNELS[4], CHANNELS[9], REDUCTIONS[9], REDUCTIONS[16], GEOMETRIES[9],
@@ -267,6 +320,24 @@ def test_error_is_eagers(case, isa, dtype, force):
         operands = normals(variant).to(dtype)
         theirs = eager(operands, variant)
         assert_close_as_eager(fused(operands, variant, force), theirs, exact(operands, variant))
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+@pytest.mark.parametrize("force", ["winograd4", "winograd2"])
+@pytest.mark.parametrize(
+    "case", [RESNET[0], RESNET[6], CHANNELS[9], WINOGRAD[7], WINOGRAD[-1]], ids=str
+)
+def test_error_of_winograd(case, force, isa, dtype):
+    """At most 2e-6 in float32, where the largest value's error is allowed more than the norm's."""
+    for act in ("relu", "none"):
+        variant = case.but(act=act, residual=False)
+        operands = normals(variant).to(dtype)
+        theirs, oracle = eager(operands, variant), exact(operands, variant)
+        got = fused(operands, variant, force)
+        assert_close_as_eager(got, theirs, oracle, allowed=2e-6)
+        if dtype == torch.float32:
+            assert (got.double() - oracle).norm() <= 2e-6 * oracle.norm()
 
 
 @needs_extension
@@ -395,16 +466,19 @@ def test_lazy_values_are_resolved(make):
 
 
 PLANS = [("torch", dtype) for dtype in DTYPES]
-PLANS += [("direct", dtype) for dtype in KERNEL_DTYPES] if NATIVE else []
+OURS = ("direct", "winograd4", "winograd2") if NATIVE else ()
+PLANS += [(plan, dtype) for plan in OURS for dtype in KERNEL_DTYPES]
 
 
 @pytest.mark.parametrize(("plan", "dtype"), PLANS)
 @pytest.mark.parametrize("case", [CHANNELS[7], GROUPS[4], REDUCTIONS[4], MAPS[11]], ids=str)
 def test_packed_weights_give_the_same(case, plan, dtype):
     """pack_conv once, conv_bn_act_packed often: the same bits as conv_bn_act in one go."""
+    if plan.startswith("winograd"):
+        case = case.but(kernel=(3, 3), stride=ONE, dilation=ONE, groups=1, residual=False)
     o = integers(case).to(dtype)
     packed = rf.ops.pack_conv(o.weight, case.groups, plan=plan)
-    want = exact(o, case).to(dtype)
+    want = fused(o, case, plan)
     for _ in range(2):
         got = _ops.conv_bn_act_packed(
             o.x, packed, *o.args()[2:], kernel_size=case.kernel, plan=plan, **case.keywords
@@ -427,13 +501,25 @@ def test_packed_layout(case):
     assert_same(packed, want)
 
 
+@needs_extension
+def test_packed_layout_of_winograd():
+    """packed[point][panel][channel][32] of G w G^T, here for F(2x2)."""
+    weight = integers(CHANNELS[7]).weight  # 33 of 32
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]).double()
+    packed = rf.ops.pack_conv(weight.float(), plan="winograd2")
+    want = torch.zeros(64, 32, 4, 4)
+    want[:33] = g @ weight @ g.T
+    assert_same(packed, want.permute(2, 3, 0, 1).reshape(16, 2, 32, 32).transpose(2, 3))
+
+
 @pytest.mark.parametrize(("plan", "dtype"), PLANS)
 def test_packed_weight_is_a_copy(plan, dtype):
-    for shape in ((32, 16, 3, 3), (1, 1, 1, 1), (32, 1, 1, 1)):
+    for shape in ((32, 16, 3, 3), (1, 1, 3, 3), (32, 1, 3, 3)):
         weight = torch.ones(shape, dtype=dtype)
         packed = rf.ops.pack_conv(weight, plan=plan)
+        before = packed.clone()
         weight.fill_(7)
-        assert packed.max() == 1
+        assert_same(packed, before)
 
 
 @needs_extension
