@@ -383,24 +383,19 @@ def _add_relu(a, b):
     return torch.empty_like(a).copy_(reference.add_relu(a, b))
 
 
-_SAMPLES = 64
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return tensor.detach().flatten().view(words).long()
+_SAMPLES = 64  # values looked at in a tensor of more than one dimension, csrc/cpu/content.h
 
 
 @_impl("content_sample")
 def _content_sample(tensors):
     samples = []
     for tensor in tensors:
-        values = _bits(tensor)
+        values = tensor.detach().flatten()
         if tensor.dim() > 1 and values.numel() > _SAMPLES:
             steps = torch.arange(_SAMPLES, device=values.device)
             step = values.numel() // _SAMPLES
             values = values[steps * step + (steps * 5) % step]
-        samples.append(values)
+        samples.append(values.contiguous().view(torch.uint8))
     return torch.cat(samples)
 
 
@@ -413,7 +408,8 @@ def _content_equal(tensors, sample):
 def _content_hash(tensors):
     total = 0
     for tensor in tensors:
-        values = _bits(tensor)
+        words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+        values = tensor.detach().flatten().view(words).long()
         place = torch.arange(1, values.numel() + 1, device=values.device)
         mixed = (values + place * 0x9E3779B1) * (place * 2 + 1)
         total = (total * 31 + int((mixed ^ (mixed >> 29)).sum())) % (1 << 63)

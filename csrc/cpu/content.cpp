@@ -18,7 +18,8 @@ int64_t bits_at(const char* address, int64_t size) {
   return bits;
 }
 
-// Calls visit(bits) for each sampled value until it returns false; returns whether it never did.
+// Calls visit(address, bytes) for each run of sampled values until it returns false; returns whether
+// it never did.
 template <typename Visit>
 bool visit_samples(const Tensor& tensor, const Visit& visit) {
   const int64_t numel = tensor.numel();
@@ -27,6 +28,7 @@ bool visit_samples(const Tensor& tensor, const Visit& visit) {
   const int64_t size = static_cast<int64_t>(tensor.element_size());
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
+  if (sizes.size() == 1 && strides[0] == 1) return visit(data, numel * size);
   const int64_t count = sizes.size() <= 1 || numel < kSamples ? numel : kSamples;
   const int64_t step = numel / count;
   for (int64_t i = 0; i < count; ++i) {
@@ -38,7 +40,7 @@ bool visit_samples(const Tensor& tensor, const Visit& visit) {
       offset += index % sizes[d] * strides[d];
       index /= sizes[d];
     }
-    if (!visit(bits_at(data + offset * size, size))) return false;
+    if (!visit(data + offset * size, size)) return false;
   }
   return true;
 }
@@ -82,22 +84,27 @@ uint64_t hash_tensor(const Tensor& tensor) {
 
 }  // namespace
 
-std::vector<int64_t> content_sample(const std::vector<Tensor>& tensors) {
-  std::vector<int64_t> sample;
+std::vector<char> content_sample(const std::vector<Tensor>& tensors) {
+  std::vector<char> sample;
   for (const Tensor& tensor : tensors) {
-    visit_samples(tensor, [&](int64_t bits) {
-      sample.push_back(bits);
+    visit_samples(tensor, [&](const char* address, int64_t bytes) {
+      sample.insert(sample.end(), address, address + bytes);
       return true;
     });
   }
   return sample;
 }
 
-bool content_equal(const std::vector<Tensor>& tensors, const int64_t* sample, int64_t count) {
+bool content_equal(const std::vector<Tensor>& tensors, const char* sample, int64_t count) {
   int64_t at = 0;
   for (const Tensor& tensor : tensors) {
-    const bool same =
-        visit_samples(tensor, [&](int64_t bits) { return at < count && sample[at++] == bits; });
+    const bool same = visit_samples(tensor, [&](const char* address, int64_t bytes) {
+      if (at + bytes > count || std::memcmp(sample + at, address, static_cast<size_t>(bytes)) != 0) {
+        return false;
+      }
+      at += bytes;
+      return true;
+    });
     if (!same) return false;
   }
   return at == count;

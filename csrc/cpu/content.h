@@ -14,11 +14,11 @@ namespace resnet_fused {
 
 constexpr int64_t kSamples = 64;
 
-// The bit patterns of the sampled values of all tensors, one after the other.
-std::vector<int64_t> content_sample(const std::vector<torch::stable::Tensor>& tensors);
+// The bytes of the sampled values of all tensors, one after the other.
+std::vector<char> content_sample(const std::vector<torch::stable::Tensor>& tensors);
 
 // content_sample(tensors) == sample, without allocating.
-bool content_equal(const std::vector<torch::stable::Tensor>& tensors, const int64_t* sample,
+bool content_equal(const std::vector<torch::stable::Tensor>& tensors, const char* sample,
                    int64_t count);
 
 // A 64-bit hash of every value of all tensors.

@@ -284,16 +284,16 @@ Tensor add_relu(Tensor a, Tensor b) {
 
 Tensor sample_op(std::vector<Tensor> tensors) {
   check(!tensors.empty(), "content_sample: tensors must not be empty");
-  const std::vector<int64_t> sample = content_sample(tensors);
+  const std::vector<char> sample = content_sample(tensors);
   Tensor result = torch::stable::new_empty(tensors[0], {static_cast<int64_t>(sample.size())},
-                                           ScalarType::Long);
-  std::copy(sample.begin(), sample.end(), static_cast<int64_t*>(result.mutable_data_ptr()));
+                                           ScalarType::Byte);
+  std::copy(sample.begin(), sample.end(), static_cast<char*>(result.mutable_data_ptr()));
   return result;
 }
 
 bool equal_op(std::vector<Tensor> tensors, Tensor sample) {
-  check_dtype(sample, ScalarType::Long, "content_equal", "sample");
-  return content_equal(tensors, static_cast<const int64_t*>(sample.const_data_ptr()), sample.numel());
+  check_dtype(sample, ScalarType::Byte, "content_equal", "sample");
+  return content_equal(tensors, static_cast<const char*>(sample.const_data_ptr()), sample.numel());
 }
 
 int64_t hash_op(std::vector<Tensor> tensors) { return content_hash(tensors); }
