@@ -1,0 +1,1 @@
+"""One file per question about speed; `common` holds what they share."""

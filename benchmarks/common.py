@@ -1,0 +1,36 @@
+"""Timing, verification, table and record for the files here: the code of `resnet-fused bench`.
+
+It lives in resnet_fused.measure so that an installed package has it; this folder is not installed.
+"""
+
+from resnet_fused.commands.console import console, progress_bar
+from resnet_fused.commands.tables import add_results, speed_table
+from resnet_fused.measure.compare import Result, best_peer, compare, of_engine, ratio
+from resnet_fused.measure.engines import engines, prepare
+from resnet_fused.measure.error import error_limit, exact_logits, relative_error
+from resnet_fused.measure.machine import machine
+from resnet_fused.measure.networks import plain_net, random_images
+from resnet_fused.measure.timing import Runner, Samples, interleave
+
+__all__ = [
+    "Result",
+    "Runner",
+    "Samples",
+    "add_results",
+    "best_peer",
+    "compare",
+    "console",
+    "engines",
+    "error_limit",
+    "exact_logits",
+    "interleave",
+    "machine",
+    "of_engine",
+    "plain_net",
+    "prepare",
+    "progress_bar",
+    "random_images",
+    "ratio",
+    "relative_error",
+    "speed_table",
+]

@@ -1,0 +1,1 @@
+"""What the commands and benchmarks/ measure with: timing, engines, error, nets, machine."""

@@ -1,0 +1,173 @@
+"""What the numbers were measured on: processor, cores that may be used, threads, versions, build.
+
+`root` arguments are for the tests, which fake /proc and /sys below a folder.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from .. import ops
+
+ROOT = Path("/")
+_AVX2 = {"avx2", "fma", "f16c"}
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One measurement's surroundings; `record()` is what goes into JSON."""
+
+    cpu: str
+    cpus: int  # logical processors this process may run on
+    physical_cores: int  # distinct cores among them
+    cpu_quota: float | None  # processors' worth of time granted; None without a limit
+    threads: int  # torch's intra-op threads
+    load: float  # running processes, average over the last minute
+    isa_detected: str  # scalar | avx2 | avx512
+    isa_in_use: str | None  # None where the kernels cannot run
+    gpu: str | None
+    system: str
+    python: str
+    torch: str
+    package: str
+
+    def record(self) -> dict[str, object]:
+        return asdict(self)
+
+    def has_kernels(self) -> bool:
+        """Whether this package has CPU kernels for such a machine."""
+        return self.system.startswith("Linux") and self.system.endswith("x86_64")
+
+    def describe(self) -> str:
+        """One line for the foot of a table or picture."""
+        return (
+            f"{self.cpu}, {self.cpus} processors, {self.threads} threads, "
+            f"kernels {self.isa_in_use or 'not built'}, torch {self.torch}, "
+            f"resnet-fused {self.package}"
+        )
+
+
+def machine(root: Path = ROOT) -> Machine:
+    return Machine(
+        cpu=cpu_model(root),
+        cpus=len(affinity()),
+        physical_cores=physical_cores(affinity(), root),
+        cpu_quota=cpu_quota(root),
+        threads=torch.get_num_threads(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+        isa_detected=isa_detected(root),
+        isa_in_use=isa_in_use(),
+        gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        package=package_version(),
+    )
+
+
+def affinity() -> set[int]:
+    """Numbers of the logical processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores(cpus: set[int], root: Path = ROOT) -> int:
+    """Distinct cores among `cpus`: hyper-threads of one core count once."""
+    cores = set()
+    for cpu in cpus:
+        siblings = _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings or str(cpu))
+    return len(cores)
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """Processors' worth of time that control groups (version 1 or 2) grant: the tightest."""
+    limits = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            limits += [_quota_v2(folder) for folder in _levels(root / "sys/fs/cgroup", path)]
+        elif "cpu" in controllers.split(","):
+            for mount in (controllers, "cpu", "cpu,cpuacct"):
+                limits += [
+                    _quota_v1(folder) for folder in _levels(root / "sys/fs/cgroup" / mount, path)
+                ]
+    finite = [limit for limit in limits if limit is not None]
+    return min(finite) if finite else None
+
+
+def usable_cores(m: Machine) -> int:
+    """Threads worth having: whole processors within affinity and quota, one a physical core."""
+    quota = math.inf if m.cpu_quota is None else max(1, math.floor(m.cpu_quota + 1e-6))
+    return int(min(m.physical_cores, quota))
+
+
+def cpu_model(root: Path = ROOT) -> str:
+    return _cpuinfo("model name", root) or platform.processor() or platform.machine()
+
+
+def isa_detected(root: Path = ROOT) -> str:
+    """The widest instruction set that the processor offers and this package has kernels for."""
+    flags = set((_cpuinfo("flags", root) or "").split())
+    return "avx512" if flags >= _AVX512 else "avx2" if flags >= _AVX2 else "scalar"
+
+
+def isa_in_use() -> str | None:
+    """The instruction set the C++ kernels run with; None where they cannot run."""
+    try:
+        isa = ops.cpu_isa()
+    except RuntimeError:  # RESNET_FUSED_ISA asks for what is not there
+        return None
+    return None if isa == "none" else isa
+
+
+def package_version() -> str:
+    try:
+        return importlib.metadata.version("resnet-fused")
+    except importlib.metadata.PackageNotFoundError:
+        return getattr(sys.modules.get("resnet_fused"), "__version__", "not installed")
+
+
+def _quota_v2(folder: Path) -> float | None:
+    words = (_read(folder / "cpu.max") or "max").split()
+    return (
+        None if words[0] == "max" else int(words[0]) / int(words[1] if len(words) > 1 else 100000)
+    )
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    if quota is None or period is None or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _levels(mount: Path, path: str) -> list[Path]:
+    """The group's folder and all above it; within a container only the mount may be visible."""
+    below = Path(path.lstrip("/"))
+    return [mount / part for part in (below, *below.parents)]
+
+
+def _cpuinfo(key: str, root: Path) -> str | None:
+    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
