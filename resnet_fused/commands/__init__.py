@@ -1,0 +1,1 @@
+"""The commands of `resnet-fused`, one file each, and what they share."""

@@ -1,0 +1,174 @@
+"""`resnet-fused bench`: the fused net beside what a user would run instead, wins and losses."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+
+from .. import models, select
+from ..measure.compare import Result, WrongResult, best_peer, compare, of_engine, ratio
+from ..measure.engines import FUSED, engines
+from ..measure.error import exact_logits
+from ..measure.machine import Machine, machine
+from ..measure.networks import plain_net, random_images
+from . import picture
+from .console import console, progress_bar
+from .tables import add_results, speed_table
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class BatchSizes(click.ParamType):
+    """ "1,8,32" -> (1, 8, 32)."""
+
+    name = "n,n,..."
+
+    def convert(self, value, param, ctx) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = tuple(int(word) for word in value.split(","))
+        except ValueError:
+            sizes = (0,)
+        if min(sizes) < 1:
+            self.fail(f"must be positive integers between commas, got {value!r}", param, ctx)
+        return sizes
+
+
+@click.command()
+@click.option("--model", type=click.Choice(list(models.BUILDERS)), default="resnet18")
+@click.option("--batch", "batches", type=BatchSizes(), default="1,8,32", help="Batch sizes.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32")
+@click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
+@click.option("--threads", type=click.IntRange(min=1), help="torch's threads [default: as is].")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=20.0, help="Timed, per batch size."
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds, not --seconds.")
+@click.option("--ours", is_flag=True, help="Also the fused net with own kernels forced.")
+@click.option("--no-compile", is_flag=True, help="Leave torch.compile out.")
+@click.option("--json", "json_path", type=FILE, help="Write results and surroundings here.")
+@click.option("--chart", type=FILE, help="Write a bar chart (PNG) here.")
+def bench(
+    model: str,
+    batches: tuple[int, ...],
+    dtype: str,
+    size: int,
+    threads: int | None,
+    seconds: float,
+    rounds: int | None,
+    ours: bool,
+    no_compile: bool,
+    json_path: Path | None,
+    chart: Path | None,
+) -> None:
+    """Time eager, eager channels_last, torch.compile with freezing and fused, interleaved.
+
+    Ratios are to the fastest of the first three. Errors are relative L2 of the logits against fp64.
+    """
+    if chart:
+        picture.require()
+    for path in filter(None, (json_path, chart)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    out = console()
+    chosen = engines(compile=not no_compile, ours=ours)
+    with _threads(threads):
+        about = machine()
+        groups = _measure(out, model, batches, DTYPES[dtype], size, chosen, seconds, rounds)
+    title = f"{model}, {dtype}, {size}x{size}, {about.threads} threads"
+    if select.force() != "none":
+        title += f", selection forced to {select.force()}"
+    table = speed_table(title, "to best peer")
+    for group in groups:
+        add_results(table, group, best_peer(group))
+    out.print(table)
+    for group in groups:
+        out.print(_verdict(group), highlight=False)
+    out.print(f"[dim]{about.describe()}[/dim]", highlight=False, soft_wrap=True)
+    if json_path:
+        net = {"model": model, "dtype": dtype, "size": size}
+        json_path.write_text(json.dumps(_document(about, net, groups), indent=2) + "\n")
+    if chart:
+        panels = [picture.Panel(f"batch {g[0].batch}", g, best_peer(g)) for g in groups]
+        footer = f"{about.describe()}. Ratios are to the fastest grey bar."
+        picture.save_speed(chart, title, panels, footer)
+
+
+def _measure(
+    out: Console,
+    model: str,
+    batches: tuple[int, ...],
+    dtype: torch.dtype,
+    size: int,
+    chosen: dict,
+    seconds: float,
+    rounds: int | None,
+) -> list[list[Result]]:
+    """One list of results a batch size."""
+    net = plain_net(model).to(dtype)
+    images = random_images(max(batches), size=size).to(dtype)
+    groups = []
+    with progress_bar(out) as progress:
+        task = progress.add_task("fp64, to compare with", total=None)
+
+        def on_stage(text: str, done: int, total: int) -> None:
+            progress.update(task, description=f"batch {batch}: {text}", completed=done, total=total)
+
+        exact = exact_logits(net, images)
+        for batch in batches:
+            x, y = images[:batch].clone(), exact[:batch]
+            try:
+                results = compare(
+                    net, x, y, chosen, budget_s=seconds, rounds=rounds, on_stage=on_stage
+                )
+            except WrongResult as wrong:
+                raise click.ClickException(f"batch {batch}: {wrong}.") from wrong
+            groups.append(results)
+    return groups
+
+
+def _verdict(group: list[Result]) -> str:
+    """Whether fused is the fastest of a batch size, and by how much."""
+    fused, peer = of_engine(group, FUSED), best_peer(group)
+    times = ratio(fused, peer)
+    start = f"batch {fused.batch}: "
+    if times is None:
+        return f"{start}no peer could run"
+    if times >= 1:
+        return f"[green]{start}fused is {times:.2f}x as fast as {peer.engine}[/green]"
+    return f"[red]{start}a loss, {peer.engine} is {1 / times:.2f}x as fast as fused[/red]"
+
+
+def _document(about: Machine, net: dict, groups: list[list[Result]]) -> dict[str, object]:
+    """What --json writes; times in milliseconds per call."""
+    return {
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": about.record(),
+        "net": net,
+        "results": [
+            result.record() | {"ratio_to_best_peer": ratio(result, best_peer(group))}
+            for group in groups
+            for result in group
+        ],
+    }
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """torch's intra-op threads within the block; None leaves them alone."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)

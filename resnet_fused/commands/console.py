@@ -1,0 +1,60 @@
+"""Printing that all commands share: one console, one progress bar, numbers as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+PIPE_WIDTH = 110  # columns when the output is a file or a pipe, which has no width of its own
+
+
+def console() -> Console:
+    """A console on the standard output of this moment (a test runner may have replaced it)."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=PIPE_WIDTH)
+
+
+@contextmanager
+def progress_bar(out: Console) -> Iterator[Progress]:
+    """A bar with description, count and elapsed time; it leaves no trace when done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    # without a terminal a bar would only leave an empty line
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+        yield progress
+
+
+def verbatim(out: Console, thing: object) -> None:
+    """str(thing) as it is: no markup, no colours, no wrapping."""
+    out.print(str(thing), markup=False, highlight=False, soft_wrap=True)
+
+
+def extra(load: Callable[[], Any], package: str, purpose: str) -> Any:
+    """load(), which imports `package`; where that is missing, one sentence that names the extra."""
+    try:
+        return load()
+    except ImportError as error:
+        raise click.ClickException(
+            f"{purpose} needs {package}, which is not installed: pip install 'resnet-fused[demo]'"
+        ) from error
+
+
+def milliseconds(seconds: float) -> str:
+    """Three significant digits or so, "8.43", "132"."""
+    ms = 1e3 * seconds
+    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+
+
+def coloured_ratio(ratio: float) -> str:
+    """How many times as fast as the standard, green for a gain and red for a loss: "1.31x"."""
+    colour = "green" if ratio >= 1.005 else "red" if ratio < 0.995 else "default"
+    return f"[{colour}]{ratio:.2f}x[/{colour}]"
