@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ._dataflow import NORMS
 from ._refusals import refuse_altered, refuse_mixture, refuse_unit
-from ._trace import MODES, every_module, record
+from ._trace import MODES, any_child, record
 from .recipe import ConvUnit, NoMatch, Site
 
 Found = tuple[str, str, str | None]  # names of conv, bn, act
@@ -45,14 +45,17 @@ def find_sites(
 
 
 def call_graphs(parent: nn.Module) -> list[fx.Graph]:
-    """What parent.forward calls, one graph per mode, every submodule a leaf. Raises NoMatch."""
+    """What parent.forward calls, one graph per mode, every submodule a leaf. Raises NoMatch.
+
+    A called submodule is named by its path below `parent`.
+    """
     replaced = [key for key in vars(parent) if callable(getattr(type(parent), key, None))]
     if replaced:
         raise NoMatch(f"{replaced[0]} is replaced on the instance")
     for method in ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__"):
         if getattr(type(parent), method) is not getattr(nn.Module, method):
             raise NoMatch(f"its class overrides {method}")
-    return [record(parent, mode, every_module) for mode in MODES]
+    return record(parent, MODES, any_child)
 
 
 def _has_pair(parent: nn.Module) -> bool:

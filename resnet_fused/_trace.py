@@ -11,7 +11,7 @@ import operator
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,15 +162,21 @@ def unit_leaf(module: nn.Module) -> bool:
     return own and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
 
 
-def every_module(module: nn.Module) -> bool:
+def any_child(module: nn.Module) -> bool:
     """Leaves of a parent's trace: whatever it calls."""
     return True
 
 
-def shadow(module: nn.Module) -> nn.Module:
-    """A deep copy that shares every tensor with `module` and has no forward or backward hooks."""
+def shadow(module: nn.Module, share_children: bool = False) -> nn.Module:
+    """A deep copy that shares every tensor with `module` and has no forward or backward hooks.
+
+    share_children: shares the submodules too, where none of them will run.
+    """
     memo: dict[int, Any] = {}
     for m in module.modules():
+        if share_children and m is not module:
+            memo[id(m)] = m
+            continue
         for value in (*m._parameters.values(), *m._buffers.values(), *m.__dict__.values()):
             if isinstance(value, Tensor):
                 memo[id(value)] = value
@@ -178,23 +184,38 @@ def shadow(module: nn.Module) -> nn.Module:
         copied = copy.deepcopy(module, memo)
     except Exception as error:
         raise NoMatch(f"cannot be copied for tracing ({_brief(error)})") from error
-    for m in copied.modules():
+    for m in [copied] if share_children else copied.modules():
         for hooks in HOOKS:
             m.__dict__[hooks].clear()
     return copied
 
 
-def record(module: nn.Module, mode: Mode, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
-    """The graph of module.forward in one mode.
+def record(
+    module: nn.Module, modes: Iterable[Mode], is_leaf: Callable[[nn.Module], bool]
+) -> list[fx.Graph]:
+    """The graphs of module.forward in these modes.
 
     Raises NoMatch with the reason when forward cannot be traced, draws random numbers, or changes
     the module's attributes. Each node's meta["ambient"] tells the gradient and autocast state that
     it ran under; that of the placeholders is the one that forward was entered with.
     """
-    copied = shadow(module)
-    for m in copied.modules():
+    copied = shadow(module, share_children=is_leaf is any_child)
+    own = [copied] if is_leaf is any_child else list(copied.modules())
+    graphs = []
+    for mode in modes:
+        try:
+            graphs.append(_record(copied, own, mode, is_leaf))
+        except NoMatch as reason:
+            raise NoMatch(f"{reason}{' in train()' if mode.training else ''}") from reason
+    return graphs
+
+
+def _record(
+    copied: nn.Module, own: list[nn.Module], mode: Mode, is_leaf: Callable[[nn.Module], bool]
+) -> fx.Graph:
+    for m in own:
         m.__dict__["training"] = mode.training
-    before = [_freeze(vars(m)) for m in copied.modules()]
+    before = [_freeze(vars(m)) for m in own]
     dice = _dice()
     try:
         with _LOCK, torch.set_grad_enabled(mode.grad), _OnlyRecorded():
@@ -202,14 +223,13 @@ def record(module: nn.Module, mode: Mode, is_leaf: Callable[[nn.Module], bool]) 
     except NoMatch:
         raise
     except Exception as error:
-        where = "in train() " if mode.training else ""
-        raise NoMatch(f"forward cannot be traced {where}({_brief(error)})") from error
+        raise NoMatch(f"forward cannot be traced ({_brief(error)})") from error
     finally:
         drew = _dice() != dice
         _restore(dice)
     if drew:
         raise NoMatch("forward draws random numbers")
-    for m, (old, _) in zip(copied.modules(), before, strict=False):
+    for m, (old, _) in zip(own, before, strict=True):
         changed = {key for key, _ in old ^ _freeze(vars(m))[0]}
         if changed:
             raise NoMatch(f"forward changes the attribute {sorted(changed)[0]}")
@@ -218,7 +238,7 @@ def record(module: nn.Module, mode: Mode, is_leaf: Callable[[nn.Module], bool]) 
 
 def record_all(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
     """The one graph that forward has in every mode; NoMatch where the modes differ."""
-    graphs = [record(module, mode, is_leaf) for mode in MODES]
+    graphs = record(module, MODES, is_leaf)
     shapes = [_canonical(graph) for graph in graphs]
     if shapes[0] != shapes[1]:
         raise NoMatch("forward depends on whether gradients are on")
@@ -239,17 +259,21 @@ def _canonical(graph: fx.Graph) -> list[tuple[Any, ...]]:
     ]
 
 
+_LONG = 10_000  # containers of data, not of settings
+
+
 def _freeze(value: Any, depth: int = 4) -> tuple[frozenset[tuple[str, Any]], Any]:
     """What an attribute dict holds, by identity, down through containers; what keeps it alive."""
     alive: list[Any] = []
 
     def visit(item: Any, depth: int) -> Any:
         alive.append(item)
-        if depth and isinstance(item, dict):
-            return tuple((repr(key), visit(child, depth - 1)) for key, child in item.items())
-        if depth and isinstance(item, (list, tuple, set, frozenset)):
-            return tuple(visit(child, depth - 1) for child in item)
-        return id(item)
+        containers = (dict, list, tuple, set, frozenset)
+        if not depth or not isinstance(item, containers) or len(item) > _LONG:
+            return id(item)
+        if isinstance(item, dict):
+            return tuple((visit(key, 1), visit(child, depth - 1)) for key, child in item.items())
+        return tuple(visit(child, depth - 1) for child in item)
 
     return frozenset((str(key), visit(item, depth)) for key, item in value.items()), alive
 

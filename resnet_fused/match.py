@@ -23,11 +23,11 @@ from ._dataflow import resolve, skips
 from ._dry_run import confirm
 from ._grammar import kind_of, parse
 from ._refusals import refuse_block, refuse_recipe
-from ._sites import find_sites
+from ._sites import call_graphs, find_sites
 from ._trace import EVAL, record, record_all, unit_leaf
 from .recipe import BlockRecipe, NoMatch
 
-__all__ = ["Verdict", "find_sites", "inspect_block", "is_candidate", "match_block"]
+__all__ = ["Verdict", "call_graphs", "find_sites", "inspect_block", "is_candidate", "match_block"]
 
 # A module with more convolutions than this is a network, not a block.
 _MAX_CONVS = 16
@@ -91,7 +91,7 @@ def _convs(module: nn.Module) -> int:
 
 def _graph(module: nn.Module) -> fx.Graph | None:
     try:
-        return record(module, EVAL, unit_leaf)
+        return record(module, [EVAL], unit_leaf)[0]
     except NoMatch:
         return None
 

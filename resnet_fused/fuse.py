@@ -1,0 +1,130 @@
+"""fuse, unfuse, refresh: fused modules into a model, out of it again, and their caches dropped."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from . import check
+from ._call import check_module
+from ._fused import FusedModule
+from ._plan import Plan, join, plan
+from ._runs import set_formats
+from ._trace import HOOKS
+from ._wrapper import Wrapper
+from .conv_bn import ConvSlot, install_site
+from .residual import FusedResidual
+
+OUTPUT_FORMATS = ("channels_last", "preserve")
+
+
+def fuse(
+    model: nn.Module,
+    *,
+    inplace: bool = False,
+    strict: bool = False,
+    output_format: str = "channels_last",
+) -> nn.Module:
+    """The model with fused modules in place of residual blocks and conv-BN(-ReLU) sequences.
+
+    Only what was proved equal by tracing is swapped; `resnet_fused.report` lists the rest with the
+    reasons. The state_dict stays what it was, training too. What has been fused already stays.
+
+    inplace: change `model` itself instead of a deep copy. Use the result in either case: a model
+        that is one residual block cannot be replaced in place.
+    strict: raise ValueError, with the reasons, when nothing could be fused.
+    output_format: "channels_last", the layout in which fused modules compute and hand on their
+        output; or "preserve" for models that call `.view` or otherwise rely on strides: every run
+        of adjacent fused modules gives its output in the layout that the plain modules would have
+        given it (contiguous, for a longer run, even where its input is channels_last).
+
+    Fuse after configuring the model: `forward` is looked at once, as its attributes are then.
+    A convolution that was fused with its BN gives the BN's output to whoever calls it by itself.
+    Raises TypeError for anything but a module, ValueError for an unknown output_format.
+    """
+    check_module("fuse", "model", model)
+    check.one_of("fuse", "output_format", output_format, OUTPUT_FORMATS)
+    model = model if inplace else _copy("fuse", "model", model)
+    found = plan(model)
+    kind = type(model).__name__
+    for name, _ in found.blocks:
+        model = _replace(model, name, FusedResidual.from_block(model.get_submodule(name)))
+    for name, site in found.sites:
+        install_site(model.get_submodule(name), site)
+    if strict and not any(isinstance(m, FusedModule) for m in model.modules()):
+        raise ValueError(f"fuse: nothing could be fused in {kind}: {_reasons(found)}")
+    set_formats(model, output_format)
+    return model
+
+
+def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The model with every fused module replaced by the plain one that it stands for.
+
+    The exact inverse of `fuse`: the same classes and tensors, the training flags of `fused`. Fused
+    modules that were built directly become their plain counterparts. Hooks registered since fusing
+    move along. inplace: change `fused` itself, not a deep copy; use the result in either case.
+    Raises TypeError for anything but a module.
+    """
+    check_module("unfuse", "fused", fused)
+    model = fused if inplace else _copy("unfuse", "fused", fused)
+    wrappers = [(name, m) for name, m in model.named_modules(remove_duplicate=False)]
+    for name, module in wrappers:
+        if isinstance(module, Wrapper):
+            _carry_hooks(module)
+        if isinstance(module, ConvSlot):
+            module.remove()
+        elif isinstance(module, FusedModule):
+            model = _replace(model, name, module.original())
+    return model
+
+
+def refresh(fused: nn.Module) -> None:
+    """Drops every packed weight below `fused`; the next call packs again.
+
+    For edits that nothing tells of: `tensor.data` on a GPU. Raises TypeError for a non-module.
+    """
+    check_module("refresh", "fused", fused)
+    for module in fused.modules():
+        if isinstance(module, FusedModule):
+            module.drop_packed()
+
+
+def _copy(op: str, name: str, model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"{op}: {name} must be deep-copyable or be given with inplace=True, got {error}"
+        ) from error
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """model with `new` at a path; the root's path is ""."""
+    if not name:
+        return new
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = new
+    return model
+
+
+def _carry_hooks(wrapper: Wrapper) -> None:
+    """Hooks registered on a wrapper go on to its original, which had none when it was fused."""
+    original = wrapper.__dict__["_original"]
+    for hooks in (*HOOKS, *_HOOK_OPTIONS):
+        original.__dict__[hooks] = wrapper.__dict__[hooks]
+
+
+_HOOK_OPTIONS = (
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+    "_is_full_backward_hook",
+)
+
+
+def _reasons(found: Plan) -> str:
+    most = 5
+    reasons = [f"{join(left.name, '') or 'the model'}: {left.reason}" for left in found.left]
+    rest = [f"and {len(reasons) - most} more"] if len(reasons) > most else []
+    return "; ".join(reasons[:most] + rest) or "it has no residual block and no conv-BN sequence"
