@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = ("relu", "none")
@@ -28,6 +28,12 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
 
 def _wrong_type(op: str, name: str, expected: str, value: Any) -> NoReturn:
     raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
+
+
+def module(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, nn.Module):
+        kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{op}: {name} must be a torch.nn.Module, got {kind}")
 
 
 def tensor(op: str, name: str, value: Any) -> None:
@@ -77,12 +83,18 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     return (both[0], both[1])
 
 
-def group_count(op: str, groups: Any, in_channels: int, out_channels: int) -> None:
+def group_count(op: str, groups: Any, in_channels: int | None, out_channels: int) -> None:
+    """in_channels: None where the groups only show in the weight, which has in_channels / groups."""
     if not _is_int(groups):
         _wrong_type(op, "groups", "an int", groups)
     if groups < 1:
         raise ValueError(f"{op}: groups must be at least 1, got {groups}")
-    if in_channels % groups or out_channels % groups:
+    if in_channels is None:
+        if out_channels % groups:
+            raise ValueError(
+                f"{op}: groups must divide the {out_channels} output channels of weight, got {groups}"
+            )
+    elif in_channels % groups or out_channels % groups:
         raise ValueError(
             f"{op}: groups must divide the {in_channels} input and {out_channels} output channels, "
             f"got {groups}"
@@ -97,9 +109,17 @@ def one_of(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def plan_weight(
-    op: str, plan: str, kernel: tuple[int, int], groups: int, stride: Any = (1, 1), dilation: Any = (1, 1)
+    op: str,
+    plan: str,
+    dtype: torch.dtype,
+    kernel: tuple[int, int],
+    groups: int,
+    stride: Any = (1, 1),
+    dilation: Any = (1, 1),
 ) -> None:
-    """What a Winograd plan demands of the convolution."""
+    """What a plan of ours demands of the convolution."""
+    if plan != "torch" and dtype == torch.float64:
+        raise TypeError(f'{op}: plan "{plan}" takes float32, bfloat16 or float16, got float64')
     if not plan.startswith("winograd"):
         return
     if tuple(kernel) != (3, 3) or groups != 1:

@@ -94,7 +94,7 @@ def conv_bn_act(
     at least. Differentiable in all five tensors; under autocast x, weight and residual are cast.
     Raises ValueError or TypeError with one sentence that names the argument.
     """
-    if torch.is_autocast_enabled(x.device.type if isinstance(x, Tensor) else "cpu"):
+    if isinstance(x, Tensor) and is_autocast_on(x.device):
         x, weight, residual = (_autocast(t) for t in (x, weight, residual))
     check.conv_bn_act(
         "conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act
@@ -161,10 +161,11 @@ def _packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tupl
 
 
 def _check_pack(weight: Any, groups: Any, plan: Any) -> None:
-    check.conv_weight("pack_conv", weight)
-    check.group_count("pack_conv", groups, weight.shape[1] * groups, weight.shape[0])
-    check.one_of("pack_conv", "plan", plan, check.PLANS)
-    check.plan_weight("pack_conv", plan, weight.shape[2:], groups)
+    op = "pack_conv"
+    check.conv_weight(op, weight)
+    check.group_count(op, groups, None, weight.shape[0])
+    check.one_of(op, "plan", plan, check.PLANS)
+    check.plan_weight(op, plan, weight.dtype, weight.shape[2:], groups)
 
 
 def _check_packed(
@@ -186,7 +187,7 @@ def _check_packed(
     kernel = check.pair(op, "kernel_size", kernel_size, 1)
     check.group_count(op, groups, x.shape[-3], scale.shape[0])
     check.one_of(op, "plan", plan, check.PLANS)
-    check.plan_weight(op, plan, kernel, groups, stride, dilation)
+    check.plan_weight(op, plan, x.dtype, kernel, groups, stride, dilation)
     weight_shape = (scale.shape[0], x.shape[-3] // groups, *kernel)
     check.shape(op, "packed", packed, _packed_shape(weight_shape, groups, plan))
     check.like(op, "packed", packed, x, x.dtype if plan == "torch" else torch.float32)
@@ -529,6 +530,11 @@ _forward_only("conv_bn_act_packed")
 
 
 # ---- autocast ----------------------------------------------------------------------------------------
+
+def is_autocast_on(device: torch.device) -> bool:
+    """Whether autocast is on for a device; devices that cannot have it, such as meta, included."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
 
 def _autocast(tensor: Any) -> Any:
     """The tensor in autocast's dtype, by autocast's own rule: float64 and integers stay."""
