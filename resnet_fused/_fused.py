@@ -12,7 +12,7 @@ from torch.nn.modules import module as _module
 
 from . import check, packing
 from ._wrapper import Wrapper
-from .ops import conv_bn_act_vjp
+from .ops import conv_bn_act_vjp, is_autocast_on
 from .recipe import ConvUnit
 
 _ops = torch.ops.resnet_fused
@@ -44,6 +44,7 @@ class Link:
     path: str
     child: nn.Module
     kind: type
+    count: int  # of the child's own children
 
 
 def links_below(module: nn.Module, prefix: str = "") -> Iterator[Link]:
@@ -51,7 +52,7 @@ def links_below(module: nn.Module, prefix: str = "") -> Iterator[Link]:
     for name, child in module._modules.items():
         if child is not None:
             path = f"{prefix}{name}"
-            yield Link(module._modules, name, path, child, type(child))
+            yield Link(module._modules, name, path, child, type(child), len(child._modules))
             yield from links_below(child, path + ".")
 
 
@@ -61,7 +62,9 @@ def changed(link: Link) -> str | None:
     if link.children.get(link.name) is not child:
         return f"{link.path} was replaced"
     if type(child) is not link.kind:
-        return f"{link.path} became a {type(child).__name__} (parametrized?)"
+        return f"{link.path} became a {type(child).__name__}"
+    if len(child._modules) != link.count:
+        return f"{link.path} has more or fewer children than it had"
     if has_hooks(child):
         return f"{link.path} has hooks"
     if "forward" in child.__dict__:
@@ -76,6 +79,10 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def has_global_hooks() -> bool:
+    return any(_GLOBAL_HOOKS)
 
 
 class _ConvBnAct(torch.autograd.Function):
@@ -125,8 +132,10 @@ class FusedModule(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W) or (C, H, W). Raises ValueError or TypeError naming x if it does not fit."""
+        if self._why_changed() is not None:
+            return self._run_original(x)
         self._check_input(x)
-        if self._why_eager(x) is not None:
+        if self._why_eager_now(x) is not None:
             return self._run_original(x)
         y = self._compose(x, self._runner(x))
         if self.output_format == "preserve" and not _is_channels_last(x):
@@ -142,61 +151,91 @@ class FusedModule(Wrapper):
             raise ValueError(f"{op}: x must have {channels} channels, got shape {check.shape_of(x)}")
         if x.device != weight.device:
             raise ValueError(f"{op}: x must be on {weight.device}, where the weights are, got {x.device}")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != weight.dtype and not is_autocast_on(x.device):
             raise TypeError(
                 f"{op}: x must be {check.dtype_name(weight.dtype)}, as the weights are, "
                 f"got {check.dtype_name(x.dtype)}"
             )
 
-    def _why_eager(self, x: Tensor | None = None) -> str | None:
+    def _why_eager(self) -> str | None:
         """Why the next call runs the original module, or None."""
-        for hooks in _GLOBAL_HOOKS:
-            if hooks:
-                return "hooks on all modules are set"
+        return self._why_changed() or self._why_eager_now()
+
+    def _why_changed(self) -> str | None:
+        """What was done to the module since it was fused that fusing cannot follow, or None."""
+        if has_global_hooks():
+            return "hooks on all modules are set"
+        if self._attribute_set is not None:
+            return f"{self._attribute_set} was set"
         for link in self._links:
             reason = changed(link)
             if reason is not None:
                 return reason
+        return None
+
+    def _why_eager_now(self, x: Tensor | None = None) -> str | None:
+        """What in the module's mode or in this input asks for the original module, or None."""
         if self.training:
             return "training"
         for unit in self._units:
+            if unit.conv.padding_mode != "zeros":
+                return f"{unit.conv_name} pads with {unit.conv.padding_mode!r}"
             bn = unit.bn
             if bn is not None and (bn.training or bn._buffers["running_mean"] is None):
                 return f"{unit.bn_name} uses batch statistics"
-        if x is not None and type(x) is not Tensor and not isinstance(x, nn.Parameter):
+        if x is None or torch.compiler.is_compiling():
+            return None
+        if x.is_meta:
+            return "the input has a shape only"
+        if type(x) is not Tensor and not isinstance(x, nn.Parameter):
             return f"the input is a {type(x).__name__}"
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return "a function transform is at work"
         return None
 
     def _compute_dtype(self, x: Tensor) -> torch.dtype:
-        device = x.device.type
-        if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
+        if x.dtype != torch.float64 and is_autocast_on(x.device):
+            return torch.get_autocast_dtype(x.device.type)
         return self._units[0].conv.weight.dtype
 
     def _runner(self, x: Tensor) -> Run:
         dtype = self._compute_dtype(x)
         if torch.is_grad_enabled() and self._needs_grad(x):
-            return self._runner_with_gradients(dtype)
-        if torch.compiler.is_compiling():
-            return self._runner_in_graph(dtype)
+            runner = self._runner_with_gradients(dtype)
+        elif torch.compiler.is_compiling():
+            runner = self._runner_in_graph(dtype)
+        else:
+            runner = self._runner_packed(dtype)
+
+        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
+            # Under autocast the input and an identity shortcut come in another dtype.
+            return runner(i, x.to(dtype), residual if residual is None else residual.to(dtype))
+
+        return run
+
+    def _needs_grad(self, x: Tensor) -> bool:
+        # Not self.parameters(): a site's BN is no child of the module that computes it.
+        return x.requires_grad or any(
+            t.requires_grad for unit in self._units for t in packing.tensors(unit)
+        )
+
+    def _runner_packed(self, dtype: torch.dtype) -> Run:
         packed = self._cache.get(self._units, dtype, self.exact_nonfinite)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
             with torch._C._AutoDispatchBelowAutograd():
-                return packed[i](x.to(dtype), residual)
+                return packed[i](x, residual)
 
         return run
-
-    def _needs_grad(self, x: Tensor) -> bool:
-        return x.requires_grad or any(t.requires_grad for t in self.parameters())
 
     def _runner_in_graph(self, dtype: torch.dtype) -> Run:
         """Packs inside the graph, where freezing folds it into a constant."""
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
-            with torch.no_grad():
-                return packing.pack(self._units[i], dtype, self.exact_nonfinite)(x.to(dtype), residual)
+            # no_grad would not do: strict export replays the graph without it.
+            x, residual = x.detach(), residual if residual is None else residual.detach()
+            return packing.pack(self._units[i], dtype, self.exact_nonfinite)(x, residual)
 
         return run
 
@@ -208,7 +247,7 @@ class FusedModule(Wrapper):
                 scale, shift = packing.fold(unit)
                 weight = unit.conv.weight.to(dtype)
                 keywords = packing.conv_keywords(unit)
-                return _ops.conv_bn_act(x.to(dtype), weight, scale, shift, residual, **keywords)
+                return _ops.conv_bn_act(x, weight, scale, shift, residual, **keywords)
 
         else:
             packed = self._cache.get(self._units, dtype, self.exact_nonfinite)
@@ -217,7 +256,7 @@ class FusedModule(Wrapper):
                 unit = self._units[i]
                 scale, shift = packing.fold(unit)
                 weight = unit.conv.weight.to(dtype)
-                return _ConvBnAct.apply(packed[i], x.to(dtype), weight, scale, shift, residual)
+                return _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
 
         return run
 

@@ -32,6 +32,7 @@ class Wrapper(nn.Module):
         for name in _SHARED:
             self.__dict__[name] = original.__dict__[name]
         self.__dict__["_original"] = original
+        self.__dict__["_attribute_set"] = None  # one that the original had, set through the wrapper
         self.__dict__["training"] = original.training
 
     def __getattr__(self, name: str) -> Any:
@@ -42,6 +43,28 @@ class Wrapper(nn.Module):
             if original is None or name.startswith("__"):
                 raise
             return getattr(original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """On the original, unless the wrapper has an attribute of that name itself.
+
+        The plain block must see what its own __init__ might have set: `block.conv3 = nn.Conv2d(...)`
+        where conv3 was None. The shared dicts show children, parameters and buffers to both.
+        """
+        original = self.__dict__.get("_original")
+        if original is None or name in self.__dict__ or hasattr(type(self), name):
+            super().__setattr__(name, value)
+            return
+        if name not in self._modules and getattr(original, name, value) is not value:
+            self.__dict__["_attribute_set"] = name
+        setattr(original, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        original = self.__dict__.get("_original")
+        if original is None or name in self.__dict__:
+            super().__delattr__(name)
+        else:
+            delattr(original, name)
+            self.__dict__["_attribute_set"] = name
 
     def original(self) -> nn.Module:
         """The wrapped module, in the wrapper's training mode."""

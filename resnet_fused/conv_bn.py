@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from . import check
-from ._fused import FusedModule, Link, Run, changed, has_hooks, links_below
+from ._fused import FusedModule, Link, Run, changed, has_global_hooks, has_hooks, links_below
 from ._refusals import refuse_unit
 from ._wrapper import Wrapper
 from .recipe import ConvUnit, NoMatch, Site
@@ -69,12 +69,24 @@ class _Installed:
         for name, slot in zip(self.names, self.slots, strict=True):
             if self.parent._modules.get(name) is not slot:
                 return f"{name} was replaced"
+            if type(slot) not in (ConvSlot, PassSlot):
+                return f"{name} became a {type(slot).__name__}"
             if has_hooks(slot):
                 return f"{name} has hooks"
-            reason = changed(Link({name: slot.__dict__["_original"]}, name, name, slot.__dict__["_original"], slot.of))
+            original = slot.__dict__["_original"]
+            reason = changed(Link({name: original}, name, name, original, slot.of, 0))
             if reason is not None:
                 return reason
         return None
+
+
+def _run_plainly(slot: Wrapper, x: Tensor) -> Tensor:
+    """What the slot's original computes; from the slot's attributes, because that is where a
+    parametrization or pruning of `parent.conv` puts the weight."""
+    original = slot.original()
+    if "forward" in original.__dict__ or has_hooks(original):
+        return original(x)
+    return type(original).forward(slot, x)
 
 
 class ConvSlot(FusedModule):
@@ -88,20 +100,25 @@ class ConvSlot(FusedModule):
         self.__dict__["_installed"] = installed
         self.__dict__["of"] = type(unit.conv)
 
-    def _why_eager(self, x: Tensor | None = None) -> str | None:
+    def _why_changed(self) -> str | None:
+        if has_global_hooks():
+            return "hooks on all modules are set"
+        return self._installed.broken()
+
+    def _why_eager_now(self, x: Tensor | None = None) -> str | None:
         for slot in self._installed.slots:
             slot.original()  # the BN's own training flag follows its slot's
-        return self._installed.broken() or super()._why_eager(x)
+        return super()._why_eager_now(x)
 
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         return run(0, x, None)
 
     def _run_original(self, x: Tensor) -> Tensor:
-        y = self.original()(x)
+        y = _run_plainly(self, x)
         if self._installed.broken() is not None:
             return y
         for slot in self._installed.slots[1:]:
-            y = slot.original()(y)
+            y = _run_plainly(slot, y)
         return y
 
     def remove(self) -> None:
@@ -121,7 +138,7 @@ class PassSlot(Wrapper):
         self.__dict__["of"] = type(original)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self._installed.broken() is None else self.original()(x)
+        return x if self._installed.broken() is None else _run_plainly(self, x)
 
     def extra_repr(self) -> str:
         return f"{type(self.__dict__['_original']).__name__}, computed by the convolution before it"

@@ -111,13 +111,14 @@ def conv_keywords(unit: ConvUnit) -> dict[str, Any]:
 def pack(unit: ConvUnit, dtype: torch.dtype, exact_nonfinite: bool = False) -> PackedUnit:
     """Packs one convolution for computing in `dtype`. Takes part in a graph that is being captured."""
     choice = select.choose(shape_of(unit.conv, dtype), exact_nonfinite=exact_nonfinite)
-    scale, shift = fold(unit)
-    weight = _ops.pack_conv(unit.conv.weight.to(dtype), unit.conv.groups, plan=choice.plan)
+    scale, shift = (t.detach() for t in fold(unit))
+    weight = unit.conv.weight.detach().to(dtype)
+    weight = _ops.pack_conv(weight, unit.conv.groups, plan=choice.plan)
     keywords = conv_keywords(unit) | {"kernel_size": kernel_size(unit.conv), "plan": choice.plan}
     return PackedUnit(weight, scale, shift, keywords, choice)
 
 
-def _tensors(unit: ConvUnit) -> list[Tensor]:
+def tensors(unit: ConvUnit) -> list[Tensor]:
     """Every tensor that packing reads. Straight from the dicts: nn.Module's getattr costs 0.4 us each."""
     conv, bn = unit.conv, unit.bn
     found = [conv._parameters["weight"], conv._parameters["bias"]]
@@ -138,7 +139,7 @@ class _Stamp:
     """What the tensors and settings of some units were when they were packed."""
 
     def __init__(self, units: Sequence[ConvUnit]) -> None:
-        self.tensors = [t for unit in units for t in _tensors(unit)]
+        self.tensors = [t for unit in units for t in tensors(unit)]
         self.settings = [_settings(unit) for unit in units]
         self.places = [(t.data_ptr(), t.dtype) for t in self.tensors]
         # Inference tensors have no version counter: the whole content is compared.
@@ -156,7 +157,7 @@ class _Stamp:
         for unit, settings in zip(units, self.settings, strict=True):
             if _settings(unit) != settings:
                 return False
-            for tensor in _tensors(unit):
+            for tensor in tensors(unit):
                 if at == len(known) or tensor is not known[at]:
                     return False
                 version = versions[at]
