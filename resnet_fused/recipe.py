@@ -45,5 +45,5 @@ class Site:
     act_name: str | None  # the ReLU child that the site absorbs; None where the activation is not a module
 
 
-class NoMatch(Exception):
+class NoMatch(ValueError):
     """Why a module cannot be fused, as one sentence for the report."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import reference
+from . import check, reference
 from ._fused import FusedModule, Run, links_below
 from .match import match_block
-from .recipe import BlockRecipe
+from .recipe import BlockRecipe, NoMatch
 
 
 class FusedResidual(FusedModule):
@@ -26,10 +26,9 @@ class FusedResidual(FusedModule):
     def __init__(
         self, input_channels: int, num_channels: int, use_1x1conv: bool = False, strides: int = 1
     ) -> None:
-        self._wrap(_build(reference.Residual, input_channels, num_channels, use_1x1conv, strides))
+        self._wrap(*_build(reference.Residual, input_channels, num_channels, use_1x1conv, strides))
 
-    def _wrap(self, block: nn.Module, recipe: BlockRecipe | None = None) -> None:
-        recipe = recipe or match_block(block)
+    def _wrap(self, block: nn.Module, recipe: BlockRecipe) -> None:
         FusedModule.__init__(self, block, recipe.units(), tuple(links_below(block)))
         self.__dict__["_recipe"] = recipe
 
@@ -38,8 +37,10 @@ class FusedResidual(FusedModule):
         """A fused module in the place of any block that can be proved to be a residual block.
 
         Shares the block's children, parameters and attributes. Returns a FusedBottleneck for blocks of
-        three convolutions or more. Raises NoMatch with the reason for any other module.
+        three convolutions or more. Raises NoMatch, a ValueError with the reason, for any other module
+        and TypeError for anything else.
         """
+        check.module("FusedResidual.from_block", "block", block)
         recipe = match_block(block)
         kind = FusedBottleneck if recipe.kind == "bottleneck" else FusedResidual
         fused = kind.__new__(kind)
@@ -70,12 +71,12 @@ class FusedBottleneck(FusedResidual):
     def __init__(
         self, input_channels: int, num_channels: int, use_1x1conv: bool = False, strides: int = 1
     ) -> None:
-        self._wrap(_build(reference.Bottleneck, input_channels, num_channels, use_1x1conv, strides))
+        self._wrap(*_build(reference.Bottleneck, input_channels, num_channels, use_1x1conv, strides))
 
 
 def _build(
     block: type[nn.Module], input_channels: int, num_channels: int, use_1x1conv: bool, strides: int
-) -> nn.Module:
+) -> tuple[nn.Module, BlockRecipe]:
     name = f"Fused{block.__name__}"
     for argument, value in (
         ("input_channels", input_channels),
@@ -86,4 +87,14 @@ def _build(
             raise TypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
         if value < 1:
             raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
-    return block(input_channels, num_channels, use_1x1conv, strides)
+    outputs = getattr(block, "expansion", 1) * num_channels
+    if not use_1x1conv and (input_channels != outputs or strides != 1):
+        raise ValueError(
+            f"{name}: use_1x1conv must be True where the shortcut changes shape, got {use_1x1conv} with "
+            f"{input_channels} input channels, {outputs} output channels and strides {strides}"
+        )
+    built = block(input_channels, num_channels, use_1x1conv, strides)
+    try:
+        return built, match_block(built)
+    except NoMatch as reason:  # global hooks
+        raise ValueError(f"{name}: the block cannot be fused: {reason}") from None
