@@ -88,24 +88,22 @@ def resolve(graph: fx.Graph, root: nn.Module) -> tuple[Step, Step, list[Step]]:
 
 
 def skips(graph: fx.Graph, root: nn.Module) -> int:
-    """The most convolutions on a path into an addition of two values from the input, or 0.
+    """The most convolutions that one summand of an addition has passed and the other has not, or 0.
 
     Tells a residual block, fusable or not, from other modules.
     """
-    convs: dict[fx.Node, int] = {}
-    longest = 0
+    passed: dict[fx.Node, frozenset[fx.Node]] = {}
+    most = 0
     for node in graph.nodes:
-        inputs = [convs[n] for n in node.all_input_nodes if n in convs]
+        inputs = [passed[n] for n in node.all_input_nodes if n in passed]
         if node.op == "placeholder":
-            convs[node] = 0
+            passed[node] = frozenset()
         elif inputs:
             if node.target in _ADDS and len(inputs) == 2:
-                longest = max(longest, *inputs)
-            is_conv = node.op == "call_module" and isinstance(
-                root.get_submodule(node.target), _ConvNd
-            )
-            convs[node] = max(inputs) + is_conv
-    return longest
+                most = max(most, len(inputs[0] - inputs[1]), len(inputs[1] - inputs[0]))
+            conv = node.op == "call_module" and isinstance(root.get_submodule(node.target), _ConvNd)
+            passed[node] = frozenset().union(*inputs, [node] if conv else [])
+    return most
 
 
 def _returned(node: fx.Node, value: dict[fx.Node, Step]) -> Step:

@@ -70,9 +70,9 @@ def _pairs(graph: fx.Graph, parent: nn.Module) -> list[Found]:
     children = Counter(id(child) for child in parent._modules.values())
 
     def once(node: fx.Node) -> bool:
-        """Whether the node is the only call of a child, with one argument."""
+        """Whether the node is the only call of a child, with one positional argument."""
         child = id(called.get(node))
-        return calls[child] == children[child] == len(node.args) + len(node.kwargs) == 1
+        return calls[child] == children[child] == len(node.args) == 1 and not node.kwargs
 
     def reader(node: fx.Node) -> fx.Node | None:
         """The one call that reads the node's value."""

@@ -359,6 +359,18 @@ class Concatenates(Plain):
         return torch.cat([self.main(x), x], 1)
 
 
+class ConvolutionBeforeTheFork(Plain):
+    """A vision transformer's: one convolution, then additions that skip none."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(9), nn.Linear(9, 9)
+
+    def forward(self, x):
+        y = self.conv1(x)
+        return y + self.linear(self.norm(y))
+
+
 class AddsBias(Plain):
     def forward(self, x):
         return self.relu(self.main(x) + 1)
@@ -369,6 +381,7 @@ NOT_RESIDUAL = {
     "multiplies": Multiplies,
     "concatenates": Concatenates,
     "adds_a_constant": AddsBias,
+    "convolution_before_the_fork": ConvolutionBeforeTheFork,
     "no_convolution": lambda: nn.TransformerEncoderLayer(8, 2),
     "linear": lambda: nn.Linear(8, 8),
     "network": lambda: ResNet(BasicBlock, [2, 2, 2, 2], width=8),
@@ -585,6 +598,13 @@ class RegisteredTwice(Net):
         return self.relu(self.bn(self.alias(x)))
 
 
+class ByKeyword(Net):
+    """The slots of a site take a positional argument."""
+
+    def forward(self, x):
+        return self.bn(self.conv(input=x))
+
+
 class NestedConv(Net):
     def __init__(self):
         super().__init__()
@@ -610,6 +630,7 @@ class NormUnderNoGrad(Net):
         BiasBetween,
         SeesDataBetween,
         RegisteredTwice,
+        ByKeyword,
         NestedConv,
     ],
 )
