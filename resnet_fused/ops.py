@@ -156,7 +156,7 @@ def _packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tupl
         return weight_shape
     panels = -(-(out_channels // groups) // _PANEL)
     if plan in _WINOGRAD_POINTS:
-        return (_WINOGRAD_POINTS[plan], panels, group_in, _PANEL)
+        return (panels, _WINOGRAD_POINTS[plan], group_in, _PANEL)
     return (groups * panels, kernel_h * kernel_w * group_in, _PANEL)
 
 

@@ -503,13 +503,13 @@ def test_packed_layout(case):
 
 @needs_extension
 def test_packed_layout_of_winograd():
-    """packed[point][panel][channel][32] of G w G^T, here for F(2x2)."""
+    """packed[panel][point][channel][32] of G w G^T, here for F(2x2)."""
     weight = integers(CHANNELS[7]).weight  # 33 of 32
     g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]).double()
     packed = rf.ops.pack_conv(weight.float(), plan="winograd2")
     want = torch.zeros(64, 32, 4, 4)
     want[:33] = g @ weight @ g.T
-    assert_same(packed, want.permute(2, 3, 0, 1).reshape(16, 2, 32, 32).transpose(2, 3))
+    assert_same(packed, want.permute(2, 3, 0, 1).reshape(16, 2, 32, 32).permute(1, 0, 3, 2))
 
 
 @pytest.mark.parametrize(("plan", "dtype"), PLANS)

@@ -45,7 +45,7 @@ inline std::vector<int64_t> packed_shape(Plan plan, const ConvShape& s) {
     case Plan::kDirect:
       return {s.groups * panels_of(s.group_out()), s.reduction(), kPanel};
     default:
-      return {winograd_points(winograd_tile(plan)), panels_of(s.out_channels), s.in_channels, kPanel};
+      return {panels_of(s.out_channels), winograd_points(winograd_tile(plan)), s.in_channels, kPanel};
   }
 }
 

@@ -1,6 +1,8 @@
 // Fused Winograd convolution: packing, cutting into jobs, the parallel loop.
 #include "cpu/winograd.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "cpu/arena.h"
@@ -11,23 +13,39 @@
 namespace resnet_fused {
 namespace {
 
-// Tiles of a block: enough rows for the register tile (14), few enough that values and sums stay in L2
-// beside the weights of one point.
-constexpr int64_t kBlockFloats = 96 * 1024;
+// Transformed windows may take half of L2; the other half is for sums and the weights passing through.
+int64_t values_budget() {
+  static const int64_t budget = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 512 << 10) / 2;
+  return budget;
+}
 
-WinogradTiles winograd_tiles(const ConvShape& shape, int64_t m, int64_t threads) {
+// More rows for each panel of weights are worth having until the multiplications hide its loads, two
+// register tiles; with more, jobs only become unequal.
+constexpr int64_t kMaxTiles = 28;
+// A job's share of the panels where weights are the larger operand: they pass through one core only.
+constexpr int64_t kPanelsPerJob = 2;
+constexpr int64_t kLargeWeights = 1 << 20;  // bytes
+
+struct Blocks {
+  int64_t tiles;   // tiles a job
+  int64_t panels;  // panels a job
+};
+
+Blocks winograd_blocks(const ConvShape& shape, int64_t m, int64_t total, int64_t threads) {
   const int64_t panels = panels_of(shape.out_channels);
-  const int64_t total = shape.batch * ceil_div(shape.out_h(), m) * ceil_div(shape.out_w(), m);
-  const int64_t per_tile = winograd_points(m) * (shape.in_channels + shape.out_channels);
-  const int64_t wanted = threads > 1 ? 3 * threads : 1;
-  WinogradTiles block;
-  block.panels = panels;
-  block.tiles = std::clamp<int64_t>(kBlockFloats / per_tile, 8, 14);
-  block.tiles = std::min(block.tiles, total);
-  const auto jobs = [&] { return ceil_div(total, block.tiles) * ceil_div(panels, block.panels); };
-  while (jobs() < wanted && block.panels > 2) block.panels = ceil_div(block.panels, 2);
-  block.tiles = ceil_div(total, ceil_div(total, block.tiles));
-  return block;
+  const int64_t bytes_per_tile =
+      winograd_points(m) * shape.in_channels * static_cast<int64_t>(sizeof(float));
+  const int64_t fitting = std::clamp<int64_t>(values_budget() / bytes_per_tile, 1, kMaxTiles);
+  int64_t blocks = ceil_div(total, std::min(fitting, total));
+  Blocks cut{0, panels};
+  if (blocks < 2 * threads && panels * kPanel * bytes_per_tile > kLargeWeights) {
+    cut.panels = std::min(panels, kPanelsPerJob);
+  } else {
+    // A whole number of blocks for every thread, if there are tiles enough.
+    blocks = std::min(ceil_div(blocks, threads) * threads, total);
+  }
+  cut.tiles = ceil_div(total, blocks);
+  return cut;
 }
 
 }  // namespace
@@ -51,7 +69,7 @@ void winograd_pack(const ConvShape& shape, int64_t m, const float* weight, float
       for (int i = 0; i < points; ++i) {
         for (int j = 0; j < points; ++j) {
           const double value = half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2];
-          packed[(((i * points + j) * panels + panel) * channels + c) * kPanel + lane] =
+          packed[((panel * points * points + i * points + j) * channels + c) * kPanel + lane] =
               static_cast<float>(value);
         }
       }
@@ -64,15 +82,16 @@ void winograd_conv(const ConvArgs& args, int64_t m) {
   const int64_t tiles = shape.batch * ceil_div(shape.out_h(), m) * ceil_div(shape.out_w(), m);
   const int64_t panels = panels_of(shape.out_channels);
   const Kernels& isa = kernels();
-  const WinogradTiles block = winograd_tiles(shape, m, thread_count());
-  const int64_t panel_jobs = ceil_div(panels, block.panels);
-  for_each_job(ceil_div(tiles, block.tiles) * panel_jobs, [&](int64_t index) {
+  const Blocks cut = winograd_blocks(shape, m, tiles, thread_count());
+  const int64_t panel_jobs = ceil_div(panels, cut.panels);
+  for_each_job(ceil_div(tiles, cut.tiles) * panel_jobs, [&](int64_t index, int64_t previous) {
     WinogradJob job;
-    job.tile_begin = index / panel_jobs * block.tiles;
-    job.tile_end = std::min(job.tile_begin + block.tiles, tiles);
-    job.panel_begin = index % panel_jobs * block.panels;
-    job.panel_end = std::min(job.panel_begin + block.panels, panels);
-    isa.winograd_job(args, m, job, thread_scratch(winograd_scratch(shape, m, block)));
+    job.tile_begin = index / panel_jobs * cut.tiles;
+    job.tile_end = std::min(job.tile_begin + cut.tiles, tiles);
+    job.panel_begin = index % panel_jobs * cut.panels;
+    job.panel_end = std::min(job.panel_begin + cut.panels, panels);
+    job.values_ready = previous >= 0 && previous / panel_jobs == index / panel_jobs;
+    isa.winograd_job(args, m, job, thread_scratch(winograd_scratch(shape, m, cut.tiles)));
   });
 }
 

@@ -8,14 +8,17 @@
 // 4 times less for m = 4. For each of the (m + 2)^2 points the sum over channels is a matrix product,
 // tiles by output channels, and runs on the register tile of the implicit GEMM.
 //
-// Weights are transformed once, in float64, and packed as
+// Weights are transformed once, in float64, and packed in the order in which they are read:
 //
-//   packed[point][panel][in_channel][32]
+//   packed[panel][point][in_channel][32]
 //
 // A job takes a block of tiles through all three steps while everything stays in its core's L2:
 //
-//   values[point][chunk][tile][16]   transformed windows
-//   sums[point][panel][tile][32]     products
+//   values[point][chunk][tile][16]   transformed windows, all input channels
+//   sums[point][tile][32]            products of one panel, turned into output before the next panel
+//
+// Measured on ResNet-18's 3x3 layers, one image, 2 cores (AVX-512, 2 MiB L2 each): summing all panels before
+// the output transform takes 1.6 times as long in stage 4, because sums then push values out of L2.
 #pragma once
 
 #include "conv.h"
@@ -27,11 +30,7 @@ namespace resnet_fused {
 struct WinogradJob {
   int64_t tile_begin, tile_end;
   int64_t panel_begin, panel_end;
-};
-
-struct WinogradTiles {
-  int64_t tiles;
-  int64_t panels;
+  bool values_ready;  // the scratch memory still holds the transformed windows of these tiles
 };
 
 constexpr int64_t winograd_points(int64_t m) { return (m + 2) * (m + 2); }
@@ -41,11 +40,11 @@ constexpr int64_t winograd_points(int64_t m) { return (m + 2) * (m + 2); }
 inline int64_t values_stride(const ConvShape& shape, int64_t tiles) {
   return ceil_div(shape.in_channels, kChunk) * tiles * kChunk + kChunk;
 }
-inline int64_t sums_stride(int64_t panels, int64_t tiles) { return panels * tiles * kPanel + kChunk; }
+inline int64_t sums_stride(int64_t tiles) { return tiles * kPanel + kChunk; }
 
-inline int64_t winograd_scratch(const ConvShape& shape, int64_t m, const WinogradTiles& block) {
-  return winograd_points(m) *
-         (values_stride(shape, block.tiles) + sums_stride(block.panels, block.tiles));
+// Floats of scratch memory that a job of `tiles` tiles needs.
+inline int64_t winograd_scratch(const ConvShape& shape, int64_t m, int64_t tiles) {
+  return winograd_points(m) * (values_stride(shape, tiles) + sums_stride(tiles));
 }
 
 // weight: [out_channels][in_channels][3][3], dense.

@@ -134,14 +134,12 @@ static void transform_inputs(const ConvArgs& args, const WinogradJob& job, float
   }
 }
 
+// sums[point] = values[point] x packed[panel][point] for every point.
 template <class F>
-static void multiply_points(const ConvArgs& args, const WinogradJob& job, const float* values,
+static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, const float* values,
                             float* sums) {
+  constexpr int64_t kPoints = F::kIn * F::kIn;
   const ConvShape& s = args.shape;
-  const int64_t count = job.tile_end - job.tile_begin;
-  const int64_t panels = panels_of(s.out_channels);
-  const int64_t values_step = values_stride(s, count);
-  const int64_t sums_step = sums_stride(job.panel_end - job.panel_begin, count);
   const int64_t groups = ceil_div(count, Vec::kRows);
   Tile<float> tile = {};
   tile.chunk_step = count * kChunk;
@@ -149,37 +147,38 @@ static void multiply_points(const ConvArgs& args, const WinogradJob& job, const 
   tile.first = true;
   tile.last = false;
   tile.columns = kPanel;
-  for (int64_t point = 0; point < F::kIn * F::kIn; ++point) {
-    for (int64_t p = job.panel_begin; p < job.panel_end; ++p) {
-      tile.panel = args.packed + (point * panels + p) * s.in_channels * kPanel;
-      for (int64_t g = 0, r = 0; g < groups; ++g) {
-        const int64_t size = ceil_div(count - r, groups - g);
-        tile.rows = values + point * values_step + r * kChunk;
-        tile.partial = sums + point * sums_step + ((p - job.panel_begin) * count + r) * kPanel;
-        TileTable<float, Vec::kRows>::run(size, tile);
-        r += size;
-      }
+  for (int64_t point = 0; point < kPoints; ++point) {
+    tile.panel = args.packed + (panel * kPoints + point) * s.in_channels * kPanel;
+    for (int64_t g = 0, r = 0; g < groups; ++g) {
+      const int64_t size = min_of(Vec::kRows, count - r);
+      tile.rows = values + point * values_stride(s, count) + r * kChunk;
+      tile.partial = sums + point * sums_stride(count) + r * kPanel;
+      TileTable<float, Vec::kRows>::run(size, tile);
+      r += size;
     }
   }
 }
 
+// y = act(A^T sums A * scale + shift + residual) for the channels of one panel.
 template <class F, typename T>
-static void transform_outputs(const ConvArgs& args, const WinogradJob& job, const float* sums) {
+static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int64_t panel,
+                              const float* sums) {
   constexpr int kIn = F::kIn, kOut = F::kOut;
   const ConvShape& s = args.shape;
   const int64_t out_h = s.out_h(), out_w = s.out_w();
   const int64_t count = job.tile_end - job.tile_begin;
-  const int64_t stride = sums_stride(job.panel_end - job.panel_begin, count);
+  const int64_t stride = sums_stride(count);
+  const int64_t first_channel = panel * kPanel;
   const Reg low = Vec::set1(args.relu ? 0.0f : -__builtin_inff());
   TileCursor tile(s, kOut, job.tile_begin);
   for (int64_t t = 0; t < count; ++t, tile.next()) {
     const int64_t top = tile.row * kOut, left = tile.col * kOut;
     const int64_t rows = min_of(kOut, out_h - top), cols = min_of(kOut, out_w - left);
     const int64_t first_pixel = (tile.image * out_h + top) * out_w + left;
-    for (int64_t c = job.panel_begin * kPanel; c < min_of(job.panel_end * kPanel, s.out_channels);
-         c += Vec::kWidth) {
+    for (int64_t col = 0; col < kPanel && first_channel + col < s.out_channels; col += Vec::kWidth) {
+      const int64_t c = first_channel + col;
       const int64_t lanes = min_of(s.out_channels - c, Vec::kWidth);
-      const float* source = sums + ((c / kPanel - job.panel_begin) * count + t) * kPanel + c % kPanel;
+      const float* source = sums + t * kPanel + col;
       Reg half[kOut][kIn];
 #pragma GCC unroll 6
       for (int j = 0; j < kIn; ++j) {
@@ -215,9 +214,11 @@ template <class F, typename T>
 static void run_winograd(const ConvArgs& args, const WinogradJob& job, float* scratch) {
   const int64_t count = job.tile_end - job.tile_begin;
   float* sums = scratch + winograd_points(F::kOut) * values_stride(args.shape, count);
-  transform_inputs<F, T>(args, job, scratch);
-  multiply_points<F>(args, job, scratch, sums);
-  transform_outputs<F, T>(args, job, sums);
+  if (!job.values_ready) transform_inputs<F, T>(args, job, scratch);
+  for (int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
+    multiply_points<F>(args, count, panel, scratch, sums);
+    transform_outputs<F, T>(args, job, panel, sums);
+  }
 }
 
 template <class F>
