@@ -54,13 +54,21 @@ def demo(output: Path, epochs: int, seed: int, quick: bool, no_compile: bool) ->
     Fails unless both nets agree on every held-out digit and the fused one is faster at 224x224.
     """
     picture.require()
+    digits = data.load_digits(seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     with rf.select.forced("none"):  # whatever RESNET_FUSED_FORCE says: the demo shows both
-        _demo(console(), output, epochs, seed, quick, compile=not no_compile)
+        _demo(console(), digits, output, epochs, seed, quick, compile=not no_compile)
 
 
-def _demo(out: Console, output: Path, epochs: int, seed: int, quick: bool, compile: bool) -> None:
-    digits = data.load_digits(seed)
+def _demo(
+    out: Console,
+    digits: data.Digits,
+    output: Path,
+    epochs: int,
+    seed: int,
+    quick: bool,
+    compile: bool,
+) -> None:
     if quick:
         digits = digits.subset(*TINY)
     net = _train(out, digits, epochs, seed)
