@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from . import check, packing
+from . import check, packing, select
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
 from .recipe import ConvUnit
@@ -125,6 +125,10 @@ class FusedModule(Wrapper):
         """The module's output from x (N, C, H, W) with run(i, x, residual) for unit i."""
         raise NotImplementedError
 
+    def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Rows and columns of each unit's output for an input of `size`."""
+        raise NotImplementedError
+
     def _run_original(self, x: Tensor) -> Tensor:
         return self.original()(x)
 
@@ -200,12 +204,11 @@ class FusedModule(Wrapper):
 
     def _runner(self, x: Tensor) -> Run:
         dtype = self._compute_dtype(x)
+        compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and self._needs_grad(x):
-            runner = self._runner_with_gradients(dtype)
-        elif torch.compiler.is_compiling():
-            runner = self._runner_in_graph(dtype)
+            runner = self._differentiable_in_graph(dtype) if compiling else self._differentiable(x, dtype)
         else:
-            runner = self._runner_packed(dtype)
+            runner = self._packed_in_graph(x, dtype) if compiling else self._packed(x, dtype)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # Under autocast the input and an identity shortcut come in another dtype.
@@ -219,8 +222,19 @@ class FusedModule(Wrapper):
             t.requires_grad for unit in self._units for t in packing.tensors(unit)
         )
 
-    def _runner_packed(self, dtype: torch.dtype) -> Run:
-        packed = self._cache.get(self._units, dtype, self.exact_nonfinite)
+    def _choose_all(self, x: Tensor, dtype: torch.dtype) -> tuple[select.Choice, ...]:
+        sizes = self._out_sizes((x.shape[-2], x.shape[-1]))
+        return tuple(
+            packing.choose(unit.conv, dtype, size, self.exact_nonfinite)
+            for unit, size in zip(self._units, sizes, strict=True)
+        )
+
+    def _packed_units(self, x: Tensor, dtype: torch.dtype) -> tuple[packing.PackedUnit, ...]:
+        context = (x.shape[-2:], dtype, self.exact_nonfinite, select.force())
+        return self._cache.get(self._units, dtype, context, lambda: self._choose_all(x, dtype))
+
+    def _packed(self, x: Tensor, dtype: torch.dtype) -> Run:
+        packed = self._packed_units(x, dtype)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
@@ -229,34 +243,35 @@ class FusedModule(Wrapper):
 
         return run
 
-    def _runner_in_graph(self, dtype: torch.dtype) -> Run:
+    def _packed_in_graph(self, x: Tensor, dtype: torch.dtype) -> Run:
         """Packs inside the graph, where freezing folds it into a constant."""
+        choices = self._choose_all(x, dtype)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # no_grad would not do: strict export replays the graph without it.
             x, residual = x.detach(), residual if residual is None else residual.detach()
-            return packing.pack(self._units[i], dtype, self.exact_nonfinite)(x, residual)
+            return packing.pack(self._units[i], dtype, choices[i])(x, residual)
 
         return run
 
-    def _runner_with_gradients(self, dtype: torch.dtype) -> Run:
-        if torch.compiler.is_compiling():
+    def _differentiable(self, x: Tensor, dtype: torch.dtype) -> Run:
+        packed = self._packed_units(x, dtype)
 
-            def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
-                unit = self._units[i]
-                scale, shift = packing.fold(unit)
-                weight = unit.conv.weight.to(dtype)
-                keywords = packing.conv_keywords(unit)
-                return _ops.conv_bn_act(x, weight, scale, shift, residual, **keywords)
+        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
+            unit = self._units[i]
+            scale, shift = packing.fold(unit)
+            weight = unit.conv.weight.to(dtype)
+            return _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
 
-        else:
-            packed = self._cache.get(self._units, dtype, self.exact_nonfinite)
+        return run
 
-            def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
-                unit = self._units[i]
-                scale, shift = packing.fold(unit)
-                weight = unit.conv.weight.to(dtype)
-                return _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
+    def _differentiable_in_graph(self, dtype: torch.dtype) -> Run:
+        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
+            unit = self._units[i]
+            scale, shift = packing.fold(unit)
+            weight = unit.conv.weight.to(dtype)
+            keywords = packing.conv_keywords(unit)
+            return _ops.conv_bn_act(x, weight, scale, shift, residual, **keywords)
 
         return run
 

@@ -79,7 +79,8 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     if len(both) != 2:
         raise ValueError(f"{op}: {name} must be an int or a pair of ints, got {tuple(both)}")
     if min(both) < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+        got = value if _is_int(value) else tuple(value)
+        raise ValueError(f"{op}: {name} must be at least {least}, got {got}")
     return (both[0], both[1])
 
 
@@ -142,15 +143,15 @@ def image(op: str, name: str, x: Any) -> None:
 
 def output_size(
     op: str,
-    x: Tensor,
+    size: Sequence[int],
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> tuple[int, int]:
-    """Height and width of the convolution's output."""
-    padded = [size + 2 * pad for size, pad in zip(x.shape[-2:], padding, strict=True)]
-    reach = [step * (size - 1) + 1 for size, step in zip(kernel, dilation, strict=True)]
+    """Rows and columns of the convolution's output for an input of `size`."""
+    padded = [length + 2 * pad for length, pad in zip(size, padding, strict=True)]
+    reach = [step * (length - 1) + 1 for length, step in zip(kernel, dilation, strict=True)]
     if padded[0] < reach[0] or padded[1] < reach[1]:
         raise ValueError(
             f"{op}: x must be at least as large as the kernel: the padded input is "
@@ -164,6 +165,15 @@ def _scale_and_shift(op: str, scale: Any, shift: Any, x: Tensor, out_channels: i
     for name, value in (("scale", scale), ("shift", shift)):
         like(op, name, value, x, dtype)
         shape(op, name, value, (out_channels,))
+
+
+def channel_vector(op: str, name: str, value: Any) -> None:
+    """Where the number of output channels is read from: scale of conv_bn_act_packed."""
+    tensor(op, name, value)
+    if value.dim() != 1 or value.numel() == 0:
+        raise ValueError(
+            f"{op}: {name} must be 1-D, one value per output channel, got shape {shape_of(value)}"
+        )
 
 
 def conv_args(
@@ -190,7 +200,7 @@ def conv_args(
     dilation = pair(op, "dilation", dilation, 1)
     one_of(op, "act", act, ACTIVATIONS)
     _scale_and_shift(op, scale, shift, x, out_channels)
-    height, width = output_size(op, x, (kernel[0], kernel[1]), stride, padding, dilation)
+    height, width = output_size(op, x.shape[-2:], (kernel[0], kernel[1]), stride, padding, dilation)
     result = (*x.shape[:-3], out_channels, height, width)
     if residual is not None:
         like(op, "residual", residual, x, x.dtype)

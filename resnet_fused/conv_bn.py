@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from . import check
+from . import check, packing
 from ._fused import FusedModule, Link, Run, changed, has_global_hooks, has_hooks, links_below
 from ._refusals import refuse_unit
 from ._wrapper import Wrapper
@@ -50,6 +50,9 @@ class FusedConvBN(FusedModule):
             raise ValueError(f"FusedConvBN: {reason}") from None
         plain = _ConvBn(conv, bn, act)
         super().__init__(plain, (unit,), tuple(links_below(plain)))
+
+    def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        return [packing.out_size(self._units[0].conv, size)]
 
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         return run(0, x, None)
@@ -109,6 +112,9 @@ class ConvSlot(FusedModule):
         for slot in self._installed.slots:
             slot.original()  # the BN's own training flag follows its slot's
         return super()._why_eager_now(x)
+
+    def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        return [packing.out_size(self._units[0].conv, size)]
 
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         return run(0, x, None)

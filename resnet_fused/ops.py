@@ -149,6 +149,16 @@ def _empty_nhwc(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty((*batch, height, width, channels)).movedim(-1, -3)
 
 
+def _empty_like(tensor: Tensor) -> Tensor:
+    """An empty tensor in this one's format; contiguous where there is no element.
+
+    For those torch.empty_like does one thing to real tensors and another to fake ones.
+    """
+    numel = tensor.numel()
+    empty = isinstance(numel, int) and numel == 0
+    return tensor.new_empty(tensor.shape) if empty else torch.empty_like(tensor)
+
+
 def _packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tuple[int, ...]:
     """The shape of pack_conv's result, csrc/cpu/plan.h."""
     out_channels, group_in, kernel_h, kernel_w = weight_shape
@@ -184,6 +194,7 @@ def _check_packed(
 ) -> tuple[int, ...]:
     op = "conv_bn_act_packed"
     check.image(op, "x", x)
+    check.channel_vector(op, "scale", scale)
     kernel = check.pair(op, "kernel_size", kernel_size, 1)
     check.group_count(op, groups, x.shape[-3], scale.shape[0])
     check.one_of(op, "plan", plan, check.PLANS)
@@ -223,7 +234,7 @@ def _conv_bn_act_fake(
 @torch.library.register_fake(f"{_NAMESPACE}::add_relu", lib=_lib)
 def _add_relu_fake(a, b):
     check.add_relu("add_relu", a, b)
-    return torch.empty_like(a)
+    return _empty_like(a)
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::pack_conv", lib=_lib)
@@ -297,7 +308,7 @@ def _conv_bn_act(
     """Chooses, packs, runs. Modules do the first two once and keep the result."""
     from . import select  # select asks this module what is available
 
-    _as_runtime_error(
+    result = _as_runtime_error(
         check.conv_bn_act,
         *("conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act),
     )
@@ -308,6 +319,7 @@ def _conv_bn_act(
         in_channels=x.shape[-3],
         out_channels=weight.shape[0],
         kernel=kernel,
+        out_size=result[-2:],
         stride=tuple(stride),
         dilation=tuple(dilation),
         groups=groups,
@@ -381,7 +393,7 @@ def _refuse_ours(op: str, plan: str, where: Tensor) -> None:
 @_impl("add_relu")
 def _add_relu(a, b):
     _as_runtime_error(check.add_relu, "add_relu", a, b)
-    return torch.empty_like(a).copy_(reference.add_relu(a, b))
+    return _empty_like(a).copy_(reference.add_relu(a, b))
 
 
 _SAMPLES = 64  # values looked at in a tensor of more than one dimension, csrc/cpu/content.h

@@ -9,14 +9,14 @@ all values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import select
+from . import check, select
 from .recipe import ConvUnit
 
 _ops = torch.ops.resnet_fused
@@ -60,17 +60,29 @@ def kernel_size(conv: nn.Conv2d) -> tuple[int, int]:
     return (conv.weight.shape[2], conv.weight.shape[3])
 
 
-def shape_of(conv: nn.Conv2d, dtype: torch.dtype) -> select.ConvShape:
-    return select.ConvShape(
+def out_size(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the convolution's output for an input of `size`."""
+    return check.output_size(
+        "conv_bn_act", size, kernel_size(conv), conv.stride, pair_padding(conv), conv.dilation
+    )
+
+
+def choose(
+    conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int], exact_nonfinite: bool
+) -> select.Choice:
+    """The plan for computing this convolution in `dtype` with an output of out_size rows and columns."""
+    shape = select.ConvShape(
         device=conv.weight.device.type,
         dtype=dtype,
         in_channels=conv.weight.shape[1] * conv.groups,
         out_channels=conv.weight.shape[0],
         kernel=kernel_size(conv),
+        out_size=out_size,
         stride=conv.stride,
         dilation=conv.dilation,
         groups=conv.groups,
     )
+    return select.choose(shape, exact_nonfinite=exact_nonfinite)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +120,8 @@ def conv_keywords(unit: ConvUnit) -> dict[str, Any]:
     }
 
 
-def pack(unit: ConvUnit, dtype: torch.dtype, exact_nonfinite: bool = False) -> PackedUnit:
+def pack(unit: ConvUnit, dtype: torch.dtype, choice: select.Choice) -> PackedUnit:
     """Packs one convolution for computing in `dtype`. Takes part in a graph that is being captured."""
-    choice = select.choose(shape_of(unit.conv, dtype), exact_nonfinite=exact_nonfinite)
     scale, shift = (t.detach() for t in fold(unit))
     weight = unit.conv.weight.detach().to(dtype)
     weight = _ops.pack_conv(weight, unit.conv.groups, plan=choice.plan)
@@ -133,6 +144,9 @@ def _settings(unit: ConvUnit) -> tuple[Any, ...]:
     conv, bn = unit.conv, unit.bn
     eps = bn.eps if bn is not None else None
     return (conv.stride, conv.padding, conv.dilation, conv.groups, eps)
+
+
+_MOST_CONTEXTS = 256  # image sizes whose choices are remembered
 
 
 class _Stamp:
@@ -182,10 +196,11 @@ class _Stamp:
 
 
 class PackCache:
-    """The packed weights of the units of one module, for one dtype and one choice at a time."""
+    """The packed weights of the units of one module, for one dtype and one choice of plans at a time."""
 
     def __init__(self) -> None:
         self._entry: tuple[Any, _Stamp, tuple[PackedUnit, ...]] | None = None
+        self._choices: dict[Any, tuple[select.Choice, ...]] = {}
         self._doubted = False
 
     def doubt(self) -> None:
@@ -194,6 +209,7 @@ class PackCache:
 
     def drop(self) -> None:
         self._entry = None
+        self._choices = {}
 
     def held(self) -> tuple[PackedUnit, ...]:
         """What is packed at the moment, perhaps nothing, perhaps stale."""
@@ -201,21 +217,34 @@ class PackCache:
         return entry[2] if entry else ()
 
     def get(
-        self, units: Sequence[ConvUnit], dtype: torch.dtype, exact_nonfinite: bool = False
+        self,
+        units: Sequence[ConvUnit],
+        dtype: torch.dtype,
+        context: Any,
+        choose_all: Callable[[], tuple[select.Choice, ...]],
     ) -> tuple[PackedUnit, ...]:
-        """The packed units for computing in dtype, packed again if anything changed."""
+        """The packed units for computing in dtype, packed again if anything changed.
+
+        choose_all() gives a plan for each unit; it is asked once for each `context`, which is hashable
+        and holds everything that the choice depends on but the units themselves.
+        """
         # Threads may pack at the same time; each entry is whole, the last one stays.
-        key = (dtype, exact_nonfinite, select.force())
         entry = self._entry
-        if entry is not None and entry[0] == key and entry[1].fits(units):
-            if not self._doubted:
-                return entry[2]
-            self._doubted = False
-            if entry[1].fits_wholly():
-                return entry[2]
+        fits = entry is not None and entry[1].fits(units)
+        if fits and self._doubted:
+            fits = entry[1].fits_wholly()
         self._doubted = False
+        if not fits or len(self._choices) > _MOST_CONTEXTS:
+            self._choices = {}
+        choices = self._choices.get(context)
+        if choices is None:
+            choices = self._choices[context] = choose_all()
+        if fits and entry[0] == (dtype, choices):
+            return entry[2]
         with torch.no_grad():
             stamp = _Stamp(units)
-            packed = tuple(pack(unit, dtype, exact_nonfinite) for unit in units)
-        self._entry = (key, stamp, packed)
+            packed = tuple(
+                pack(unit, dtype, choice) for unit, choice in zip(units, choices, strict=True)
+            )
+        self._entry = ((dtype, choices), stamp, packed)
         return packed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import check, reference
+from . import check, packing, reference
 from ._fused import FusedModule, Run, links_below
 from .match import match_block
 from .recipe import BlockRecipe, NoMatch
@@ -50,6 +50,15 @@ class FusedResidual(FusedModule):
     @property
     def kind(self) -> str:  # type: ignore[override]
         return self._recipe.kind
+
+    def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        sizes = []
+        for unit in self._recipe.main:
+            size = packing.out_size(unit.conv, size)
+            sizes.append(size)
+        if self._recipe.shortcut is not None:
+            sizes.append(size)  # the addition demands it
+        return sizes
 
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         recipe = self._recipe

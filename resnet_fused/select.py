@@ -7,9 +7,9 @@ A plan names the implementation and with it the layout of the packed weights:
     winograd2  our fused Winograd F(2x2, 3x3)
     torch      PyTorch's own convolution, then the whole epilogue in one pass
 
-The rule looks only at what is known when weights are packed. How a plan cuts the work into jobs is
-decided inside the op from the real shape, so that one packed weight and one compiled graph serve
-every batch and image size.
+The rule looks at the weights and the size of the map, not at the batch. How a plan cuts the work into
+jobs is decided inside the op from the real shape, so that one packed weight and one compiled graph
+serve every batch.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class ConvShape:
     in_channels: int
     out_channels: int
     kernel: tuple[int, int]
+    out_size: tuple[int, int]  # rows and columns of the output
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
@@ -124,12 +125,9 @@ def _cannot_run_ours(shape: ConvShape) -> str:
 
 # Below this many output channels per group most lanes of a 32-channel panel would multiply zeros.
 _MIN_GROUP_OUT = 16
-# CPU instructions with which PyTorch's convolution multiplies 16-bit operands 2 to 16 times as fast
-# as our kernel, which computes in float32.
-_FAST_16BIT = {
-    torch.bfloat16: ("amx_bf16", "avx512_bf16"),
-    torch.float16: ("avx512_fp16",),
-}
+# CPU instructions with which PyTorch's convolution multiplies bfloat16 2 to 16 times as fast as our
+# kernel, which computes in float32. (Its float16 is slower than its float32, AVX512-FP16 or not.)
+_FAST_16BIT = {torch.bfloat16: ("amx_bf16", "avx512_bf16")}
 
 
 def _why_torch(shape: ConvShape) -> str:
@@ -148,9 +146,25 @@ def _is_winograd(shape: ConvShape) -> bool:
 
 # Fewer channels than this do not pay for the transforms.
 _MIN_WINOGRAD_CHANNELS = 16
-# Above this F(4x4)'s weights, four times the original, no longer stream fast enough for one image:
-# 37 MB at 512 channels, where F(2x2) takes 17 MB.
-_MAX_WINOGRAD4_BYTES = 16 << 20
+# The cost of a plan, in multiplications per pair of input and output channel, for one image: its points
+# times its tiles, but at least as many tiles as take the time of loading a point's weights: 12 where the
+# weights pass through from L3 (about 3 multiplications a byte: 83 GMAC/s and 24 GB/s a core), 4 where
+# they stay in L2 and only the latency of the multiplier must be filled.
+_TILES_OF_A_LOAD_L3 = 12
+_TILES_OF_A_LOAD_L2 = 4
+_L2_BYTES = 1 << 20
+# Transforms take a fifth of a Winograd convolution's time.
+_TRANSFORMS = 1.25
+# plan -> (points of a tile, side of a tile in output pixels)
+_TILINGS = {"direct": (9, 1), "winograd2": (16, 2), "winograd4": (36, 4)}
+
+
+def _cost(plan: str, shape: ConvShape) -> float:
+    points, side = _TILINGS[plan]
+    tiles = -(-shape.out_size[0] // side) * -(-shape.out_size[1] // side)
+    weights = points * shape.in_channels * shape.out_channels * 4
+    least = _TILES_OF_A_LOAD_L2 if weights <= _L2_BYTES else _TILES_OF_A_LOAD_L3
+    return points * max(tiles, least) * (1 if plan == "direct" else _TRANSFORMS)
 
 
 def _ours(shape: ConvShape, packed_once: bool, exact_nonfinite: bool) -> Choice:
@@ -162,6 +176,8 @@ def _ours(shape: ConvShape, packed_once: bool, exact_nonfinite: bool) -> Choice:
         return Choice("direct", "weights that are packed for one call are not worth transforming")
     if min(shape.in_channels, shape.out_channels) < _MIN_WINOGRAD_CHANNELS:
         return Choice("direct", f"fewer than {_MIN_WINOGRAD_CHANNELS} channels do not pay for transforms")
-    if shape.in_channels * shape.out_channels * 36 * 4 <= _MAX_WINOGRAD4_BYTES:
-        return Choice("winograd4", "3x3, stride 1: a quarter of the multiplications")
-    return Choice("winograd2", "3x3, stride 1: 2.25 times fewer multiplications, weights small enough to stream")
+    direct, *winograd = (_cost(plan, shape) for plan in _TILINGS)
+    if direct <= min(winograd):
+        return Choice("direct", "too few pixels to pay for loading transformed weights")
+    plan = "winograd2" if winograd[0] <= winograd[1] else "winograd4"
+    return Choice(plan, f"3x3, stride 1: {min(winograd) / direct:.0%} of the direct convolution's cost")
