@@ -78,7 +78,7 @@ struct ConvCall {
 };
 
 void check_pair(const char* op, const char* name, const IntPair& pair, int64_t least) {
-  check(pair.size() == 2, op, ": ", name, " must be an int or a pair, got ", shape_text(pair));
+  check(pair.size() == 2, op, ": ", name, " must be an int or a pair of ints, got ", shape_text(pair));
   check(pair[0] >= least && pair[1] >= least, op, ": ", name, " must be at least ", least, ", got ",
         shape_text(pair));
 }
@@ -269,9 +269,9 @@ Tensor add_relu(Tensor a, Tensor b) {
   check_shape(b, a.sizes(), op, "b");
   check_dtype(b, a.scalar_type(), op, "b");
   check(b.is_cpu(), op, ": b must be on cpu, where a is, got another device");
-  Tensor y = torch::stable::empty_like(a);  // dense, in a's order of dimensions
   const int64_t numel = a.numel();
-  if (numel == 0) return y;
+  if (numel == 0) return torch::stable::new_empty(a, a.sizes());  // as _empty_like in ops.py
+  Tensor y = torch::stable::empty_like(a);  // dense, in a's order of dimensions
   const Tensor dense_a = with_layout(a, y), dense_b = with_layout(b, y);
   const AddReluArgs args{dtype, dense_a.const_data_ptr(), dense_b.const_data_ptr(),
                          y.mutable_data_ptr()};
