@@ -24,7 +24,9 @@ DirectTiles direct_tiles(const ConvShape& shape, int64_t threads) {
   const int64_t wanted = threads > 1 ? 3 * threads : 1;  // jobs, so that threads end together
 
   DirectTiles tiles;
-  tiles.slice = std::min(ceil_div(reduction, kChunk) * kChunk, kMaxSlice);
+  const Segments segments(shape);
+  const int64_t together = std::max<int64_t>(kMaxSlice / (segments.chunks() * kChunk), 1);
+  tiles.slice = ceil_div(segments.count, ceil_div(segments.count, together));  // equal slices
   tiles.rows = std::min(pixels, kMaxRows);
   tiles.panels = panels;
   const auto jobs = [&] {
@@ -49,6 +51,7 @@ void direct_conv(const ConvArgs& args) {
   const int64_t pixels = shape.out_pixels();
   if (pixels == 0 || shape.out_channels == 0) return;
   const Kernels& isa = kernels();
+  const Segments segments(shape);
   const DirectTiles tiles = direct_tiles(shape, thread_count());
   const int64_t panels = panels_of(shape.group_out());
   const int64_t row_jobs = ceil_div(pixels, tiles.rows);
@@ -62,7 +65,7 @@ void direct_conv(const ConvArgs& args) {
     job.row_end = std::min(job.row_begin + tiles.rows, pixels);
     job.group = rest / row_jobs;
     job.slice = tiles.slice;
-    isa.direct_job(args, job, thread_scratch(direct_scratch(tiles)));
+    isa.direct_job(args, job, thread_scratch(direct_scratch(segments, tiles)));
   });
 }
 

@@ -7,10 +7,12 @@
 //
 // and each job gathers its input rows into the cache in the order in which the kernel reads them:
 //
-//   rows[chunk][row][16]                      chunk = 16 steps of the reduction
+//   rows[segment][chunk][row][16]             chunk = 16 steps of the reduction
 //
-// so that a register tile walks both with constant offsets. Neither layout depends on the
-// instruction set: packed weights stay valid whichever kernel runs.
+// so that a register tile walks both with constant offsets. A segment is what lies together in the
+// input: the channels of one tap, or with few channels (the RGB stem) a whole row of taps; its last
+// chunk may be cut short. Neither layout depends on the instruction set: packed weights stay valid
+// whichever kernel runs.
 #pragma once
 
 #include <cstddef>
@@ -22,17 +24,31 @@ namespace resnet_fused {
 
 constexpr int64_t kPanel = 32;
 constexpr int64_t kChunk = 16;
-constexpr int64_t kMaxSlice = 512;  // longest part of the reduction that is gathered at once
+constexpr int64_t kMaxSlice = 512;  // steps of the reduction gathered at once, if a segment is not longer
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int64_t panels_of(int64_t group_out) { return ceil_div(group_out, kPanel); }
 
+// The reduction as `count` segments of `length` steps.
+struct Segments {
+  int64_t count;
+  int64_t length;
+  bool kernel_rows;  // a segment is a row of taps, not one tap
+
+  explicit Segments(const ConvShape& s)
+      : kernel_rows(s.groups == 1 && s.dilation_w == 1 && s.in_channels % kChunk != 0) {
+    count = kernel_rows ? s.kernel_h : s.kernel_h * s.kernel_w;
+    length = s.reduction() / count;
+  }
+  int64_t chunks() const { return ceil_div(length, kChunk); }
+};
+
 // How one convolution is cut into jobs: `rows` output pixels by `panels` panels of one group each.
 struct DirectTiles {
   int64_t rows;
   int64_t panels;
-  int64_t slice;  // steps of the reduction gathered at once, a multiple of kChunk
+  int64_t slice;  // segments gathered at once
 };
 
 // One job: output pixels [row_begin, row_end), panels [panel_begin, panel_end) of `group`.
@@ -44,8 +60,8 @@ struct DirectJob {
 };
 
 // Floats of scratch memory that a job needs.
-inline int64_t direct_scratch(const DirectTiles& tiles) {
-  return tiles.rows * (tiles.slice + tiles.panels * kPanel);
+inline int64_t direct_scratch(const Segments& segments, const DirectTiles& tiles) {
+  return tiles.rows * (tiles.slice * segments.chunks() * kChunk + tiles.panels * kPanel);
 }
 
 DirectTiles direct_tiles(const ConvShape& shape, int64_t threads);

@@ -52,38 +52,69 @@ struct PixelCursor {
   }
 };
 
-// Gathers reduction steps [begin, end) where every tap is a whole number of chunks.
+// Copies one segment to rows[chunk][row][16] of one row; chunks are `step` floats apart.
 template <typename T>
-static void gather_whole(const ConvArgs& args, const DirectJob& job, int64_t begin, int64_t end,
-                         float* rows) {
+static inline void copy_segment(float* target, int64_t step, const T* source, int64_t length) {
+  for (; length >= kChunk; length -= kChunk, source += kChunk, target += step) {
+    copy_chunk(target, source);
+  }
+  for (int64_t i = 0; i < length; i += Vec::kWidth) {
+    Vec::store(target + i, Vec::load(source + i, min_of(length - i, Vec::kWidth)));
+  }
+}
+
+static inline void zero_segment(float* target, int64_t step, int64_t length) {
+  for (; length > 0; length -= kChunk, target += step) zero_chunk(target);
+}
+
+// A row of taps of which only elements [begin, end) lie inside the image.
+template <typename T>
+static void copy_clipped(float* target, int64_t step, const T* source, int64_t length, int64_t begin,
+                         int64_t end) {
+  zero_segment(target, step, length);
+  for (int64_t i = begin; i < end; ++i) {
+    target[i / kChunk * step + i % kChunk] = to_float(source[i]);
+  }
+}
+
+// Gathers segments [begin, end) of the job's rows.
+template <typename T>
+static void gather(const ConvArgs& args, const Segments& segments, const DirectJob& job,
+                   int64_t begin, int64_t end, float* rows) {
   const ConvShape& s = args.shape;
   const int64_t count = job.row_end - job.row_begin;
-  const int64_t per_tap = s.group_in() / kChunk;
-  const int64_t first_tap = begin / kChunk / per_tap;
-  const int64_t first_chunk = begin / kChunk % per_tap;
-  const int64_t chunks = (end - begin) / kChunk;
+  const int64_t step = count * kChunk;
+  const int64_t length = segments.length;
+  const int64_t taps = segments.kernel_rows ? 1 : s.kernel_w;  // segments of one kernel row
   const T* x = static_cast<const T*>(args.x) + job.group * s.group_in();
   PixelCursor pixel(s, job.row_begin);
   for (int64_t r = 0; r < count; ++r, pixel.next()) {
-    const T* image = x + pixel.image * s.in_h * s.in_w * s.in_channels;
     float* target = rows + r * kChunk;
-    int64_t ky = first_tap / s.kernel_w, kx = first_tap % s.kernel_w;
-    int64_t chunk = first_chunk;
-    for (int64_t left = chunks; left > 0;) {
-      const int64_t run = min_of(per_tap - chunk, left);
+    const T* image = x + pixel.image * s.in_h * s.in_w * s.in_channels;
+    const int64_t left = pixel.left();
+    // Elements of a row of taps that lie inside the image.
+    const int64_t lo = left < 0 ? -left * s.in_channels : 0;
+    const int64_t hi = min_of((s.in_w - left) * s.in_channels, length);
+    int64_t ky = begin / taps, kx = begin % taps;
+    for (int64_t segment = begin; segment < end; ++segment, target += segments.chunks() * step) {
       const int64_t iy = pixel.top() + ky * s.dilation_h;
-      const int64_t ix = pixel.left() + kx * s.dilation_w;
-      if (iy >= 0 && iy < s.in_h && ix >= 0 && ix < s.in_w) {
-        const T* source = image + (iy * s.in_w + ix) * s.in_channels + chunk * kChunk;
-        for (int64_t i = 0; i < run; ++i, target += count * kChunk) {
-          copy_chunk(target, source + i * kChunk);
+      const int64_t ix = left + kx * s.dilation_w;
+      const T* source = image + (iy * s.in_w + ix) * s.in_channels;
+      const bool row_inside = iy >= 0 && iy < s.in_h;
+      if (segments.kernel_rows) {
+        if (row_inside && lo == 0 && hi == length) {
+          copy_segment(target, step, source, length);
+        } else if (row_inside) {
+          copy_clipped(target, step, source, length, lo, hi);
+        } else {
+          zero_segment(target, step, length);
         }
+      } else if (row_inside && ix >= 0 && ix < s.in_w) {
+        copy_segment(target, step, source, length);
       } else {
-        for (int64_t i = 0; i < run; ++i, target += count * kChunk) zero_chunk(target);
+        zero_segment(target, step, length);
       }
-      left -= run;
-      chunk = 0;
-      if (++kx == s.kernel_w) {
+      if (++kx == taps) {
         kx = 0;
         ++ky;
       }
@@ -91,102 +122,14 @@ static void gather_whole(const ConvArgs& args, const DirectJob& job, int64_t beg
   }
 }
 
-// Gathered rows under construction, reduction steps [begin, end) of kRows of them. Runs of any length
-// are written as whole vectors, so each may spill up to Vec::kWidth - 1 floats, which the next run then
-// overwrites. Several rows at a time, because reading a row back at once would wait for its stores.
-struct RowBuilder {
-  static constexpr int kRows = 8;
-  static constexpr int64_t kStride = kMaxSlice + 2 * kChunk;
-
-  int64_t begin, end;
-  float buffer[kRows * kStride];
-
-  // Steps [at, at + length) of a row; source null means zeros.
-  template <typename T>
-  void put(int row, int64_t at, int64_t length, const T* source) {
-    int64_t skip = at < begin ? begin - at : 0;
-    const int64_t stop = min_of(length, end - at);
-    for (float* target = buffer + row * kStride + (at + skip - begin); skip < stop;
-         skip += Vec::kWidth, target += Vec::kWidth) {
-      const int64_t lanes = min_of(stop - skip, Vec::kWidth);
-      Vec::store(target, source ? Vec::load(source + skip, lanes) : Vec::zero());
-    }
-  }
-
-  // Copies the first `count` rows to rows [chunk][row][16], `row_count` rows a chunk.
-  void flush(int count, float* rows, int64_t row_count) {
-    const int64_t length = end - begin;
-    for (int row = 0; row < count; ++row) {
-      float* source = buffer + row * kStride;
-      for (int64_t i = length; i % kChunk; ++i) source[i] = 0.0f;
-      for (int64_t i = 0; i < length; i += kChunk) {
-        copy_chunk(rows + i * row_count + row * kChunk, source + i);
-      }
-    }
-  }
-};
-
-// One pixel's part of a row: kernel rows [first_row, last_row) of its window.
-template <typename T>
-static void build_row(const ConvShape& s, const T* x, const PixelCursor& pixel, int64_t first_row,
-                      int64_t last_row, int row, RowBuilder& builder) {
-  const T* const zeros = nullptr;
-  const int64_t channels = s.group_in();
-  const int64_t left = pixel.left();
-  // With one group and no dilation the taps of one kernel row are adjacent in memory: one run.
-  const bool adjacent = s.groups == 1 && s.dilation_w == 1;
-  const int64_t lo = min_of(left < 0 ? -left : 0, s.kernel_w);
-  const int64_t hi = left + s.kernel_w > s.in_w ? s.in_w - left : s.kernel_w;
-  for (int64_t ky = first_row; ky < last_row; ++ky) {
-    const int64_t iy = pixel.top() + ky * s.dilation_h;
-    const int64_t at = ky * s.kernel_w * channels;
-    const T* line = x + (pixel.image * s.in_h + iy) * s.in_w * s.in_channels;
-    if (iy < 0 || iy >= s.in_h || (adjacent && hi <= lo)) {
-      builder.put(row, at, s.kernel_w * channels, zeros);
-    } else if (adjacent && hi - lo == s.kernel_w) {
-      builder.put(row, at, s.kernel_w * channels, line + left * channels);
-    } else if (adjacent) {
-      builder.put(row, at, lo * channels, zeros);
-      builder.put(row, at + lo * channels, (hi - lo) * channels, line + (left + lo) * channels);
-      builder.put(row, at + hi * channels, (s.kernel_w - hi) * channels, zeros);
-    } else {
-      for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
-        const int64_t ix = left + kx * s.dilation_w;
-        const bool inside = ix >= 0 && ix < s.in_w;
-        builder.put(row, at + kx * channels, channels, inside ? line + ix * s.in_channels : zeros);
-      }
-    }
-  }
-}
-
-// Gathers reduction steps [begin, end) for any channel count: the RGB stem, odd channels, groups.
-template <typename T>
-static void gather_any(const ConvArgs& args, const DirectJob& job, int64_t begin, int64_t end,
-                       float* rows) {
-  const ConvShape& s = args.shape;
-  const int64_t count = job.row_end - job.row_begin;
-  const int64_t row_steps = s.kernel_w * s.group_in();
-  const T* x = static_cast<const T*>(args.x) + job.group * s.group_in();
-  RowBuilder builder;
-  builder.begin = begin;
-  builder.end = end;
-  PixelCursor pixel(s, job.row_begin);
-  for (int64_t r = 0; r < count; r += RowBuilder::kRows) {
-    const int batch = static_cast<int>(min_of(RowBuilder::kRows, count - r));
-    for (int row = 0; row < batch; ++row, pixel.next()) {
-      build_row(s, x, pixel, begin / row_steps, ceil_div(end, row_steps), row, builder);
-    }
-    builder.flush(batch, rows + r * kChunk, count);
-  }
-}
-
 // One register tile's operands. Strides in elements.
 template <typename T>
 struct Tile {
-  const float* rows;    // [chunk][row][16], at this tile's first row
+  const float* rows;    // [segment][chunk][row][16], at this tile's first row
   int64_t chunk_step;   // distance between chunks of `rows`
   const float* panel;   // [reduction][32]
-  int64_t steps;        // length of this slice of the reduction
+  int64_t segments;     // of this slice of the reduction
+  int64_t length;       // steps of a segment
   float* partial;       // [row][32]: sums between slices
   bool first, last;     // first slice starts from zero; last slice runs the epilogue
   int64_t columns;      // output channels in this panel, at most 32
@@ -224,18 +167,17 @@ static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
     }
     const float* rows = tile.rows;
     const float* panel = tile.panel + col;
-    int64_t steps = tile.steps;
-    for (; steps >= kChunk; steps -= kChunk, rows += tile.chunk_step) {
+    for (int64_t segment = 0; segment < tile.segments; ++segment) {
+      for (int64_t left = tile.length; left > 0; left -= kChunk, rows += tile.chunk_step) {
+        const int64_t steps = min_of(left, kChunk);
 #pragma GCC unroll 1
-      for (int k = 0; k < kChunk; ++k, panel += kPanel) {
-        // Weights come from L2 or beyond: 4 KiB ahead is worth 3-10% where they are used once.
-        __builtin_prefetch(panel + 1024);
-        __builtin_prefetch(panel + 1040);
-        multiply_step<kTileRows>(rows + k, panel, sum);
+        for (int64_t k = 0; k < steps; ++k, panel += kPanel) {
+          // Weights come from L2 or beyond: 4 KiB ahead is worth 3-10% where they are used once.
+          __builtin_prefetch(panel + 1024);
+          __builtin_prefetch(panel + 1040);
+          multiply_step<kTileRows>(rows + k, panel, sum);
+        }
       }
-    }
-    for (int64_t k = 0; k < steps; ++k, panel += kPanel) {
-      multiply_step<kTileRows>(rows + k, panel, sum);
     }
     if (!tile.last) {
 #pragma GCC unroll 16
@@ -295,28 +237,26 @@ struct TileTable<T, 0> {
 template <typename T>
 static void run_job(const ConvArgs& args, const DirectJob& job, float* scratch) {
   const ConvShape& s = args.shape;
+  const Segments segments(s);
   const int64_t count = job.row_end - job.row_begin;
   const int64_t reduction = s.reduction();
   const int64_t panels = panels_of(s.group_out());
-  const bool whole = s.group_in() % kChunk == 0;
   float* rows = scratch;
-  float* partial = scratch + count * job.slice;
-  for (int64_t begin = 0; begin < reduction; begin += job.slice) {
-    const int64_t end = min_of(begin + job.slice, reduction);
-    if (whole) {
-      gather_whole<T>(args, job, begin, end, rows);
-    } else {
-      gather_any<T>(args, job, begin, end, rows);
-    }
+  float* partial = scratch + count * job.slice * segments.chunks() * kChunk;
+  for (int64_t begin = 0; begin < segments.count; begin += job.slice) {
+    const int64_t end = min_of(begin + job.slice, segments.count);
+    gather<T>(args, segments, job, begin, end, rows);
     for (int64_t p = job.panel_begin; p < job.panel_end; ++p) {
       const int64_t channel = job.group * s.group_out() + p * kPanel;
       const int64_t offset = job.row_begin * s.out_channels + channel;
       Tile<T> tile;
       tile.chunk_step = count * kChunk;
-      tile.panel = args.packed + ((job.group * panels + p) * reduction + begin) * kPanel;
-      tile.steps = end - begin;
+      tile.panel =
+          args.packed + ((job.group * panels + p) * reduction + begin * segments.length) * kPanel;
+      tile.segments = end - begin;
+      tile.length = segments.length;
       tile.first = begin == 0;
-      tile.last = end == reduction;
+      tile.last = end == segments.count;
       tile.columns = min_of(kPanel, s.group_out() - p * kPanel);
       tile.scale = args.scale + channel;
       tile.shift = args.shift + channel;

@@ -143,7 +143,8 @@ static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, 
   const int64_t groups = ceil_div(count, Vec::kRows);
   Tile<float> tile = {};
   tile.chunk_step = count * kChunk;
-  tile.steps = s.in_channels;
+  tile.segments = 1;
+  tile.length = s.in_channels;
   tile.first = true;
   tile.last = false;
   tile.columns = kPanel;
