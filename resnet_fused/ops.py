@@ -364,11 +364,11 @@ def _conv_bn_act_packed(
     act="relu",
     plan,
 ):
-    _refuse_ours("conv_bn_act_packed", plan, x)
     _as_runtime_error(
         _check_packed,
         *(x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act, plan),
     )
+    _refuse_ours("conv_bn_act_packed", plan, x)
     y = reference.conv_bn_act(
         x,
         packed,

@@ -6,6 +6,8 @@ computes; the fakes, which compilation runs, raise what rf.ops raises.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 from conftest import needs_extension
@@ -489,7 +491,7 @@ HUGE = 2**62
 @pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
 @pytest.mark.parametrize("size", [2**31, 2**40, HUGE])
 def test_absurd_sizes_do_not_crash(name, size):
-    """A stride may be as large as it likes; the rest ends in an exception, not in a crash."""
+    """An exception at worst: no crash, no endless loop, no wrong shape."""
     for plan in ("torch", "direct"):
         for both in ((size, 1), (1, size), (size, size)):
             packed = good_packed(plan) | {name: both, "residual": None}
@@ -499,11 +501,10 @@ def test_absurd_sizes_do_not_crash(name, size):
                 (_ops.conv_bn_act, plain),
                 (rf.ops.conv_bn_act, plain),
             ):
-                if name == "stride":
-                    assert min(call(**arguments).shape[2:]) == 1
-                else:
-                    with pytest.raises((RuntimeError, ValueError, MemoryError)):
-                        call(**arguments)
+                with suppress(RuntimeError, ValueError, MemoryError):
+                    y = call(**arguments)
+                    assert name == "stride"
+                    assert min(y.shape[2:]) == 1
 
 
 # ---- settings -----------------------------------------------------------------------------------
