@@ -212,10 +212,15 @@ def test_instruction_set_below_the_processors():
     assert finding("instructions", isa_in_use=None, extension_error="none").status == NOTE
 
 
+FREE = {"RESNET_FUSED_FORCE": "none", "RESNET_FUSED_EXACT_NONFINITE": "0"}
+
+
 def test_forced_selection():
     assert not [f for f in examine(GOOD) if f.topic == "selection"]
-    found = finding("selection", environ={"RESNET_FUSED_FORCE": "torch"})
-    assert (found.status, found.mend) == (NOTE, "unset RESNET_FUSED_FORCE")
+    assert not [f for f in examine(facts(environ=FREE)) if f.topic == "selection"]
+    for variable, value in (("RESNET_FUSED_FORCE", "torch"), ("RESNET_FUSED_EXACT_NONFINITE", "1")):
+        found = finding("selection", environ=FREE | {variable: value})
+        assert (found.status, found.mend) == (NOTE, f"unset {variable}")
 
 
 def test_cuda():

@@ -24,6 +24,7 @@ OLDEST_TORCH = (2, 11)
 ISAS = ("scalar", "avx2", "avx512")
 REBUILD = "pip install --force-reinstall --no-deps -e ."
 DISABLE = "RESNET_FUSED_DISABLE_EXT"
+LIMITS = {"RESNET_FUSED_FORCE": "none", "RESNET_FUSED_EXACT_NONFINITE": "0"}  # free choice
 BUSY = 0.5  # share of the usable cores that others may keep busy before timings suffer
 
 
@@ -169,10 +170,11 @@ def _isa(facts: Facts) -> Iterator[Finding]:
 
 
 def _selection(facts: Facts) -> Iterator[Finding]:
-    forced = facts.environ.get("RESNET_FUSED_FORCE")
-    if forced:
-        text = f"RESNET_FUSED_FORCE={forced} overrides the choice of the fastest kernel"
-        yield Finding(NOTE, "selection", text, "unset RESNET_FUSED_FORCE")
+    for variable, default in LIMITS.items():
+        value = facts.environ.get(variable) or default
+        if value != default:
+            text = f"{variable}={value} keeps from choosing the fastest kernel"
+            yield Finding(NOTE, "selection", text, f"unset {variable}")
 
 
 def _cuda(facts: Facts) -> Iterator[Finding]:
