@@ -4,7 +4,9 @@ from . import models, ops, reference, select
 from .conv_bn import FusedConvBN
 from .fuse import fuse, refresh, unfuse
 from .recipe import NoMatch
+from .report import report
 from .residual import FusedBottleneck, FusedResidual
+from .verify import verify
 
 __version__ = "0.1.0"
 
@@ -18,6 +20,8 @@ __all__ = [
     "ops",
     "reference",
     "refresh",
+    "report",
     "select",
     "unfuse",
+    "verify",
 ]
