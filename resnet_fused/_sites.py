@@ -72,7 +72,7 @@ def _pairs(graph: fx.Graph, parent: nn.Module) -> list[Found]:
     def once(node: fx.Node) -> bool:
         """Whether the node is the only call of a child, with one positional argument."""
         child = id(called.get(node))
-        return calls[child] == children[child] == len(node.args) == 1 and not node.kwargs
+        return calls[child] == children[child] == len(node.args) == 1
 
     def reader(node: fx.Node) -> fx.Node | None:
         """The one call that reads the node's value."""

@@ -147,6 +147,16 @@ class PoolShortcut(Plain):
         return self.relu(self.main(x) + self.pool(x))
 
 
+@case("unexpected operation AvgPool2d (pool)")
+class PoolBeforeMainPath(Plain):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, 1, 1)
+
+    def forward(self, x):
+        return self.relu(self.main(self.pool(x)) + x)
+
+
 @case("unexpected operation MaxPool2d (pool)")
 class MaxPoolBeforeShortcut(Plain):
     def __init__(self):
@@ -218,6 +228,13 @@ class TwoAdditions(Plain):
 class AlphaTwo(Plain):
     def forward(self, x):
         return self.relu(torch.add(self.main(x), x, alpha=2))
+
+
+@case("the addition has unexpected arguments")
+class AddInto(Plain):
+    def forward(self, x):
+        y = self.main(x)
+        return self.relu(torch.add(y, x, out=y))
 
 
 @case("an addition adds a constant")
@@ -496,6 +513,17 @@ class SwappedByType(Plain):
         if isinstance(x, Tensor):
             return self.relu(self.bn1(self.conv1(F.relu(self.bn2(self.conv2(x))))) + x)
         return self.relu(self.main(x) + x)
+
+
+@case("forward does something else with tensors than what its trace shows")
+class WritesByType(Plain):
+    """Leaves the result alone, but not the caller's input."""
+
+    def forward(self, x):
+        y = self.relu(self.main(x) + x)
+        if isinstance(x, Tensor):
+            x.mul_(2)
+        return y
 
 
 @case("forward uses the argument extra")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision_style import BasicBlock, Bottleneck, ResNet
 
 from resnet_fused import reference
+from resnet_fused._trace import EVAL, record, shadow, unit_leaf
 from resnet_fused.match import find_sites, inspect_block, is_candidate, match_block
 from resnet_fused.recipe import BlockRecipe, NoMatch
 
@@ -422,6 +423,29 @@ def test_random_states_survive_a_block_that_draws():
     assert random.getstate() == before
 
 
+def test_hooks_do_not_run_while_matching():
+    seen = []
+    block = BasicBlock(8, 8)
+    for m in (block, block.conv1):
+        m.register_forward_hook(lambda m, args, out: seen.append(out))
+    assert inspect_block(block).candidate
+    assert seen == []
+
+
+def test_weights_are_not_copied_for_tracing():
+    block = BasicBlock(8, 8)
+    block.mask = torch.ones(8)
+    block.downsample = nn.Sequential(nn.Conv2d(8, 8, 1))
+    copied = shadow(block)
+    assert copied.conv1 is not block.conv1
+    assert copied.conv1.weight is block.conv1.weight
+    assert copied.bn1.running_mean is block.bn1.running_mean
+    assert copied.mask is block.mask
+    parent = shadow(block, share_children=True)
+    assert parent is not block
+    assert parent.conv1 is block.conv1
+
+
 def test_global_hooks_are_seen():
     block = BasicBlock(8, 8)
     handle = nn.modules.module.register_module_forward_hook(lambda m, args, out: out)
@@ -474,6 +498,36 @@ def test_other_threads_run_undisturbed_while_one_matches():
     stop.set()
     server.join()
     assert failures == []
+    assert nn.Module.__call__ is torch.fx._symbolic_trace._orig_module_call
+
+
+PROBES = []
+
+
+class Probing(Plain):
+    def forward(self, x):
+        for probe in PROBES:
+            probe()
+        return self.relu(self.main(x) + x)
+
+
+def test_one_trace_at_a_time():
+    """Two traces at once would leave torch.fx's patch of nn.Module.__call__ behind."""
+    other = threading.Thread(target=match_block, args=[BasicBlock(8, 8)])
+    alive: list[bool] = []
+
+    def probe():
+        other.start()
+        other.join(0.2)
+        alive.append(other.is_alive())
+
+    PROBES.append(probe)
+    try:
+        record(Probing(), [EVAL], unit_leaf)
+    finally:
+        PROBES.clear()
+    assert alive == [True]
+    other.join()
     assert nn.Module.__call__ is torch.fx._symbolic_trace._orig_module_call
 
 
@@ -535,6 +589,16 @@ class ReluIsLeaky(Net):
         return self.relu(self.bn(self.conv(x)))
 
 
+class AsksForAnAttribute(Net):
+    """A tensor has no such attribute: what happens if it had one is of no concern."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        if hasattr(x, "mask"):
+            y = y * x.mask
+        return self.relu(self.bn(y))
+
+
 class EarlyReturnInTraining(Net):
     """The whole is used in both modes: what follows may differ."""
 
@@ -550,6 +614,7 @@ class EarlyReturnInTraining(Net):
         (TapAfterNorm, None),
         (ReluTwice, None),
         (ReluIsLeaky, None),
+        (AsksForAnAttribute, "relu"),
         (EarlyReturnInTraining, "relu"),
     ],
 )
