@@ -129,14 +129,18 @@ def pack(unit: ConvUnit, dtype: torch.dtype, choice: select.Choice) -> PackedUni
     return PackedUnit(weight, scale, shift, keywords, choice)
 
 
+def places(unit: ConvUnit) -> list[tuple[dict[str, Tensor | None], str]]:
+    """Where every tensor is kept that packing reads: a module's own dict, and the key."""
+    found = [(unit.conv._parameters, "weight"), (unit.conv._parameters, "bias")]
+    if unit.bn is not None:
+        found += [(unit.bn._parameters, "weight"), (unit.bn._parameters, "bias")]
+        found += [(unit.bn._buffers, "running_mean"), (unit.bn._buffers, "running_var")]
+    return found
+
+
 def tensors(unit: ConvUnit) -> list[Tensor]:
-    """Every tensor that packing reads. Straight from the dicts: nn.Module's getattr costs 0.4 us each."""
-    conv, bn = unit.conv, unit.bn
-    found = [conv._parameters["weight"], conv._parameters["bias"]]
-    if bn is not None:
-        found += [bn._parameters["weight"], bn._parameters["bias"]]
-        found += [bn._buffers["running_mean"], bn._buffers["running_var"]]
-    return [t for t in found if t is not None]
+    """Every tensor that packing reads."""
+    return [tensor for owner, key in places(unit) if (tensor := owner[key]) is not None]
 
 
 def _settings(unit: ConvUnit) -> tuple[Any, ...]:
@@ -146,6 +150,14 @@ def _settings(unit: ConvUnit) -> tuple[Any, ...]:
     return (conv.stride, conv.padding, conv.dilation, conv.groups, eps)
 
 
+def _version(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 _MOST_CONTEXTS = 256  # image sizes whose choices are remembered
 
 
@@ -153,42 +165,38 @@ class _Stamp:
     """What the tensors and settings of some units were when they were packed."""
 
     def __init__(self, units: Sequence[ConvUnit]) -> None:
-        self.tensors = [t for unit in units for t in tensors(unit)]
         self.settings = [_settings(unit) for unit in units]
-        self.places = [(t.data_ptr(), t.dtype) for t in self.tensors]
+        self.tensors = [t for unit in units for t in tensors(unit)]
+        # Straight from the modules' dicts: nn.Module's getattr would cost 0.4 us for each.
+        self.records = [
+            (owner, key, owner[key], _version(owner[key]), _address(owner[key]))
+            for unit in units
+            for owner, key in places(unit)
+        ]
         # Inference tensors have no version counter: the whole content is compared.
-        self.versions = [None if t.is_inference() else t._version for t in self.tensors]
-        self.copies = [t.clone() for t in self.tensors if t.is_inference()]
-        # One sample a device: a model may be spread over several.
+        self.copies = [(t, t.clone()) for t in self.tensors if t.is_inference()]
         self.on_cpu = [t for t in self.tensors if t.device.type == "cpu"]
         self.sample = _ops.content_sample(self.on_cpu) if self.on_cpu else None
         self.hash = _ops.content_hash(self.tensors)
 
     def fits(self, units: Sequence[ConvUnit]) -> bool:
         """Whether the units still hold what was packed, as far as every call checks."""
-        at = 0
-        known, versions, places = self.tensors, self.versions, self.places
         for unit, settings in zip(units, self.settings, strict=True):
             if _settings(unit) != settings:
                 return False
-            for tensor in tensors(unit):
-                if at == len(known) or tensor is not known[at]:
-                    return False
-                version = versions[at]
-                if version is not None and (tensor.is_inference() or tensor._version != version):
-                    return False
-                if (tensor.data_ptr(), tensor.dtype) != places[at]:
-                    return False
-                at += 1
-        if at != len(known):
-            return False
+        for owner, key, tensor, version, address in self.records:
+            if owner.get(key) is not tensor:
+                return False
+            if tensor is None:
+                continue
+            if version is not None and tensor._version != version:
+                return False
+            # Another address means another device, dtype or storage.
+            if tensor.data_ptr() != address:
+                return False
         if self.sample is not None and not _ops.content_equal(self.on_cpu, self.sample):
             return False
-        return not self.copies or self._copies_fit()
-
-    def _copies_fit(self) -> bool:
-        inference = [t for t, version in zip(self.tensors, self.versions, strict=True) if version is None]
-        return all(torch.equal(t, copy) for t, copy in zip(inference, self.copies, strict=True))
+        return not self.copies or all(torch.equal(t, copy) for t, copy in self.copies)
 
     def fits_wholly(self) -> bool:
         """Whether every single value is what was packed."""

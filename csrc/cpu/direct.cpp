@@ -27,6 +27,9 @@ DirectTiles direct_tiles(const ConvShape& shape, int64_t threads) {
   const Segments segments(shape);
   const int64_t together = std::max<int64_t>(kMaxSlice / (segments.chunks() * kChunk), 1);
   tiles.slice = ceil_div(segments.count, ceil_div(segments.count, together));  // equal slices
+  for (int64_t i = 0; i < segments.count; ++i) {
+    if (!segments.live(shape, i)) tiles.slice = 1;  // dead slices are skipped with their weights
+  }
   tiles.rows = std::min(pixels, kMaxRows);
   tiles.panels = panels;
   const auto jobs = [&] {

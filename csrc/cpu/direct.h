@@ -42,6 +42,22 @@ struct Segments {
     length = s.reduction() / count;
   }
   int64_t chunks() const { return ceil_div(length, kChunk); }
+
+  // Whether the segment sees anything but padding: of a 1 x 1 map only the middle tap does.
+  bool live(const ConvShape& s, int64_t index) const {
+    const int64_t ky = kernel_rows ? index : index / s.kernel_w;
+    const bool row = sees_input(s.out_h(), s.stride_h, ky * s.dilation_h - s.pad_h, s.in_h);
+    if (kernel_rows) return row;
+    const int64_t kx = index % s.kernel_w;
+    return row && sees_input(s.out_w(), s.stride_w, kx * s.dilation_w - s.pad_w, s.in_w);
+  }
+
+ private:
+  // Whether offset + stride * i lies in [0, size) for any i in [0, outputs).
+  static bool sees_input(int64_t outputs, int64_t stride, int64_t offset, int64_t size) {
+    const int64_t first = offset < 0 ? ceil_div(-offset, stride) : 0;
+    return first < outputs && offset + stride * first < size;
+  }
 };
 
 // How one convolution is cut into jobs: `rows` output pixels by `panels` panels of one group each.

@@ -243,7 +243,12 @@ static void run_job(const ConvArgs& args, const DirectJob& job, float* scratch) 
   const int64_t panels = panels_of(s.group_out());
   float* rows = scratch;
   float* partial = scratch + count * job.slice * segments.chunks() * kChunk;
-  for (int64_t begin = 0; begin < segments.count; begin += job.slice) {
+  // Slices of one segment may be dead; if all are, the last one, gathered as zeros, still runs.
+  int64_t last_live = segments.count - 1;
+  while (job.slice == 1 && last_live > 0 && !segments.live(s, last_live)) --last_live;
+  bool first = true;
+  for (int64_t begin = 0; begin <= last_live; begin += job.slice) {
+    if (job.slice == 1 && begin < last_live && !segments.live(s, begin)) continue;
     const int64_t end = min_of(begin + job.slice, segments.count);
     gather<T>(args, segments, job, begin, end, rows);
     for (int64_t p = job.panel_begin; p < job.panel_end; ++p) {
@@ -255,8 +260,8 @@ static void run_job(const ConvArgs& args, const DirectJob& job, float* scratch) 
           args.packed + ((job.group * panels + p) * reduction + begin * segments.length) * kPanel;
       tile.segments = end - begin;
       tile.length = segments.length;
-      tile.first = begin == 0;
-      tile.last = end == segments.count;
+      tile.first = first;
+      tile.last = end > last_live;
       tile.columns = min_of(kPanel, s.group_out() - p * kPanel);
       tile.scale = args.scale + channel;
       tile.shift = args.shift + channel;
@@ -276,6 +281,7 @@ static void run_job(const ConvArgs& args, const DirectJob& job, float* scratch) 
         r += size;
       }
     }
+    first = false;
   }
 }
 
