@@ -434,7 +434,7 @@ def _content_hash(tensors):
 
 def conv_bn_act_vjp(
     grad: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     x: Tensor,
     weight: Tensor,
     scale: Tensor,
@@ -448,7 +448,8 @@ def conv_bn_act_vjp(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of conv_bn_act for x, weight, scale, shift and residual, None where not needed.
 
-    y is the op's output. Written in differentiable ops, so that it can be differentiated again.
+    y is the op's output, needed for "relu" only. Written in differentiable ops, so that it can be
+    differentiated again.
     """
     wide = scale.dtype
     if act == "relu":
@@ -491,8 +492,9 @@ _CONV_DEFAULTS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "grou
 
 def _conv_bn_act_context(ctx, inputs, keyword_only_inputs, output):
     x, weight, scale, _, residual = inputs
-    ctx.save_for_backward(x, weight, scale, output)
     ctx.keywords = {**_CONV_DEFAULTS, **keyword_only_inputs}
+    # Without activation the output is not needed, and whoever gets it may write to it.
+    ctx.save_for_backward(x, weight, scale, output if ctx.keywords["act"] == "relu" else None)
     ctx.has_residual = residual is not None
 
 
