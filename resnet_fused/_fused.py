@@ -44,7 +44,16 @@ class Link:
     path: str
     child: nn.Module
     kind: type
-    count: int  # of the child's own children
+    counts: tuple[int, int]  # of the child's own children and parameters
+
+
+def link(children: dict[str, nn.Module | None], name: str, path: str) -> Link:
+    child = children[name]
+    return Link(children, name, path, child, type(child), _counts(child))
+
+
+def _counts(module: nn.Module) -> tuple[int, int]:
+    return (len(module._modules), len(module._parameters))
 
 
 def links_below(module: nn.Module, prefix: str = "") -> Iterator[Link]:
@@ -52,7 +61,7 @@ def links_below(module: nn.Module, prefix: str = "") -> Iterator[Link]:
     for name, child in module._modules.items():
         if child is not None:
             path = f"{prefix}{name}"
-            yield Link(module._modules, name, path, child, type(child), len(child._modules))
+            yield link(module._modules, name, path)
             yield from links_below(child, path + ".")
 
 
@@ -63,8 +72,8 @@ def changed(link: Link) -> str | None:
         return f"{link.path} was replaced"
     if type(child) is not link.kind:
         return f"{link.path} became a {type(child).__name__}"
-    if len(child._modules) != link.count:
-        return f"{link.path} has more or fewer children than it had"
+    if _counts(child) != link.counts:
+        return f"{link.path} has other children or parameters than it had"
     if has_hooks(child):
         return f"{link.path} has hooks"
     if "forward" in child.__dict__:
@@ -93,7 +102,7 @@ class _ConvBnAct(torch.autograd.Function):
         keywords = unit.keywords
         y = _ops.conv_bn_act_packed(x, unit.weight, scale, shift, residual, **keywords)
         ctx.keywords = {name: keywords[name] for name in packing.CONV_KEYWORDS}
-        ctx.save_for_backward(x, weight, scale, y)
+        ctx.save_for_backward(x, weight, scale, y if keywords["act"] == "relu" else None)
         return y
 
     @staticmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from . import check, packing
-from ._fused import FusedModule, Link, Run, changed, has_global_hooks, has_hooks, links_below
+from ._fused import FusedModule, Run, changed, has_global_hooks, has_hooks, link, links_below
 from ._refusals import refuse_unit
 from ._wrapper import Wrapper
 from .recipe import ConvUnit, NoMatch, Site
@@ -76,8 +76,7 @@ class _Installed:
                 return f"{name} became a {type(slot).__name__}"
             if has_hooks(slot):
                 return f"{name} has hooks"
-            original = slot.__dict__["_original"]
-            reason = changed(Link({name: original}, name, name, original, slot.of, 0))
+            reason = changed(slot.link)
             if reason is not None:
                 return reason
         return None
@@ -101,7 +100,7 @@ class ConvSlot(FusedModule):
         unit = installed.site.unit
         super().__init__(unit.conv, (unit,), ())
         self.__dict__["_installed"] = installed
-        self.__dict__["of"] = type(unit.conv)
+        self.__dict__["link"] = link({unit.conv_name: unit.conv}, unit.conv_name, unit.conv_name)
 
     def _why_changed(self) -> str | None:
         if has_global_hooks():
@@ -138,10 +137,10 @@ class ConvSlot(FusedModule):
 class PassSlot(Wrapper):
     """In the place of a BN or ReLU that the site's ConvSlot has computed already: passes its input on."""
 
-    def __init__(self, original: nn.Module, installed: _Installed) -> None:
+    def __init__(self, original: nn.Module, name: str, installed: _Installed) -> None:
         super().__init__(original)
         self.__dict__["_installed"] = installed
-        self.__dict__["of"] = type(original)
+        self.__dict__["link"] = link({name: original}, name, name)
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self._installed.broken() is None else _run_plainly(self, x)
@@ -157,7 +156,8 @@ def install_site(parent: nn.Module, site: Site) -> ConvSlot:
     installed = _Installed(parent, site, names)
     originals = [parent._modules[name] for name in names]
     first = ConvSlot(installed)
-    installed.slots[:] = [first, *(PassSlot(original, installed) for original in originals[1:])]
+    others = zip(originals[1:], names[1:], strict=True)
+    installed.slots[:] = [first, *(PassSlot(original, name, installed) for original, name in others)]
     for name, slot in zip(names, installed.slots, strict=True):
         parent._modules[name] = slot
     return first
