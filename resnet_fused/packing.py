@@ -140,7 +140,9 @@ def places(unit: ConvUnit) -> list[tuple[dict[str, Tensor | None], str]]:
 
 def tensors(unit: ConvUnit) -> list[Tensor]:
     """Every tensor that packing reads."""
-    return [tensor for owner, key in places(unit) if (tensor := owner[key]) is not None]
+    # No assignment inside the comprehension: torch.compile cannot trace that on Python 3.11.
+    held = [owner[key] for owner, key in places(unit)]
+    return [tensor for tensor in held if tensor is not None]
 
 
 def _settings(unit: ConvUnit) -> tuple[Any, ...]:
