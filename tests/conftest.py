@@ -350,7 +350,7 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Batch norms as after training: every parameter and statistic away from 0 and 1."""
     g = torch.Generator().manual_seed(seed)
     for m in module.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
+        if isinstance(getattr(m, "running_mean", None), Tensor):
             with torch.no_grad():
                 for t, low, high in (
                     (m.running_mean, -0.5, 0.5),
