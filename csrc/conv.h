@@ -7,7 +7,8 @@ namespace resnet_fused {
 
 enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
-// A 2-D convolution, NHWC. Sizes in elements; the input has in_channels = groups * channels_per_group.
+// A 2-D convolution, NHWC. Sizes in elements; the input has in_channels = groups *
+// channels_per_group.
 struct ConvShape {
   int64_t batch, in_h, in_w, in_channels;
   int64_t out_channels, groups;
@@ -29,8 +30,8 @@ struct ConvShape {
   int64_t reduction() const { return kernel_h * kernel_w * group_in(); }
 };
 
-// act(conv(x, weight) * scale + shift + residual). x, residual and y have `dtype` and are dense NHWC;
-// packed holds the weights in the layout of the plan; residual may be null.
+// act(conv(x, weight) * scale + shift + residual). x, residual and y have `dtype` and are dense
+// NHWC; packed holds the weights in the layout of the plan; residual may be null.
 struct ConvArgs {
   ConvShape shape;
   DType dtype;

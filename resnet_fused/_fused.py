@@ -108,7 +108,9 @@ class _ConvBnAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight, scale, y = ctx.saved_tensors
-        grads = conv_bn_act_vjp(grad, y, x, weight, scale, needs=ctx.needs_input_grad[1:], **ctx.keywords)
+        grads = conv_bn_act_vjp(
+            grad, y, x, weight, scale, needs=ctx.needs_input_grad[1:], **ctx.keywords
+        )
         return (None, *grads)
 
 
@@ -122,7 +124,9 @@ class FusedModule(Wrapper):
     output_format = "channels_last"  # or "preserve": contiguous, unless x is channels_last
     exact_nonfinite = False  # True: no Winograd, which spreads NaN and Inf over a tile
 
-    def __init__(self, original: nn.Module, units: tuple[ConvUnit, ...], links: tuple[Link, ...]) -> None:
+    def __init__(
+        self, original: nn.Module, units: tuple[ConvUnit, ...], links: tuple[Link, ...]
+    ) -> None:
         super().__init__(original)
         self.__dict__["_units"] = units
         self.__dict__["_links"] = links
@@ -161,9 +165,13 @@ class FusedModule(Wrapper):
         weight = conv._parameters["weight"]
         channels = weight.shape[1] * conv.groups
         if x.shape[-3] != channels:
-            raise ValueError(f"{op}: x must have {channels} channels, got shape {check.shape_of(x)}")
+            raise ValueError(
+                f"{op}: x must have {channels} channels, got shape {check.shape_of(x)}"
+            )
         if x.device != weight.device:
-            raise ValueError(f"{op}: x must be on {weight.device}, where the weights are, got {x.device}")
+            raise ValueError(
+                f"{op}: x must be on {weight.device}, where the weights are, got {x.device}"
+            )
         if x.dtype != weight.dtype and not is_autocast_on(x.device):
             raise TypeError(
                 f"{op}: x must be {check.dtype_name(weight.dtype)}, as the weights are, "
@@ -215,7 +223,11 @@ class FusedModule(Wrapper):
         dtype = self._compute_dtype(x)
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and self._needs_grad(x):
-            runner = self._differentiable_in_graph(dtype) if compiling else self._differentiable(x, dtype)
+            runner = (
+                self._differentiable_in_graph(dtype)
+                if compiling
+                else self._differentiable(x, dtype)
+            )
         else:
             runner = self._packed_in_graph(x, dtype) if compiling else self._packed(x, dtype)
 
@@ -308,7 +320,9 @@ class FusedModule(Wrapper):
         if len(backends) == 1:
             backend = backends.pop()
         else:
-            backend = ", ".join(f"{n}: {u.choice.backend}" for n, u in zip(names, held, strict=True))
+            backend = ", ".join(
+                f"{n}: {u.choice.backend}" for n, u in zip(names, held, strict=True)
+            )
         reasons = dict.fromkeys(unit.choice.reason for unit in held)
         return Status(True, backend, "; ".join(reasons), size)
 

@@ -57,7 +57,9 @@ def like(op: str, name: str, value: Any, x: Tensor, dtype: torch.dtype, x_name: 
     if value.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {dtype_name(dtype)}, got {dtype_name(value.dtype)}")
     if value.device != x.device:
-        raise ValueError(f"{op}: {name} must be on {x.device}, where {x_name} is, got {value.device}")
+        raise ValueError(
+            f"{op}: {name} must be on {x.device}, where {x_name} is, got {value.device}"
+        )
 
 
 def shape(op: str, name: str, value: Tensor, expected: tuple[int, ...]) -> None:
@@ -138,7 +140,9 @@ def image(op: str, name: str, x: Any) -> None:
     """A float tensor (C, H, W) or (N, C, H, W)."""
     float_tensor(op, name, x)
     if x.dim() not in (3, 4):
-        raise ValueError(f"{op}: {name} must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape {shape_of(x)}")
+        raise ValueError(
+            f"{op}: {name} must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape {shape_of(x)}"
+        )
 
 
 def output_size(

@@ -42,7 +42,9 @@ class FusedConvBN(FusedModule):
         check.one_of("FusedConvBN", "act", act, check.ACTIVATIONS)
         for name, value, kind in (("conv", conv, nn.Conv2d), ("bn", bn, nn.BatchNorm2d)):
             if not isinstance(value, kind):
-                raise TypeError(f"FusedConvBN: {name} must be a {kind.__name__}, got {type(value).__name__}")
+                raise TypeError(
+                    f"FusedConvBN: {name} must be a {kind.__name__}, got {type(value).__name__}"
+                )
         unit = ConvUnit(conv, bn, act, "conv", "bn")
         try:
             refuse_unit(unit)
@@ -157,7 +159,10 @@ def install_site(parent: nn.Module, site: Site) -> ConvSlot:
     originals = [parent._modules[name] for name in names]
     first = ConvSlot(installed)
     others = zip(originals[1:], names[1:], strict=True)
-    installed.slots[:] = [first, *(PassSlot(original, name, installed) for original, name in others)]
+    installed.slots[:] = [
+        first,
+        *(PassSlot(original, name, installed) for original, name in others),
+    ]
     for name, slot in zip(names, installed.slots, strict=True):
         parent._modules[name] = slot
     return first

@@ -25,7 +25,9 @@ from . import check, reference
 _NAMESPACE = "resnet_fused"
 _lib = torch.library.Library(_NAMESPACE, "DEF")
 
-_CONV_KEYWORDS = 'int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, str act="relu"'
+_CONV_KEYWORDS = (
+    'int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, str act="relu"'
+)
 _SCHEMAS = (
     f"conv_bn_act(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual=None, *, "
     f"{_CONV_KEYWORDS}) -> Tensor",
@@ -366,7 +368,20 @@ def _conv_bn_act_packed(
 ):
     _as_runtime_error(
         _check_packed,
-        *(x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act, plan),
+        *(
+            x,
+            packed,
+            scale,
+            shift,
+            residual,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            act,
+            plan,
+        ),
     )
     _refuse_ours("conv_bn_act_packed", plan, x)
     y = reference.conv_bn_act(
@@ -487,7 +502,13 @@ def _channel_sum(values: Tensor) -> Tensor:
     return values.sum([d for d in range(values.dim()) if d != values.dim() - 3])
 
 
-_CONV_DEFAULTS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "act": "relu"}
+_CONV_DEFAULTS = {
+    "stride": (1, 1),
+    "padding": (0, 0),
+    "dilation": (1, 1),
+    "groups": 1,
+    "act": "relu",
+}
 
 
 def _conv_bn_act_context(ctx, inputs, keyword_only_inputs, output):
@@ -505,7 +526,10 @@ def _conv_bn_act_backward(ctx, grad):
 
 
 torch.library.register_autograd(
-    f"{_NAMESPACE}::conv_bn_act", _conv_bn_act_backward, setup_context=_conv_bn_act_context, lib=_lib
+    f"{_NAMESPACE}::conv_bn_act",
+    _conv_bn_act_backward,
+    setup_context=_conv_bn_act_context,
+    lib=_lib,
 )
 
 
@@ -544,6 +568,7 @@ _forward_only("conv_bn_act_packed")
 
 
 # ---- autocast ----------------------------------------------------------------------------------------
+
 
 def is_autocast_on(device: torch.device) -> bool:
     """Whether autocast is on for a device; devices that cannot have it, such as meta, included."""

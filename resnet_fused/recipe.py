@@ -42,7 +42,9 @@ class Site:
     """conv -> bn (-> ReLU module) among the direct children of one parent module, outside residual blocks."""
 
     unit: ConvUnit
-    act_name: str | None  # the ReLU child that the site absorbs; None where the activation is not a module
+    act_name: (
+        str | None
+    )  # the ReLU child that the site absorbs; None where the activation is not a module
 
 
 class NoMatch(ValueError):

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def scale_shift_act(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act: str) -> Tensor:
+def scale_shift_act(
+    y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act: str
+) -> Tensor:
     """act(y * scale + shift + residual), computed in scale's dtype and returned in y's.
 
     y and residual: (..., C, H, W); scale and shift: (C,).
@@ -57,10 +59,14 @@ class Residual(nn.Module):
         self, input_channels: int, num_channels: int, use_1x1conv: bool = False, strides: int = 1
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(input_channels, num_channels, kernel_size=3, padding=1, stride=strides)
+        self.conv1 = nn.Conv2d(
+            input_channels, num_channels, kernel_size=3, padding=1, stride=strides
+        )
         self.conv2 = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
         self.conv3 = (
-            nn.Conv2d(input_channels, num_channels, kernel_size=1, stride=strides) if use_1x1conv else None
+            nn.Conv2d(input_channels, num_channels, kernel_size=1, stride=strides)
+            if use_1x1conv
+            else None
         )
         self.bn1 = nn.BatchNorm2d(num_channels)
         self.bn2 = nn.BatchNorm2d(num_channels)
@@ -93,7 +99,9 @@ class Bottleneck(nn.Module):
         self.conv2 = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1, stride=strides)
         self.conv3 = nn.Conv2d(num_channels, out_channels, kernel_size=1)
         self.conv4 = (
-            nn.Conv2d(input_channels, out_channels, kernel_size=1, stride=strides) if use_1x1conv else None
+            nn.Conv2d(input_channels, out_channels, kernel_size=1, stride=strides)
+            if use_1x1conv
+            else None
         )
         self.bn1 = nn.BatchNorm2d(num_channels)
         self.bn2 = nn.BatchNorm2d(num_channels)

@@ -80,7 +80,9 @@ class FusedBottleneck(FusedResidual):
     def __init__(
         self, input_channels: int, num_channels: int, use_1x1conv: bool = False, strides: int = 1
     ) -> None:
-        self._wrap(*_build(reference.Bottleneck, input_channels, num_channels, use_1x1conv, strides))
+        self._wrap(
+            *_build(reference.Bottleneck, input_channels, num_channels, use_1x1conv, strides)
+        )
 
 
 def _build(

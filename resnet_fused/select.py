@@ -29,7 +29,6 @@ EXACT_VARIABLE = "RESNET_FUSED_EXACT_NONFINITE"
 FORCES = ("none", "ours", *PLANS)
 
 
-
 def _check_force(plan: str, where: str) -> str:
     if plan not in FORCES:
         raise ValueError(f"{where} must be one of {', '.join(FORCES)}, got {plan!r}")
@@ -175,9 +174,13 @@ def _ours(shape: ConvShape, packed_once: bool, exact_nonfinite: bool) -> Choice:
     if not packed_once:
         return Choice("direct", "weights that are packed for one call are not worth transforming")
     if min(shape.in_channels, shape.out_channels) < _MIN_WINOGRAD_CHANNELS:
-        return Choice("direct", f"fewer than {_MIN_WINOGRAD_CHANNELS} channels do not pay for transforms")
+        return Choice(
+            "direct", f"fewer than {_MIN_WINOGRAD_CHANNELS} channels do not pay for transforms"
+        )
     direct, *winograd = (_cost(plan, shape) for plan in _TILINGS)
     if direct <= min(winograd):
         return Choice("direct", "too few pixels to pay for loading transformed weights")
     plan = "winograd2" if winograd[0] <= winograd[1] else "winograd4"
-    return Choice(plan, f"3x3, stride 1: {min(winograd) / direct:.0%} of the direct convolution's cost")
+    return Choice(
+        plan, f"3x3, stride 1: {min(winograd) / direct:.0%} of the direct convolution's cost"
+    )

@@ -24,7 +24,8 @@ struct Arena {
     const int64_t bytes = wanted * static_cast<int64_t>(sizeof(float));
     const int64_t unit = bytes >= kHugePage ? kHugePage : 64;
     const int64_t rounded = (bytes + unit - 1) / unit * unit;
-    block = static_cast<float*>(std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(rounded)));
+    block = static_cast<float*>(
+        std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(rounded)));
     if (!block) throw std::bad_alloc();
     advise_huge_pages(block, rounded);
     count = rounded / static_cast<int64_t>(sizeof(float));
@@ -40,7 +41,8 @@ float* thread_scratch(int64_t count) {
 }
 
 void advise_huge_pages(void* block, int64_t bytes) {
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(block) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t begin =
+      (reinterpret_cast<uintptr_t>(block) + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(block) + bytes) / kHugePage * kHugePage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }

@@ -5,8 +5,9 @@
 
 namespace resnet_fused {
 
-// At least `count` floats, 64-byte aligned, valid until the next call on the same thread. The memory
-// stays with the thread: in steady state nothing is allocated, and it is still warm in the cache.
+// At least `count` floats, 64-byte aligned, valid until the next call on the same thread. The
+// memory stays with the thread: in steady state nothing is allocated, and it is still warm in the
+// cache.
 float* thread_scratch(int64_t count);
 
 // Asks for huge pages for a large, freshly allocated and untouched block: packed weights are read

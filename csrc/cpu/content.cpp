@@ -18,8 +18,8 @@ int64_t bits_at(const char* address, int64_t size) {
   return bits;
 }
 
-// Calls visit(address, bytes) for each run of sampled values until it returns false; returns whether
-// it never did.
+// Calls visit(address, bytes) for each run of sampled values until it returns false; returns
+// whether it never did.
 template <typename Visit>
 bool visit_samples(const Tensor& tensor, const Visit& visit) {
   const int64_t numel = tensor.numel();
@@ -63,7 +63,8 @@ uint64_t hash_block(const char* data, int64_t bytes) {
     }
   }
   for (; at < bytes; at += 8) {
-    lanes[0] = mix(lanes[0], static_cast<uint64_t>(bits_at(data + at, std::min<int64_t>(8, bytes - at))));
+    lanes[0] =
+        mix(lanes[0], static_cast<uint64_t>(bits_at(data + at, std::min<int64_t>(8, bytes - at))));
   }
   return mix(mix(mix(lanes[0], lanes[1]), lanes[2]), lanes[3]);
 }
@@ -75,7 +76,8 @@ uint64_t hash_tensor(const Tensor& tensor) {
   const char* data = static_cast<const char*>(dense.const_data_ptr());
   std::vector<uint64_t> blocks(static_cast<size_t>((bytes + kBlock - 1) / kBlock));
   for_each_job(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
-    blocks[static_cast<size_t>(i)] = hash_block(data + i * kBlock, std::min(kBlock, bytes - i * kBlock));
+    blocks[static_cast<size_t>(i)] =
+        hash_block(data + i * kBlock, std::min(kBlock, bytes - i * kBlock));
   });
   uint64_t hash = static_cast<uint64_t>(bytes);
   for (const uint64_t block : blocks) hash = mix(hash, block);
@@ -99,7 +101,8 @@ bool content_equal(const std::vector<Tensor>& tensors, const char* sample, int64
   int64_t at = 0;
   for (const Tensor& tensor : tensors) {
     const bool same = visit_samples(tensor, [&](const char* address, int64_t bytes) {
-      if (at + bytes > count || std::memcmp(sample + at, address, static_cast<size_t>(bytes)) != 0) {
+      if (at + bytes > count ||
+          std::memcmp(sample + at, address, static_cast<size_t>(bytes)) != 0) {
         return false;
       }
       at += bytes;

@@ -3,7 +3,8 @@
 // The convolution is a matrix product: rows are output pixels, columns are output channels, and the
 // reduction runs over (kernel row, kernel column, input channel). Weights are packed once as
 //
-//   packed[group][panel][reduction][32]       panel = 32 output channels, the last one padded with 0
+//   packed[group][panel][reduction][32]       panel = 32 output channels, the last one padded with
+//   0
 //
 // and each job gathers its input rows into the cache in the order in which the kernel reads them:
 //
@@ -24,7 +25,8 @@ namespace resnet_fused {
 
 constexpr int64_t kPanel = 32;
 constexpr int64_t kChunk = 16;
-constexpr int64_t kMaxSlice = 512;  // steps of the reduction gathered at once, if a segment is not longer
+constexpr int64_t kMaxSlice =
+    512;  // steps of the reduction gathered at once, if a segment is not longer
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -9,7 +9,8 @@
 //  - Rows are gathered in chunks of 16 because a constant distance between the rows of a tile lets
 //    every broadcast use one base register; reading NHWC rows in place would need 14 of them.
 //  - Gathering costs 2 / out_channels of the multiplications, 3% at 64 channels.
-//  - One reduction step per loop iteration: unrolled by 2 or more, gcc 12 shuffles accumulators between
+//  - One reduction step per loop iteration: unrolled by 2 or more, gcc 12 shuffles accumulators
+//  between
 //    registers (185 against 175 GFLOP/s a core with all operands in L1, of 200 possible).
 #include "cpu/direct.h"
 
@@ -69,8 +70,8 @@ static inline void zero_segment(float* target, int64_t step, int64_t length) {
 
 // A row of taps of which only elements [begin, end) lie inside the image.
 template <typename T>
-static void copy_clipped(float* target, int64_t step, const T* source, int64_t length, int64_t begin,
-                         int64_t end) {
+static void copy_clipped(float* target, int64_t step, const T* source, int64_t length,
+                         int64_t begin, int64_t end) {
   zero_segment(target, step, length);
   for (int64_t i = begin; i < end; ++i) {
     target[i / kChunk * step + i % kChunk] = to_float(source[i]);
@@ -125,20 +126,20 @@ static void gather(const ConvArgs& args, const Segments& segments, const DirectJ
 // One register tile's operands. Strides in elements.
 template <typename T>
 struct Tile {
-  const float* rows;    // [segment][chunk][row][16], at this tile's first row
-  int64_t chunk_step;   // distance between chunks of `rows`
-  const float* panel;   // [reduction][32]
-  int64_t segments;     // of this slice of the reduction
-  int64_t length;       // steps of a segment
-  float* partial;       // [row][32]: sums between slices
-  bool first, last;     // first slice starts from zero; last slice runs the epilogue
-  int64_t columns;      // output channels in this panel, at most 32
-  const float* scale;   // at the panel's first channel, like shift, residual and y
+  const float* rows;   // [segment][chunk][row][16], at this tile's first row
+  int64_t chunk_step;  // distance between chunks of `rows`
+  const float* panel;  // [reduction][32]
+  int64_t segments;    // of this slice of the reduction
+  int64_t length;      // steps of a segment
+  float* partial;      // [row][32]: sums between slices
+  bool first, last;    // first slice starts from zero; last slice runs the epilogue
+  int64_t columns;     // output channels in this panel, at most 32
+  const float* scale;  // at the panel's first channel, like shift, residual and y
   const float* shift;
   const T* residual;
   T* y;
-  int64_t y_stride;     // distance between output pixels
-  float low;            // lower bound of the activation: 0 or -infinity
+  int64_t y_stride;  // distance between output pixels
+  float low;         // lower bound of the activation: 0 or -infinity
 };
 
 template <int kTileRows>
@@ -199,7 +200,8 @@ static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
 #pragma GCC unroll 16
         for (int r = 0; r < kTileRows; ++r) {
           Reg value = Vec::fma(sum[r][v], scale, shift);
-          if (tile.residual) value = Vec::add(value, Vec::load(tile.residual + r * tile.y_stride + at));
+          if (tile.residual)
+            value = Vec::add(value, Vec::load(tile.residual + r * tile.y_stride + at));
           Vec::store(tile.y + r * tile.y_stride + at, Vec::at_least(value, low));
         }
       } else {

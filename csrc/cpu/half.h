@@ -60,7 +60,8 @@ inline Float16 from_float<Float16>(float value) {
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
-  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // >= 65520: infinity
+  if (magnitude >= 0x477ff000u)
+    return {static_cast<uint16_t>(sign | 0x7c00u)};  // >= 65520: infinity
   if (magnitude < 0x38800000u) {  // below 2^-14: let the float adder round to a multiple of 2^-24
     const float rounded = bits_float(magnitude) + 0.5f;
     return {static_cast<uint16_t>(sign | (float_bits(rounded) - 0x3f000000u))};

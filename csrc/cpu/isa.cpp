@@ -21,9 +21,7 @@ bool has_avx512() {
 // gcc 12's __builtin_cpu_supports does not know AMX and AVX512-FP16: CPUID leaf 7 does.
 struct Leaf7 {
   unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
-  Leaf7() {
-    __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-  }
+  Leaf7() { __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx)); }
   bool amx_bf16() const { return edx >> 22 & 1; }
   bool avx512_fp16() const { return edx >> 23 & 1; }
 };

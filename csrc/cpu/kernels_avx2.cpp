@@ -1,7 +1,7 @@
 // All kernels compiled for AVX2, FMA and F16C.
 //
-// Every header with inline functions is included before the pragma: compiled for the wider set, one of
-// them could be the copy that the linker keeps for the whole library, and crash on an older CPU.
+// Every header with inline functions is included before the pragma: compiled for the wider set, one
+// of them could be the copy that the linker keeps for the whole library, and crash on an older CPU.
 #include <immintrin.h>
 
 #include "cpu/half.h"
@@ -20,6 +20,7 @@
 
 namespace resnet_fused {
 
-const Kernels kAvx2Kernels = {"avx2", avx2::direct_job, avx2::winograd_job, avx2::epilogue, avx2::add_relu};
+const Kernels kAvx2Kernels = {"avx2", avx2::direct_job, avx2::winograd_job, avx2::epilogue,
+                              avx2::add_relu};
 
 }  // namespace resnet_fused

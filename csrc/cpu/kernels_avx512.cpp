@@ -1,7 +1,7 @@
 // All kernels compiled for AVX-512.
 //
-// Every header with inline functions is included before the pragma: compiled for the wider set, one of
-// them could be the copy that the linker keeps for the whole library, and crash on an older CPU.
+// Every header with inline functions is included before the pragma: compiled for the wider set, one
+// of them could be the copy that the linker keeps for the whole library, and crash on an older CPU.
 #include <immintrin.h>
 
 #include "cpu/half.h"
@@ -22,6 +22,7 @@
 
 namespace resnet_fused {
 
-const Kernels kAvx512Kernels = {"avx512", avx512::direct_job, avx512::winograd_job, avx512::epilogue, avx512::add_relu};
+const Kernels kAvx512Kernels = {"avx512", avx512::direct_job, avx512::winograd_job,
+                                avx512::epilogue, avx512::add_relu};
 
 }  // namespace resnet_fused

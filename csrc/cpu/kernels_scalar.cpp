@@ -14,6 +14,7 @@
 
 namespace resnet_fused {
 
-const Kernels kScalarKernels = {"scalar", scalar::direct_job, scalar::winograd_job, scalar::epilogue, scalar::add_relu};
+const Kernels kScalarKernels = {"scalar", scalar::direct_job, scalar::winograd_job,
+                                scalar::epilogue, scalar::add_relu};
 
 }  // namespace resnet_fused

@@ -20,14 +20,17 @@ namespace {
 
 using IntPair = std::vector<int64_t>;
 
-constexpr int64_t kSpanGrain = 16384;  // elements: below this a second thread costs more than it brings
+constexpr int64_t kSpanGrain =
+    16384;  // elements: below this a second thread costs more than it brings
 
 // ---- pack_conv ----------------------------------------------------------------------------------
 
 ConvShape weight_shape(const char* op, const Tensor& weight, int64_t groups) {
-  check(weight.dim() == 4, op, ": weight must be 4-D (out_channels, in_channels / groups, kernel_h, kernel_w), got shape ",
+  check(weight.dim() == 4, op,
+        ": weight must be 4-D (out_channels, in_channels / groups, kernel_h, kernel_w), got shape ",
         shape_text(weight.sizes()));
-  check(weight.numel() > 0, op, ": weight must not be empty, got shape ", shape_text(weight.sizes()));
+  check(weight.numel() > 0, op, ": weight must not be empty, got shape ",
+        shape_text(weight.sizes()));
   check(groups >= 1, op, ": groups must be at least 1, got ", groups);
   check(weight.size(0) % groups == 0, op, ": groups must divide the ", weight.size(0),
         " output channels of weight, got ", groups);
@@ -47,7 +50,8 @@ Tensor pack_conv(Tensor weight, int64_t groups, std::string plan_name) {
   const Plan plan = parse_plan(op, plan_name);
   if (plan == Plan::kTorch) {
     // PyTorch's own layout; always a copy, so that the packed weight never aliases the parameter.
-    Tensor packed = empty_nhwc(weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3));
+    Tensor packed =
+        empty_nhwc(weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3));
     torch::stable::copy_(packed, weight);
     return packed;
   }
@@ -78,7 +82,8 @@ struct ConvCall {
 };
 
 void check_pair(const char* op, const char* name, const IntPair& pair, int64_t least) {
-  check(pair.size() == 2, op, ": ", name, " must be an int or a pair of ints, got ", shape_text(pair));
+  check(pair.size() == 2, op, ": ", name, " must be an int or a pair of ints, got ",
+        shape_text(pair));
   check(pair[0] >= least && pair[1] >= least, op, ": ", name, " must be at least ", least, ", got ",
         shape_text(pair));
 }
@@ -87,25 +92,25 @@ ConvCall check_call(const char* op, const Tensor& x, const Tensor& scale, const 
                     const IntPair& kernel_size, const IntPair& stride, const IntPair& padding,
                     const IntPair& dilation, int64_t groups, const std::string& act) {
   ConvCall call;
-  check(x.dim() == 3 || x.dim() == 4, op, ": x must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape ",
-        shape_text(x.sizes()));
+  check(x.dim() == 3 || x.dim() == 4, op,
+        ": x must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
   call.dtype = kernel_dtype(x, op, "x");
   check_pair(op, "kernel_size", kernel_size, 1);
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
-  check(act == "relu" || act == "none", op, ": act must be \"relu\" or \"none\", got \"", act, "\"");
+  check(act == "relu" || act == "none", op, ": act must be \"relu\" or \"none\", got \"", act,
+        "\"");
   call.relu = act == "relu";
   call.batched = x.dim() == 4;
   call.x = call.batched ? x : torch::stable::unsqueeze(x, 0);
-  const auto vector_dtype =
-      call.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const auto vector_dtype = call.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
   check_dtype(scale, vector_dtype, op, "scale");
   check_dtype(shift, vector_dtype, op, "shift");
   check_cpu(scale, op, "scale");
   check_cpu(shift, op, "shift");
-  check(scale.dim() == 1 && scale.numel() > 0, op, ": scale must be 1-D, one value per output channel, got shape ",
-        shape_text(scale.sizes()));
+  check(scale.dim() == 1 && scale.numel() > 0, op,
+        ": scale must be 1-D, one value per output channel, got shape ", shape_text(scale.sizes()));
   check_shape(shift, scale.sizes(), op, "shift");
   check(groups >= 1, op, ": groups must be at least 1, got ", groups);
 
@@ -213,9 +218,12 @@ Tensor run_torch(const ConvCall& call, const Tensor& weight, const Tensor& scale
     torch::stable::copy_(dense, y);
     y = dense;
   }
-  const EpilogueArgs args{call.dtype,      call.relu,
-                          s.out_channels,  scale.const_data_ptr(),
-                          shift.const_data_ptr(), pointer(residual),
+  const EpilogueArgs args{call.dtype,
+                          call.relu,
+                          s.out_channels,
+                          scale.const_data_ptr(),
+                          shift.const_data_ptr(),
+                          pointer(residual),
                           y.mutable_data_ptr()};
   const Kernels& isa = kernels();
   for_each_span(s.out_pixels(), ceil_div(kSpanGrain, s.out_channels),
@@ -276,17 +284,19 @@ Tensor add_relu(Tensor a, Tensor b) {
   const AddReluArgs args{dtype, dense_a.const_data_ptr(), dense_b.const_data_ptr(),
                          y.mutable_data_ptr()};
   const Kernels& isa = kernels();
-  for_each_span(numel, kSpanGrain, [&](int64_t begin, int64_t end) { isa.add_relu(args, begin, end); });
+  for_each_span(numel, kSpanGrain,
+                [&](int64_t begin, int64_t end) { isa.add_relu(args, begin, end); });
   return y;
 }
 
-// ---- content_sample, content_equal, cpu_isa -------------------------------------------------------
+// ---- content_sample, content_equal, cpu_isa
+// -------------------------------------------------------
 
 Tensor sample_op(std::vector<Tensor> tensors) {
   check(!tensors.empty(), "content_sample: tensors must not be empty");
   const std::vector<char> sample = content_sample(tensors);
-  Tensor result = torch::stable::new_empty(tensors[0], {static_cast<int64_t>(sample.size())},
-                                           ScalarType::Byte);
+  Tensor result =
+      torch::stable::new_empty(tensors[0], {static_cast<int64_t>(sample.size())}, ScalarType::Byte);
   std::copy(sample.begin(), sample.end(), static_cast<char*>(result.mutable_data_ptr()));
   return result;
 }

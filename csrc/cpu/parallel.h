@@ -13,8 +13,9 @@ namespace resnet_fused {
 inline int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 // Runs job(0) ... job(count - 1); each thread takes the next one when it is free, so unequal jobs
-// and a core that another process slows down even out. A job may take a second argument: the job that
-// its thread ran before in this call, or -1; the thread's scratch memory is as that one left it.
+// and a core that another process slows down even out. A job may take a second argument: the job
+// that its thread ran before in this call, or -1; the thread's scratch memory is as that one left
+// it.
 template <typename Job>
 void for_each_job(int64_t count, const Job& job) {
   std::atomic<int64_t> next{0};
@@ -40,7 +41,8 @@ void for_each_span(int64_t count, int64_t grain, const Span& span) {
     if (count > 0) span(0, count);
     return;
   }
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { span(begin, end); });
+  torch::stable::parallel_for(0, count, grain,
+                              [&](int64_t begin, int64_t end) { span(begin, end); });
 }
 
 }  // namespace resnet_fused

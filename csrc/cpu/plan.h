@@ -18,7 +18,8 @@ inline Plan parse_plan(const char* op, const std::string& name) {
   if (name == "winograd4") return Plan::kWinograd4;
   if (name == "winograd2") return Plan::kWinograd2;
   if (name == "torch") return Plan::kTorch;
-  fail(op, ": plan must be \"direct\" or \"winograd4\" or \"winograd2\" or \"torch\", got \"", name, "\"");
+  fail(op, ": plan must be \"direct\" or \"winograd4\" or \"winograd2\" or \"torch\", got \"", name,
+       "\"");
 }
 
 inline const char* plan_name(Plan plan) {
@@ -45,7 +46,8 @@ inline std::vector<int64_t> packed_shape(Plan plan, const ConvShape& s) {
     case Plan::kDirect:
       return {s.groups * panels_of(s.group_out()), s.reduction(), kPanel};
     default:
-      return {panels_of(s.out_channels), winograd_points(winograd_tile(plan)), s.in_channels, kPanel};
+      return {panels_of(s.out_channels), winograd_points(winograd_tile(plan)), s.in_channels,
+              kPanel};
   }
 }
 
@@ -58,7 +60,8 @@ inline void check_plan_dtype(const char* op, Plan plan, DType dtype) {
 inline void check_plan_weight(const char* op, Plan plan, const ConvShape& s) {
   if (plan != Plan::kWinograd4 && plan != Plan::kWinograd2) return;
   check(s.kernel_h == 3 && s.kernel_w == 3 && s.groups == 1, op, ": plan \"", plan_name(plan),
-        "\" takes 3 x 3 kernels in one group, got ", s.kernel_h, " x ", s.kernel_w, " in ", s.groups);
+        "\" takes 3 x 3 kernels in one group, got ", s.kernel_h, " x ", s.kernel_w, " in ",
+        s.groups);
 }
 
 inline void check_plan_geometry(const char* op, Plan plan, const ConvShape& s) {

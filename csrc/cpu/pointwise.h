@@ -7,7 +7,8 @@
 
 namespace resnet_fused {
 
-// y = act(y * scale + shift + residual), dense NHWC; scale and shift are float, double where y is double.
+// y = act(y * scale + shift + residual), dense NHWC; scale and shift are float, double where y is
+// double.
 struct EpilogueArgs {
   DType dtype;
   bool relu;

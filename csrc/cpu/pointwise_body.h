@@ -1,4 +1,5 @@
-// Memory-bound passes, written once over `Vec`: the epilogue behind PyTorch's convolution and add+ReLU.
+// Memory-bound passes, written once over `Vec`: the epilogue behind PyTorch's convolution and
+// add+ReLU.
 #include "cpu/pointwise.h"
 
 namespace resnet_fused {
@@ -89,9 +90,8 @@ static void add_relu(const AddReluArgs& args, int64_t begin, int64_t end) {
                            static_cast<const BFloat16*>(args.b), static_cast<BFloat16*>(args.y),
                            begin, end);
     case DType::kFloat16:
-      return add_relu_span(static_cast<const Float16*>(args.a),
-                           static_cast<const Float16*>(args.b), static_cast<Float16*>(args.y),
-                           begin, end);
+      return add_relu_span(static_cast<const Float16*>(args.a), static_cast<const Float16*>(args.b),
+                           static_cast<Float16*>(args.y), begin, end);
     case DType::kFloat64:
       return add_relu_span_double(static_cast<const double*>(args.a),
                                   static_cast<const double*>(args.b), static_cast<double*>(args.y),

@@ -9,7 +9,8 @@ namespace RESNET_FUSED_ISA_NAMESPACE {
 struct Vec {
   typedef __m256 Reg;
   static constexpr int kWidth = 8;
-  static constexpr int kRows = 6;  // 6 x 2 accumulators, 2 weights and 1 broadcast fill 15 of 16 registers
+  static constexpr int kRows =
+      6;  // 6 x 2 accumulators, 2 weights and 1 broadcast fill 15 of 16 registers
 
   static Reg set1(float value) { return _mm256_set1_ps(value); }
   static Reg zero() { return _mm256_setzero_ps(); }

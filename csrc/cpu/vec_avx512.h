@@ -9,7 +9,8 @@ namespace RESNET_FUSED_ISA_NAMESPACE {
 struct Vec {
   typedef __m512 Reg;
   static constexpr int kWidth = 16;
-  static constexpr int kRows = 14;  // 14 x 2 accumulators, 2 weights and a broadcast fill 31 of 32 registers
+  static constexpr int kRows =
+      14;  // 14 x 2 accumulators, 2 weights and a broadcast fill 31 of 32 registers
 
   static Reg set1(float value) { return _mm512_set1_ps(value); }
   static Reg zero() { return _mm512_setzero_ps(); }

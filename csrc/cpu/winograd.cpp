@@ -13,16 +13,18 @@
 namespace resnet_fused {
 namespace {
 
-// Transformed windows may take half of L2; the other half is for sums and the weights passing through.
+// Transformed windows may take half of L2; the other half is for sums and the weights passing
+// through.
 int64_t values_budget() {
   static const int64_t budget = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 512 << 10) / 2;
   return budget;
 }
 
-// More rows for each panel of weights are worth having until the multiplications hide its loads, two
-// register tiles; with more, jobs only become unequal.
+// More rows for each panel of weights are worth having until the multiplications hide its loads,
+// two register tiles; with more, jobs only become unequal.
 constexpr int64_t kMaxTiles = 28;
-// A job's share of the panels where weights are the larger operand: they pass through one core only.
+// A job's share of the panels where weights are the larger operand: they pass through one core
+// only.
 constexpr int64_t kPanelsPerJob = 2;
 constexpr int64_t kLargeWeights = 1 << 20;  // bytes
 
@@ -54,7 +56,7 @@ void winograd_pack(const ConvShape& shape, int64_t m, const float* weight, float
   const int64_t panels = panels_of(shape.out_channels);
   const int64_t channels = shape.in_channels;
   const int points = static_cast<int>(m) + 2;
-  const double(*g)[3] = m == 4 ? kWeights4 : kWeights2;
+  const double (*g)[3] = m == 4 ? kWeights4 : kWeights2;
   for_each_job(panels * channels, [&](int64_t index) {
     const int64_t panel = index / channels, c = index % channels;
     for (int64_t lane = 0; lane < kPanel; ++lane) {
@@ -63,7 +65,8 @@ void winograd_pack(const ConvShape& shape, int64_t m, const float* weight, float
       if (k < shape.out_channels) {
         const float* w = weight + (k * channels + c) * 9;
         for (int i = 0; i < points; ++i) {
-          for (int x = 0; x < 3; ++x) half[i][x] = g[i][0] * w[x] + g[i][1] * w[3 + x] + g[i][2] * w[6 + x];
+          for (int x = 0; x < 3; ++x)
+            half[i][x] = g[i][0] * w[x] + g[i][1] * w[3 + x] + g[i][2] * w[6 + x];
         }
       }
       for (int i = 0; i < points; ++i) {

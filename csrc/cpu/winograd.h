@@ -1,12 +1,13 @@
-// Fused Winograd convolution F(m x m, 3 x 3), stride 1: how the work is cut, shared by driver and kernels.
+// Fused Winograd convolution F(m x m, 3 x 3), stride 1: how the work is cut, shared by driver and
+// kernels.
 //
 // An output tile of m x m pixels is computed from its (m + 2) x (m + 2) input window:
 //
 //   Y = A^T [ (G w G^T) . (B^T x B) ] A          summed over the input channels
 //
 // which costs (m + 2)^2 multiplications a channel pair instead of 9 m^2: 2.25 times less for m = 2,
-// 4 times less for m = 4. For each of the (m + 2)^2 points the sum over channels is a matrix product,
-// tiles by output channels, and runs on the register tile of the implicit GEMM.
+// 4 times less for m = 4. For each of the (m + 2)^2 points the sum over channels is a matrix
+// product, tiles by output channels, and runs on the register tile of the implicit GEMM.
 //
 // Weights are transformed once, in float64, and packed in the order in which they are read:
 //
@@ -15,10 +16,12 @@
 // A job takes a block of tiles through all three steps while everything stays in its core's L2:
 //
 //   values[point][chunk][tile][16]   transformed windows, all input channels
-//   sums[point][tile][32]            products of one panel, turned into output before the next panel
+//   sums[point][tile][32]            products of one panel, turned into output before the next
+//   panel
 //
-// Measured on ResNet-18's 3x3 layers, one image, 2 cores (AVX-512, 2 MiB L2 each): summing all panels before
-// the output transform takes 1.6 times as long in stage 4, because sums then push values out of L2.
+// Measured on ResNet-18's 3x3 layers, one image, 2 cores (AVX-512, 2 MiB L2 each): summing all
+// panels before the output transform takes 1.6 times as long in stage 4, because sums then push
+// values out of L2.
 #pragma once
 
 #include "conv.h"
@@ -26,7 +29,8 @@
 
 namespace resnet_fused {
 
-// One job: tiles [tile_begin, tile_end) in (image, tile row, tile column) order, panels [panel_begin, panel_end).
+// One job: tiles [tile_begin, tile_end) in (image, tile row, tile column) order, panels
+// [panel_begin, panel_end).
 struct WinogradJob {
   int64_t tile_begin, tile_end;
   int64_t panel_begin, panel_end;

@@ -71,11 +71,12 @@ struct TileCursor {
   }
 };
 
-// One window, `lanes` channels: source(i, j) points to its first channel, or is null outside the image.
+// One window, `lanes` channels: source(i, j) points to its first channel, or is null outside the
+// image.
 template <class F, typename T, bool kInside>
-static inline __attribute__((always_inline)) void transform_window(const T* const (&source)[F::kIn][F::kIn],
-                                                                   int64_t offset, int64_t lanes,
-                                                                   float* values, int64_t stride) {
+static inline __attribute__((always_inline)) void transform_window(
+    const T* const (&source)[F::kIn][F::kIn], int64_t offset, int64_t lanes, float* values,
+    int64_t stride) {
   constexpr int kIn = F::kIn;
   Reg half[kIn][kIn];
 #pragma GCC unroll 6
@@ -176,7 +177,8 @@ static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int6
     const int64_t top = tile.row * kOut, left = tile.col * kOut;
     const int64_t rows = min_of(kOut, out_h - top), cols = min_of(kOut, out_w - left);
     const int64_t first_pixel = (tile.image * out_h + top) * out_w + left;
-    for (int64_t col = 0; col < kPanel && first_channel + col < s.out_channels; col += Vec::kWidth) {
+    for (int64_t col = 0; col < kPanel && first_channel + col < s.out_channels;
+         col += Vec::kWidth) {
       const int64_t c = first_channel + col;
       const int64_t lanes = min_of(s.out_channels - c, Vec::kWidth);
       const float* source = sums + t * kPanel + col;

@@ -3,9 +3,10 @@
 
 namespace resnet_fused {
 
-// F(4, 3) on the points 0, +-a, +-b and infinity with a = 5/8, b = 3/2. The usual points 0, +-1, +-2 are
-// cheaper to write down and 2.5 times less accurate: rms error at 64 and 256 channels 3.2e-7 and 4.3e-7 of the
-// output's deviation against 7.9e-7 and 8.5e-7 (direct: 1.2e-7 and 2.2e-7).
+// F(4, 3) on the points 0, +-a, +-b and infinity with a = 5/8, b = 3/2. The usual points 0, +-1,
+// +-2 are cheaper to write down and 2.5 times less accurate: rms error at 64 and 256
+// channels 3.2e-7 and 4.3e-7 of the output's deviation against 7.9e-7 and 8.5e-7 (direct: 1.2e-7
+// and 2.2e-7).
 constexpr double kPointA = 0.625;
 constexpr double kPointB = 1.5;
 
