@@ -1,4 +1,4 @@
-"""Fast residual networks in PyTorch: fused conv+BN+ReLU and conv+BN+add+ReLU kernels, one call to swap them in."""
+"""Fast residual networks in PyTorch: fused conv+BN(+add)+ReLU kernels, one call to swap them in."""
 
 from . import models, ops, reference, select
 from .conv_bn import FusedConvBN

@@ -1,4 +1,4 @@
-"""What all fused modules share: when to run fused, on which operands, and what to tell the report."""
+"""What all fused modules share: when to run fused, on which operands, what to tell the report."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class FusedModule(Wrapper):
     # -- forward ----------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W) or (C, H, W). Raises ValueError or TypeError naming x if it does not fit."""
+        """x: (N, C, H, W) or (C, H, W). Raises ValueError or TypeError if it does not fit."""
         if self._why_changed() is not None:
             return self._run_original(x)
         self._check_input(x)

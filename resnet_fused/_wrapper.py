@@ -24,7 +24,8 @@ class Wrapper(nn.Module):
     """Takes the place of `original`: same children, same keys, same attributes.
 
     The original lives on beside the module tree (it is not a child) and shares its parameters,
-    buffers and children with the wrapper, so that it can run at any moment and be put back unchanged.
+    buffers and children with the wrapper, so that it can run at any moment and be put back as it
+    was.
     """
 
     def __init__(self, original: nn.Module) -> None:
@@ -47,7 +48,7 @@ class Wrapper(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """On the original, unless the wrapper has an attribute of that name itself.
 
-        The plain block must see what its own __init__ might have set: `block.conv3 = nn.Conv2d(...)`
+        The plain block must see what its own __init__ might have set: `block.conv3 = conv`
         where conv3 was None. The shared dicts show children, parameters and buffers to both.
         """
         original = self.__dict__.get("_original")

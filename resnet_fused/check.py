@@ -45,7 +45,8 @@ def float_tensor(op: str, name: str, value: Any) -> None:
     tensor(op, name, value)
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(
-            f"{op}: {name} must be float32, bfloat16, float16 or float64, got {dtype_name(value.dtype)}"
+            f"{op}: {name} must be float32, bfloat16, float16 or float64, "
+            f"got {dtype_name(value.dtype)}"
         )
     if value.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be a strided tensor, got layout {value.layout}")
@@ -87,7 +88,7 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
 
 
 def group_count(op: str, groups: Any, in_channels: int | None, out_channels: int) -> None:
-    """in_channels: None where the groups only show in the weight, which has in_channels / groups."""
+    """in_channels: None where only the weight is known, which has in_channels / groups."""
     if not _is_int(groups):
         _wrong_type(op, "groups", "an int", groups)
     if groups < 1:
@@ -95,7 +96,8 @@ def group_count(op: str, groups: Any, in_channels: int | None, out_channels: int
     if in_channels is None:
         if out_channels % groups:
             raise ValueError(
-                f"{op}: groups must divide the {out_channels} output channels of weight, got {groups}"
+                f"{op}: groups must divide the {out_channels} output channels of weight, "
+                f"got {groups}"
             )
     elif in_channels % groups or out_channels % groups:
         raise ValueError(
@@ -127,12 +129,14 @@ def plan_weight(
         return
     if tuple(kernel) != (3, 3) or groups != 1:
         raise ValueError(
-            f'{op}: plan "{plan}" takes 3 x 3 kernels in one group, got {kernel[0]} x {kernel[1]} in {groups}'
+            f'{op}: plan "{plan}" takes 3 x 3 kernels in one group, '
+            f"got {kernel[0]} x {kernel[1]} in {groups}"
         )
     stride, dilation = pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)
     if stride != (1, 1) or dilation != (1, 1):
         raise ValueError(
-            f'{op}: plan "{plan}" takes stride 1 and dilation 1, got stride {stride} and dilation {dilation}'
+            f'{op}: plan "{plan}" takes stride 1 and dilation 1, '
+            f"got stride {stride} and dilation {dilation}"
         )
 
 
@@ -193,7 +197,7 @@ def conv_args(
     groups: Any,
     act: Any,
 ) -> tuple[int, ...]:
-    """Checks everything about a fused convolution but the weight itself; returns the output's shape."""
+    """Checks all of a fused convolution but the weight itself; returns the output's shape."""
     image(op, "x", x)
     out_channels, group_in, *kernel = weight_shape
     group_count(op, groups, x.shape[-3], out_channels)

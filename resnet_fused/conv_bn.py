@@ -1,4 +1,4 @@
-"""Convolution + BN (+ ReLU) outside residual blocks: as a module of its own, and inside a parent."""
+"""Convolution + BN (+ ReLU) outside residual blocks: a module of its own, or inside a parent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import check, packing
 from ._fused import FusedModule, Run, changed, has_global_hooks, has_hooks, link, links_below
-from ._refusals import refuse_unit
+from ._refusals import refuse_altered, refuse_mixture, refuse_unit
 from ._wrapper import Wrapper
 from .recipe import ConvUnit, NoMatch, Site
 
@@ -47,7 +47,10 @@ class FusedConvBN(FusedModule):
                 )
         unit = ConvUnit(conv, bn, act, "conv", "bn")
         try:
+            refuse_altered(conv, "conv")
+            refuse_altered(bn, "bn")
             refuse_unit(unit)
+            refuse_mixture((unit,))
         except NoMatch as reason:
             raise ValueError(f"FusedConvBN: {reason}") from None
         plain = _ConvBn(conv, bn, act)
@@ -70,7 +73,7 @@ class _Installed:
     slots: list[Wrapper] = field(default_factory=list)
 
     def broken(self) -> str | None:
-        """Why the slots must act as their originals, each for itself; None while the site is whole."""
+        """Why each slot must act as its own original; None while the site is whole."""
         for name, slot in zip(self.names, self.slots, strict=True):
             if self.parent._modules.get(name) is not slot:
                 return f"{name} was replaced"
@@ -94,7 +97,7 @@ def _run_plainly(slot: Wrapper, x: Tensor) -> Tensor:
 
 
 class ConvSlot(FusedModule):
-    """In the place of a convolution: computes it, its BN and its ReLU. State and keys are the convolution's."""
+    """In the place of a convolution, with its keys: computes it, its BN and its ReLU."""
 
     kind = "conv_bn"
 
@@ -137,7 +140,7 @@ class ConvSlot(FusedModule):
 
 
 class PassSlot(Wrapper):
-    """In the place of a BN or ReLU that the site's ConvSlot has computed already: passes its input on."""
+    """In the place of a BN or ReLU that the ConvSlot has computed already: passes its input on."""
 
     def __init__(self, original: nn.Module, name: str, installed: _Installed) -> None:
         super().__init__(original)

@@ -1,4 +1,4 @@
-"""Packed weights: BN folded to scale and shift, weights in a plan's layout, and when to do it again.
+"""Packed weights: BN folded to scale and shift, a plan's weight layout, and when to do it again.
 
 Packed weights are a cache, never state. They are made at the first call and checked at every one:
 a parameter that was replaced, moved, cast or written to makes them stale. Version counters tell of
@@ -23,7 +23,7 @@ _ops = torch.ops.resnet_fused
 
 
 def fold(unit: ConvUnit) -> tuple[Tensor, Tensor]:
-    """scale and shift, (out_channels,), so that bn(conv(x)) = (conv without bias)(x) * scale + shift.
+    """scale and shift, (out_channels,): bn(conv(x)) = (conv without bias)(x) * scale + shift.
 
     Folded in float64; returned in float32, float64 for float64 weights. Differentiable.
     """
@@ -46,7 +46,7 @@ def fold(unit: ConvUnit) -> tuple[Tensor, Tensor]:
 
 
 def pair_padding(conv: nn.Conv2d) -> tuple[int, int]:
-    """The convolution's zero padding as (rows, columns); 'same' is symmetric where match accepted it."""
+    """The zero padding as (rows, columns); 'same' is symmetric where match accepted it."""
     if conv.padding == "valid":
         return (0, 0)
     if conv.padding == "same":
@@ -70,7 +70,7 @@ def out_size(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
 def choose(
     conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int], exact_nonfinite: bool
 ) -> select.Choice:
-    """The plan for computing this convolution in `dtype` with an output of out_size rows and columns."""
+    """The plan for this convolution in `dtype` with an output of out_size rows and columns."""
     shape = select.ConvShape(
         device=conv.weight.device.type,
         dtype=dtype,
@@ -121,7 +121,7 @@ def conv_keywords(unit: ConvUnit) -> dict[str, Any]:
 
 
 def pack(unit: ConvUnit, dtype: torch.dtype, choice: select.Choice) -> PackedUnit:
-    """Packs one convolution for computing in `dtype`. Takes part in a graph that is being captured."""
+    """Packs one convolution for computing in `dtype`; also inside a graph that is captured."""
     scale, shift = (t.detach() for t in fold(unit))
     weight = unit.conv.weight.detach().to(dtype)
     weight = _ops.pack_conv(weight, unit.conv.groups, plan=choice.plan)
@@ -206,7 +206,7 @@ class _Stamp:
 
 
 class PackCache:
-    """The packed weights of the units of one module, for one dtype and one choice of plans at a time."""
+    """The packed weights of one module's units, for one dtype and one choice of plans at a time."""
 
     def __init__(self) -> None:
         self._entry: tuple[Any, _Stamp, tuple[PackedUnit, ...]] | None = None
@@ -235,8 +235,8 @@ class PackCache:
     ) -> tuple[PackedUnit, ...]:
         """The packed units for computing in dtype, packed again if anything changed.
 
-        choose_all() gives a plan for each unit; it is asked once for each `context`, which is hashable
-        and holds everything that the choice depends on but the units themselves.
+        choose_all() gives a plan for each unit; it is asked once for each `context`, which is
+        hashable and holds all that the choice depends on but the units themselves.
         """
         # Threads may pack at the same time; each entry is whole, the last one stays.
         entry = self._entry

@@ -39,7 +39,7 @@ class BlockRecipe:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """conv -> bn (-> ReLU module) among the direct children of one parent module, outside residual blocks."""
+    """conv -> bn (-> ReLU module) among one parent's direct children, outside residual blocks."""
 
     unit: ConvUnit
     act_name: (

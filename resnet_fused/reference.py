@@ -38,7 +38,7 @@ def conv_bn_act(
     groups: int = 1,
     act: str = "relu",
 ) -> Tensor:
-    """act(conv2d(x, weight) * scale + shift + residual); shapes as in `resnet_fused.ops.conv_bn_act`."""
+    """act(conv2d(x, weight) * scale + shift + residual), shapes as in `ops.conv_bn_act`."""
     y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
     return scale_shift_act(y, scale, shift, residual, act)
 
@@ -49,7 +49,7 @@ def add_relu(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """The lesson's residual block: two 3x3 convolutions and an optional 1x1 convolution on the shortcut.
+    """The lesson's residual block: two 3x3 convolutions, an optional 1x1 one on the shortcut.
 
     x: (N, input_channels, H, W) -> (N, num_channels, ceil(H / strides), ceil(W / strides)).
     All convolutions have biases and no batch norm follows `conv3`.
@@ -81,7 +81,7 @@ class Residual(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """The lesson's block drawn out to 1x1, 3x3, 1x1 with 4 * num_channels outputs, for nets of 50 layers and more.
+    """The lesson's block drawn out to 1x1, 3x3, 1x1, for nets of 50 layers and more.
 
     x: (N, input_channels, H, W) -> (N, 4 * num_channels, ceil(H / strides), ceil(W / strides)).
     The stride sits on the 3x3 convolution; `conv4` is the optional 1x1 convolution on the shortcut.

@@ -36,9 +36,9 @@ class FusedResidual(FusedModule):
     def from_block(block: nn.Module) -> FusedResidual:
         """A fused module in the place of any block that can be proved to be a residual block.
 
-        Shares the block's children, parameters and attributes. Returns a FusedBottleneck for blocks of
-        three convolutions or more. Raises NoMatch, a ValueError with the reason, for any other module
-        and TypeError for anything else.
+        Shares the block's children, parameters and attributes. Returns a FusedBottleneck for
+        blocks of three convolutions or more. Raises NoMatch, a ValueError with the reason, for any
+        other module and TypeError for anything else.
         """
         check.module("FusedResidual.from_block", "block", block)
         recipe = match_block(block)
@@ -73,7 +73,7 @@ class FusedResidual(FusedModule):
 
 
 class FusedBottleneck(FusedResidual):
-    """reference.Bottleneck, faster: 1x1, 3x3, 1x1 with 4 * num_channels outputs. See FusedResidual."""
+    """reference.Bottleneck, faster: 1x1, 3x3, 1x1, 4 * num_channels outputs. See FusedResidual."""
 
     expansion = reference.Bottleneck.expansion
 
@@ -101,7 +101,8 @@ def _build(
     outputs = getattr(block, "expansion", 1) * num_channels
     if not use_1x1conv and (input_channels != outputs or strides != 1):
         raise ValueError(
-            f"{name}: use_1x1conv must be True where the shortcut changes shape, got {use_1x1conv} with "
+            f"{name}: use_1x1conv must be True where the shortcut changes shape, "
+            f"got {use_1x1conv} with "
             f"{input_channels} input channels, {outputs} output channels and strides {strides}"
         )
     built = block(input_channels, num_channels, use_1x1conv, strides)

@@ -7,9 +7,9 @@ A plan names the implementation and with it the layout of the packed weights:
     winograd2  our fused Winograd F(2x2, 3x3)
     torch      PyTorch's own convolution, then the whole epilogue in one pass
 
-The rule looks at the weights and the size of the map, not at the batch. How a plan cuts the work into
-jobs is decided inside the op from the real shape, so that one packed weight and one compiled graph
-serve every batch.
+The rule looks at the weights and the size of the map, not at the batch. How a plan cuts the work
+into jobs is decided inside the op from the real shape, so that one packed weight and one compiled
+graph serve every batch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import ops
 from .check import PLANS, dtype_name
+from .ops import _library as ops
 
 FORCE_VARIABLE = "RESNET_FUSED_FORCE"
 EXACT_VARIABLE = "RESNET_FUSED_EXACT_NONFINITE"
@@ -71,7 +71,7 @@ class Choice:
 
 @contextmanager
 def forced(plan: str) -> Iterator[None]:
-    """Within the block every choice is `plan`: "ours", "torch", a plan's name; "none" lifts a force.
+    """Within the block every choice is `plan`: "ours" or a plan's name; "none" lifts a force.
 
     For the whole process, like the environment variable RESNET_FUSED_FORCE, which sets it from the
     start. "ours" takes our own kernels wherever one can run; a plan
@@ -93,7 +93,8 @@ def choose(shape: ConvShape, *, packed_once: bool = True, exact_nonfinite: bool 
     """The plan for a convolution on this machine.
 
     packed_once: the packed weights will serve many calls, so that transforming them costs nothing.
-    exact_nonfinite: NaN, Inf and values near overflow must stay where the direct convolution puts them.
+    exact_nonfinite: NaN, Inf and values near overflow must stay where a direct convolution puts
+        them.
     """
     missing = _cannot_run_ours(shape)
     word = force()
@@ -132,7 +133,8 @@ _FAST_16BIT = {torch.bfloat16: ("amx_bf16", "avx512_bf16")}
 def _why_torch(shape: ConvShape) -> str:
     for feature in _FAST_16BIT.get(shape.dtype, ()):
         if feature in ops.CPU_FEATURES:
-            return f"PyTorch multiplies {dtype_name(shape.dtype)} with {feature}, our kernel in float32"
+            name = dtype_name(shape.dtype)
+            return f"PyTorch multiplies {name} with {feature}, our kernel in float32"
     group_out = shape.out_channels // shape.groups
     if shape.groups > 1 and group_out < _MIN_GROUP_OUT:
         return f"{group_out} output channels a group are less than half a panel"
@@ -145,10 +147,10 @@ def _is_winograd(shape: ConvShape) -> bool:
 
 # Fewer channels than this do not pay for the transforms.
 _MIN_WINOGRAD_CHANNELS = 16
-# The cost of a plan, in multiplications per pair of input and output channel, for one image: its points
-# times its tiles, but at least as many tiles as take the time of loading a point's weights: 12 where the
-# weights pass through from L3 (about 3 multiplications a byte: 83 GMAC/s and 24 GB/s a core), 4 where
-# they stay in L2 and only the latency of the multiplier must be filled.
+# The cost of a plan, in multiplications per pair of input and output channel, for one image: its
+# points times its tiles, but at least as many tiles as take the time of loading a point's weights:
+# 12 where the weights pass through from L3 (about 3 multiplications a byte: 83 GMAC/s and 24 GB/s a
+# core), 4 where they stay in L2 and only the latency of the multiplier must be filled.
 _TILES_OF_A_LOAD_L3 = 12
 _TILES_OF_A_LOAD_L2 = 4
 _L2_BYTES = 1 << 20

@@ -1,0 +1,96 @@
+"""The ops.
+
+    conv_bn_act         act(conv2d(x, weight) * scale + shift + residual); chooses who computes it
+    add_relu            relu(a + b)
+    pack_conv           weights in the layout of a plan
+    conv_bn_act_packed  conv_bn_act on packed weights, forward only: what the fused modules run
+    content_*           has a tensor been edited? for the cache of packed weights
+
+All of them exist whether or not the C++ extension does: with it, its kernels take the CPU; without
+it, and on every other device, the definitions of `reference` run. Importing this package registers
+them: schemas (_library), fakes, fallback, autograd, autocast.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import check
+from . import _fakes, _fallback  # noqa: F401
+from ._autocast import is_autocast_on, to_autocast_dtype
+from ._autograd import conv_bn_act_vjp
+from ._library import CPU_FEATURES, cpu_isa, extension_error
+from ._shapes import check_pack
+
+__all__ = [
+    "CPU_FEATURES",
+    "add_relu",
+    "conv_bn_act",
+    "conv_bn_act_vjp",
+    "cpu_isa",
+    "extension_error",
+    "is_autocast_on",
+    "pack_conv",
+]
+
+_ops = torch.ops.resnet_fused
+
+
+def conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    act: str = "relu",
+) -> Tensor:
+    """act(conv2d(x, weight) * scale + shift + residual) in one pass.
+
+    x: (N, C, H, W) or (C, H, W), float32, bfloat16, float16 or float64, any strides.
+    weight: (K, C / groups, R, S), like residual of x's dtype and on x's device.
+    scale, shift: (K,), float32; float64 where x is float64.
+    residual: None, or the output's shape.
+    act: "relu" (NaN passes) or "none".
+    Returns (N, K, H', W') or (K, H', W') in x's dtype, dense channels_last. Sums are kept in
+    float32 at least. Differentiable in all five tensors; under autocast x, weight and
+    residual are cast.
+    Raises ValueError or TypeError with one sentence that names the argument.
+    """
+    if isinstance(x, Tensor) and is_autocast_on(x.device):
+        x, weight, residual = (to_autocast_dtype(t) for t in (x, weight, residual))
+    check.conv_bn_act(
+        "conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act
+    )
+    return _ops.conv_bn_act(
+        x,
+        weight,
+        scale,
+        shift,
+        residual,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        act=act,
+    )
+
+
+def add_relu(a: Tensor, b: Tensor) -> Tensor:
+    """relu(a + b), NaN passes; a and b: same shape, dtype and device. Keeps a's memory format.
+
+    Raises ValueError or TypeError with one sentence that names the argument.
+    """
+    check.add_relu("add_relu", a, b)
+    return _ops.add_relu(a, b)
+
+
+def pack_conv(weight: Tensor, groups: int = 1, *, plan: str) -> Tensor:
+    """The weights (K, C / groups, R, S) in the layout of `plan`. Forward only."""
+    check_pack(weight, groups, plan)
+    return _ops.pack_conv(weight, groups, plan=plan)

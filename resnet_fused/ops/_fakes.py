@@ -1,0 +1,68 @@
+"""Shapes and strides without data, for torch.compile and export.
+
+Python kernels see only the arguments that differ from the schema's defaults, so they repeat them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import check
+from ._library import NAMESPACE, library
+from ._shapes import check_pack, check_packed, empty_in_format, empty_nhwc, packed_shape
+
+
+@torch.library.register_fake(f"{NAMESPACE}::conv_bn_act", lib=library)
+def _conv_bn_act_fake(
+    x,
+    weight,
+    scale,
+    shift,
+    residual=None,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    act="relu",
+):
+    shape = check.conv_bn_act(
+        "conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act
+    )
+    return empty_nhwc(x, shape)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::add_relu", lib=library)
+def _add_relu_fake(a, b):
+    check.add_relu("add_relu", a, b)
+    return empty_in_format(a)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::pack_conv", lib=library)
+def _pack_conv_fake(weight, groups=1, *, plan):
+    check_pack(weight, groups, plan)
+    if plan == "torch":
+        return empty_nhwc(weight, tuple(weight.shape))
+    return weight.new_empty(packed_shape(tuple(weight.shape), groups, plan), dtype=torch.float32)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::conv_bn_act_packed", lib=library)
+def _conv_bn_act_packed_fake(
+    x,
+    packed,
+    scale,
+    shift,
+    residual=None,
+    *,
+    kernel_size,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    act="relu",
+    plan,
+):
+    shape = check_packed(
+        x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act, plan
+    )
+    return empty_nhwc(x, shape)

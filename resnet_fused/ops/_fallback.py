@@ -1,0 +1,185 @@
+"""Every op in PyTorch's own ops: what runs without the C++ extension and on other devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import check, reference, select
+from ._library import extension_error, library
+from ._shapes import check_pack, check_packed, empty_in_format, empty_nhwc
+
+_ops = torch.ops.resnet_fused
+
+
+def _impl(name: str, key: str = "CompositeExplicitAutograd", **options: bool) -> Callable:
+    def register(function: Callable) -> Callable:
+        library.impl(name, function, key, **options)
+        return function
+
+    return register
+
+
+def _as_runtime_error(checker: Callable, *args: Any) -> Any:
+    """Direct torch.ops calls raise RuntimeError everywhere, as C++ kernels must."""
+    try:
+        return checker(*args)
+    except (ValueError, TypeError) as error:
+        raise RuntimeError(str(error)) from None
+
+
+def _dense_nhwc(y: Tensor) -> Tensor:
+    out = empty_nhwc(y, tuple(y.shape))
+    return y if y.stride() == out.stride() else out.copy_(y)
+
+
+@_impl("conv_bn_act")
+def _conv_bn_act(
+    x,
+    weight,
+    scale,
+    shift,
+    residual=None,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    act="relu",
+):
+    """Chooses, packs, runs. Modules do the first two once and keep the result."""
+    result = _as_runtime_error(
+        check.conv_bn_act,
+        *("conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act),
+    )
+    kernel = (weight.shape[2], weight.shape[3])
+    shape = select.ConvShape(
+        device=x.device.type,
+        dtype=x.dtype,
+        in_channels=x.shape[-3],
+        out_channels=weight.shape[0],
+        kernel=kernel,
+        out_size=result[-2:],
+        stride=tuple(stride),
+        dilation=tuple(dilation),
+        groups=groups,
+    )
+    plan = select.choose(shape, packed_once=False).plan
+    return _ops.conv_bn_act_packed(
+        x,
+        _ops.pack_conv(weight, groups, plan=plan),
+        scale,
+        shift,
+        residual,
+        kernel_size=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        act=act,
+        plan=plan,
+    )
+
+
+@_impl("pack_conv")
+def _pack_conv(weight, groups=1, *, plan):
+    _as_runtime_error(check_pack, weight, groups, plan)
+    _refuse_ours("pack_conv", plan, weight)
+    return empty_nhwc(weight, tuple(weight.shape)).copy_(weight)
+
+
+@_impl("conv_bn_act_packed")
+def _conv_bn_act_packed(
+    x,
+    packed,
+    scale,
+    shift,
+    residual=None,
+    *,
+    kernel_size,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    act="relu",
+    plan,
+):
+    _as_runtime_error(
+        check_packed,
+        *(
+            x,
+            packed,
+            scale,
+            shift,
+            residual,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            act,
+            plan,
+        ),
+    )
+    _refuse_ours("conv_bn_act_packed", plan, x)
+    y = reference.conv_bn_act(
+        x,
+        packed,
+        scale,
+        shift,
+        residual,
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        act=act,
+    )
+    return _dense_nhwc(y)
+
+
+def _refuse_ours(op: str, plan: str, where: Tensor) -> None:
+    if plan in check.PLANS and plan != "torch":
+        reason = extension_error or f"there is none for {where.device.type}"
+        raise RuntimeError(f'{op}: plan "{plan}" needs our compiled CPU kernel: {reason}')
+
+
+@_impl("add_relu")
+def _add_relu(a, b):
+    _as_runtime_error(check.add_relu, "add_relu", a, b)
+    return empty_in_format(a).copy_(reference.add_relu(a, b))
+
+
+_SAMPLES = 64  # values looked at in a tensor of more than one dimension, csrc/cpu/content.h
+
+
+@_impl("content_sample")
+def _content_sample(tensors):
+    samples = []
+    for tensor in tensors:
+        values = tensor.detach().flatten()
+        if tensor.dim() > 1 and values.numel() > _SAMPLES:
+            steps = torch.arange(_SAMPLES, device=values.device)
+            step = values.numel() // _SAMPLES
+            values = values[steps * step + (steps * 5) % step]
+        samples.append(values.contiguous().view(torch.uint8))
+    return torch.cat(samples)
+
+
+@_impl("content_equal")
+def _content_equal(tensors, sample):
+    return torch.equal(_content_sample(tensors), sample)
+
+
+@_impl("content_hash")
+def _content_hash(tensors):
+    total = 0
+    for tensor in tensors:
+        words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+        values = tensor.detach().flatten().view(words).long()
+        place = torch.arange(1, values.numel() + 1, device=values.device)
+        mixed = (values + place * 0x9E3779B1) * (place * 2 + 1)
+        total = (total * 31 + int((mixed ^ (mixed >> 29)).sum())) % (1 << 63)
+    return total

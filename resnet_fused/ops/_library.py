@@ -1,0 +1,63 @@
+"""The schemas of all ops, and the C++ extension that implements them on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+NAMESPACE = "resnet_fused"
+library = torch.library.Library(NAMESPACE, "DEF")
+
+_CONV_KEYWORDS = (
+    'int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, str act="relu"'
+)
+_SCHEMAS = (
+    f"conv_bn_act(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual=None, *, "
+    f"{_CONV_KEYWORDS}) -> Tensor",
+    "add_relu(Tensor a, Tensor b) -> Tensor",
+    "pack_conv(Tensor weight, int groups=1, *, str plan) -> Tensor",
+    f"conv_bn_act_packed(Tensor x, Tensor packed, Tensor scale, Tensor shift, "
+    f"Tensor? residual=None, *, int[2] kernel_size, {_CONV_KEYWORDS}, str plan) -> Tensor",
+    "content_sample(Tensor[] tensors) -> Tensor",
+    "content_equal(Tensor[] tensors, Tensor sample) -> bool",
+    "content_hash(Tensor[] tensors) -> int",
+    "cpu_isa() -> str",
+    "set_cpu_isa(str isa) -> ()",
+    "cpu_features() -> str",
+)
+for _schema in _SCHEMAS:
+    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+_ops = torch.ops.resnet_fused
+
+
+def _load_extension() -> str | None:
+    """Registers the C++ kernels; returns why it could not, or None."""
+    if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
+        return "RESNET_FUSED_DISABLE_EXT is set"
+    try:
+        found = importlib.util.find_spec("resnet_fused._C")
+    except ImportError as error:
+        return str(error)
+    if found is None or found.origin is None:
+        return "resnet_fused._C was not built (resnet-fused doctor says why)"
+    try:
+        torch.ops.load_library(found.origin)  # loaded, not imported: it needs nothing of Python
+    except OSError as error:
+        return str(error)
+    return None
+
+
+extension_error: str | None = _load_extension()
+"""None where the C++ kernels are loaded, else why they are not."""
+
+
+def cpu_isa() -> str:
+    """The instruction set whose kernels run on the CPU, "none" without the extension."""
+    return _ops.cpu_isa() if extension_error is None else "none"
+
+
+CPU_FEATURES = frozenset(_ops.cpu_features().split() if extension_error is None else ())
+"""What CPUID reports of the features that the choice looks at; empty without the extension."""
