@@ -25,6 +25,7 @@ def fuse(
     inplace: bool = False,
     strict: bool = False,
     output_format: str = "channels_last",
+    exact_nonfinite: bool = False,
 ) -> nn.Module:
     """The model with fused modules in place of residual blocks and conv-BN(-ReLU) sequences.
 
@@ -38,6 +39,9 @@ def fuse(
         output; or "preserve" for models that call `.view` or otherwise rely on strides: every run
         of adjacent fused modules gives its output in the layout that the plain modules would have
         given it (contiguous, for a longer run, even where its input is channels_last).
+    exact_nonfinite: True keeps every NaN, Inf and value near overflow (above 1e30) where a direct
+        convolution would put it, by not using Winograd, which spreads it over a tile of its output.
+        RESNET_FUSED_EXACT_NONFINITE=1 does so for a whole process.
 
     Fuse after configuring the model: `forward` is looked at once, as its attributes are then.
     A convolution that was fused with its BN gives the BN's output to whoever calls it by itself.
@@ -55,6 +59,9 @@ def fuse(
     if strict and not any(isinstance(m, FusedModule) for m in model.modules()):
         raise ValueError(f"fuse: nothing could be fused in {kind}: {_reasons(found)}")
     set_formats(model, output_format)
+    for module in model.modules():
+        if isinstance(module, FusedModule):
+            module.exact_nonfinite = exact_nonfinite
     return model
 
 

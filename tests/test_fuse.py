@@ -811,3 +811,15 @@ def test_any_sequence_of_layers(names, cut, preserve):
         if preserve:
             assert ours.is_contiguous()
         assert torch.equal(unfuse(fused)(X), expected)
+
+
+def test_exact_nonfinite_reaches_every_fused_module():
+    model = rf.models.resnet18(10, block=rf.reference.Residual).eval()
+    x = torch.randn(1, 3, 64, 64)
+    backends = {}
+    for exact in (False, True):
+        fused = rf.fuse(model, exact_nonfinite=exact)
+        backends[exact] = " ".join(row.backend for row in rf.report(fused, x))
+    if rf.ops.extension_error is None:
+        assert "winograd" in backends[False]
+    assert "winograd" not in backends[True]
