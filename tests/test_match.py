@@ -340,6 +340,98 @@ def test_refuses(name):
     assert verdict.candidate, "a user would call this a residual block"
 
 
+class MyTensor(torch.Tensor):
+    pass
+
+
+def _stop_tracking(block):
+    block.bn1.track_running_stats = False
+
+
+def _short_bias(block):
+    block.conv1.bias = nn.Parameter(torch.zeros(1))
+
+
+def _norm_without_bias(block):
+    block.bn1.bias = None
+
+
+def _other_norm(block):
+    block.bn1 = nn.BatchNorm2d(1)
+
+
+def _unregistered_weight(block):
+    weight = block.conv1.weight.detach()
+    del block.conv1.weight
+    block.conv1.weight = weight
+
+
+def _unregistered_mean(block):
+    mean = block.bn2.running_mean
+    del block.bn2.running_mean
+    block.bn2.running_mean = mean
+
+
+def _tensor_subclass(block):
+    weight = block.conv1.weight.detach().as_subclass(MyTensor)
+    block.conv1.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _complex(block):
+    block.to(torch.complex64)
+
+
+def _sparse(block):
+    block.conv2.weight = nn.Parameter(block.conv2.weight.detach().to_sparse())
+
+
+def _mixed_norm(block):
+    block.bn1.running_var = block.bn1.running_var.double()
+
+
+def _wide_norm(block):
+    block.bn1.double()
+
+
+def _narrow(block):
+    block.conv2 = nn.Conv2d(4, 8, 3, padding=1)
+
+
+def _narrow_shortcut(block):
+    block.downsample = nn.Conv2d(4, 8, 1)
+
+
+def _on_two_devices(block):
+    block.conv2.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("alter", "reason"),
+    [
+        (_stop_tracking, "bn1 keeps no running statistics"),
+        (_short_bias, "conv1.bias has shape (1,) where conv1 says (8,)"),
+        (_norm_without_bias, "bn1 has only one of weight and bias"),
+        (_other_norm, "bn1 has 1 channels, conv1 8"),
+        (_unregistered_weight, "conv1.weight is neither a parameter nor a buffer"),
+        (_unregistered_mean, "bn2.running_mean is neither a parameter nor a buffer"),
+        (_tensor_subclass, "conv1.weight is a MyTensor"),
+        (_complex, "conv1.weight is a torch.strided tensor of torch.complex64"),
+        (_sparse, "conv2.weight is a torch.sparse_coo tensor"),
+        (_mixed_norm, "bn1 mixes dtypes"),
+        (_wide_norm, "mixes float32, float64"),
+        (_narrow, "conv1 gives 8 channels, conv2 takes 4"),
+        (_narrow_shortcut, "the shortcut takes 4 channels, the main path 8"),
+        (_on_two_devices, "lies on several devices (cpu, meta)"),
+    ],
+)
+def test_layers_that_do_not_fit(alter, reason):
+    block = BasicBlock(8, 8)
+    alter(block)
+    with pytest.raises(NoMatch) as caught:
+        match_block(block)
+    assert reason in str(caught.value)
+
+
 def test_at_least_25_kinds_of_refusals():
     assert len(CASES) >= 25
     assert len({reason for _, reason in CASES.values()}) >= 25
