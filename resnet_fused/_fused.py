@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -117,11 +118,12 @@ class _ConvBnAct(torch.autograd.Function):
 class FusedModule(Wrapper):
     """A wrapper that computes its original's result with fused ops wherever that is proved equal.
 
-    Subclasses set `kind` and write `_compose`: the module's result in terms of its units.
+    Subclasses set `kind` and write `_compose` and `_out_sizes` in terms of their units.
     """
 
     kind = ""
-    output_format = "channels_last"  # or "preserve": contiguous, unless x is channels_last
+    # "preserve": contiguous, unless x is channels_last; "contiguous": that, whatever x is.
+    output_format = "channels_last"
     exact_nonfinite = False  # True: no Winograd, which spreads NaN and Inf over a tile
 
     def __init__(
@@ -147,17 +149,28 @@ class FusedModule(Wrapper):
 
     # -- forward ----------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W) or (C, H, W). Raises ValueError or TypeError if it does not fit."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """x: (N, C, H, W) or (C, H, W), under the name that the original's forward gives it.
+
+        Raises ValueError or TypeError if x does not fit.
+        """
+        x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
         if self._why_changed() is not None:
-            return self._run_original(x)
-        self._check_input(x)
-        if self._why_eager_now(x) is not None:
-            return self._run_original(x)
-        y = self._compose(x, self._runner(x))
-        if self.output_format == "preserve" and not _is_channels_last(x):
+            y = self._run_original(x)
+        else:
+            self._check_input(x)
+            eager = self._why_eager_now(x) is not None
+            y = self._run_original(x) if eager else self._compose(x, self._runner(x))
+        if self.output_format == "contiguous" or (
+            self.output_format == "preserve" and not _is_channels_last(x)
+        ):
             y = y.contiguous()
         return y
+
+    def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The first argument; that the original uses no other was proved when it was fused."""
+        bound = inspect.signature(self.original().forward).bind(*args, **kwargs)
+        return next(iter(bound.arguments.values()), None)
 
     def _check_input(self, x: Any) -> None:
         op, conv = type(self).__name__, self._units[0].conv

@@ -35,6 +35,7 @@ class Wrapper(nn.Module):
         self.__dict__["_original"] = original
         self.__dict__["_attribute_set"] = None  # one that the original had, set through the wrapper
         self.__dict__["training"] = original.training
+        self.__dict__["_version"] = original._version  # goes into state_dict's metadata
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -66,6 +67,13 @@ class Wrapper(nn.Module):
         else:
             delattr(original, name)
             self.__dict__["_attribute_set"] = name
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__["_original"]._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # Batch norm's own fills in what older checkpoints lack.
+        self.__dict__["_original"]._load_from_state_dict(*args, **kwargs)
 
     def original(self) -> nn.Module:
         """The wrapped module, in the wrapper's training mode."""

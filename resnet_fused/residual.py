@@ -66,10 +66,13 @@ class FusedResidual(FusedModule):
         y = x
         for i in range(len(recipe.main) - 1):
             y = run(i, y, None)
-        if recipe.shortcut is None:
-            return run(last, y, x)
-        branch = recipe.pool(x) if recipe.pool is not None else x
-        return run(last, y, run(last - 1, branch, None))
+        shortcut = x
+        if recipe.shortcut is not None:
+            branch = recipe.pool(x) if recipe.pool is not None else x
+            shortcut = run(last - 1, branch, None)
+        if shortcut.shape[-2:] != packing.out_size(recipe.main[-1].conv, y.shape[-2:]):
+            return self._run_original(x)  # eager broadcasts, or says what is wrong
+        return run(last, y, shortcut)
 
 
 class FusedBottleneck(FusedResidual):
