@@ -6,7 +6,11 @@ numbers are compared with the error that eager PyTorch makes in the same dtype.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -406,6 +410,21 @@ def test_batch_of_none(shape, dtype, force):
     assert got.shape == case.y_shape
     assert got.dtype == dtype
     assert is_dense_channels_last(got)
+
+
+@needs_extension
+def test_nothing_is_touched_beyond_the_operands():
+    """In a process of its own, which ends at the first wrong access; malloc poisons its memory."""
+    here = Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-X", "faulthandler", str(here / "guard_pages.py")],
+        env={**os.environ, "MALLOC_PERTURB_": "128", "PYTHONPATH": str(here.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "nothing touched" in result.stdout
 
 
 def test_int_arguments_are_pairs(dtype):

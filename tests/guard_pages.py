@@ -1,0 +1,96 @@
+"""Runs convolutions whose operands end where readable memory ends; a program, run by test_ops_conv.
+
+Every operand lies flush against a page that may not be touched, once behind it and once before it,
+so that a vector that is loaded for a few lanes too many ends the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import torch
+from conftest import (
+    ISAS,
+    KERNEL_DTYPES,
+    Case,
+    assert_nearly_whole,
+    assert_same,
+    exact,
+    integers,
+    use_isa,
+)
+
+import resnet_fused as rf
+from resnet_fused import select
+
+_PAGE = mmap.PAGESIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_alive: list[mmap.mmap] = []
+
+
+def guarded(t: torch.Tensor, at_end: bool) -> torch.Tensor:
+    """A copy of a dense tensor that ends (or begins) at the edge of readable memory."""
+    size = t.numel() * t.element_size()
+    pages = -(-size // _PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * _PAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (base, base + (pages + 1) * _PAGE):
+        if _libc.mprotect(ctypes.c_void_p(guard), _PAGE, 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    _alive.append(memory)
+    start = (pages + 1) * _PAGE - size if at_end else _PAGE
+    flat = torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=start)
+    order = sorted(range(t.dim()), key=t.stride, reverse=True)
+    copy = flat.view([t.shape[d] for d in order]).permute([order.index(d) for d in range(t.dim())])
+    return copy.copy_(t)
+
+
+def channels_last(t: torch.Tensor) -> torch.Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+CASES = [
+    *(Case(1, c, 5, 5, k, (3, 3), padding=(1, 1)) for c, k in ((1, 1), (3, 5), (17, 33), (15, 31))),
+    *(Case(2, c, 3, 4, k, (1, 1)) for c, k in ((1, 3), (7, 9), (16, 17), (33, 50), (513, 2))),
+    Case(1, 3, 9, 9, 20, (7, 7), stride=(2, 2), padding=(3, 3)),
+    Case(1, 5, 6, 7, 3, (2, 2)),
+    Case(1, 5, 9, 8, 3, (3, 3), stride=(2, 3), dilation=(2, 1)),
+    Case(1, 12, 5, 5, 6, (3, 3), padding=(1, 1), groups=3),
+    Case(1, 6, 5, 5, 6, (3, 3), padding=(1, 1), groups=6),
+]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    count = 0
+    for isa in ISAS:
+        use_isa(isa)
+        for case in CASES:
+            whole = integers(case)
+            want = exact(whole, case)
+            for dtype in KERNEL_DTYPES:
+                o = whole.to(dtype)
+                o.x, o.residual = channels_last(o.x), channels_last(o.residual)
+                for at_end in (True, False):
+                    operands = [guarded(t, at_end) for t in o.args()]
+                    for word in ("direct", "winograd4", "winograd2", "torch"):
+                        # PyTorch's convolution is not what is tested here.
+                        first = [o.x, o.weight] if word == "torch" else operands[:2]
+                        with select.forced(word):
+                            got = rf.ops.conv_bn_act(*first, *operands[2:], **case.keywords)
+                        if word == "winograd4":
+                            assert_nearly_whole(got, want, 0.05)
+                        else:
+                            assert_same(got, want.to(dtype))
+                        count += 1
+                    rf.ops.add_relu(operands[4], guarded(o.residual, at_end))
+                    rf.ops.add_relu(operands[4].flatten(1), o.residual.flatten(1))
+                    torch.ops.resnet_fused.content_hash(operands)
+                    sample = torch.ops.resnet_fused.content_sample(operands)
+                    assert torch.ops.resnet_fused.content_equal(operands, sample)
+    print(f"{count} convolutions, nothing touched beyond their operands")
+
+
+if __name__ == "__main__":
+    main()
