@@ -28,15 +28,25 @@ class _ConvBn(nn.Module):
         return nn.functional.relu(y) if self.act == "relu" else y
 
 
-class FusedConvBN(FusedModule):
+class _OneUnit(FusedModule):
+    """A fused module of a single convolution."""
+
+    kind = "conv_bn"
+
+    def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        return [packing.out_size(self._units[0].conv, size)]
+
+    def _compose(self, x: Tensor, run: Run) -> Tensor:
+        return run(0, x, None)
+
+
+class FusedConvBN(_OneUnit):
     """act(bn(conv(x))) as one op in eval mode, for stems and other plain sequences.
 
     conv: nn.Conv2d; bn: nn.BatchNorm2d with running statistics and conv's channels; act: "relu" or
     "none". The children are `conv` and `bn` themselves, not copies. Output: dense channels_last.
     Raises TypeError or ValueError for anything else.
     """
-
-    kind = "conv_bn"
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, act: str = "relu") -> None:
         check.one_of("FusedConvBN", "act", act, check.ACTIVATIONS)
@@ -55,12 +65,6 @@ class FusedConvBN(FusedModule):
             raise ValueError(f"FusedConvBN: {reason}") from None
         plain = _ConvBn(conv, bn, act)
         super().__init__(plain, (unit,), tuple(links_below(plain)))
-
-    def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        return [packing.out_size(self._units[0].conv, size)]
-
-    def _compose(self, x: Tensor, run: Run) -> Tensor:
-        return run(0, x, None)
 
 
 @dataclass(eq=False)
@@ -96,10 +100,8 @@ def _run_plainly(slot: Wrapper, x: Tensor) -> Tensor:
     return type(original).forward(slot, x)
 
 
-class ConvSlot(FusedModule):
+class ConvSlot(_OneUnit):
     """In the place of a convolution, with its keys: computes it, its BN and its ReLU."""
-
-    kind = "conv_bn"
 
     def __init__(self, installed: _Installed) -> None:
         unit = installed.site.unit
@@ -116,12 +118,6 @@ class ConvSlot(FusedModule):
         for slot in self._installed.slots:
             slot.original()  # the BN's own training flag follows its slot's
         return super()._why_eager_now(x)
-
-    def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        return [packing.out_size(self._units[0].conv, size)]
-
-    def _compose(self, x: Tensor, run: Run) -> Tensor:
-        return run(0, x, None)
 
     def _run_original(self, x: Tensor) -> Tensor:
         y = _run_plainly(self, x)
