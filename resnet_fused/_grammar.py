@@ -69,11 +69,7 @@ class _Path:
             if step.kind == "conv":
                 visited += [s for s in (relu, bn, step) if s]
                 self.units.insert(0, _unit(step, bn, relu, block))
-            elif (
-                step.kind == "pool"
-                and not (relu or bn or self.pool)
-                and step.inputs[0].kind == "input"
-            ):
+            elif step.kind == "pool" and step.inputs[0].kind == "input":
                 visited.append(step)
                 self.pool = step
             else:

@@ -738,6 +738,33 @@ def test_preserve_converts_once_behind_each_run():
         assert fused.single(x).is_contiguous(memory_format=torch.channels_last), "as eager gives it"
 
 
+def test_preserve_looks_past_layers_that_keep_the_layout():
+    """A pool behind a block is no end of a run by itself: what counts is what reads the pool."""
+    blocks = [BasicBlock(8, 8) for _ in range(4)]
+    plain = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1),
+            blocks[0],
+            nn.MaxPool2d(2),
+            blocks[1],
+            nn.Sigmoid(),
+            *blocks[2:],
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+        )
+    )
+    fused = fuse(plain, output_format="preserve")
+    formats = {name: m.output_format for name, m in fused_modules(fused).items()}
+    assert formats == {
+        "1": "channels_last",
+        "3": "contiguous",
+        "5": "channels_last",
+        "6": "contiguous",
+    }
+    with torch.no_grad():
+        assert fused[:8](X).is_contiguous()
+
+
 def test_preserve_where_the_run_cannot_be_seen():
     """Below a module that cannot be traced every fused module gives its layout back by itself."""
 

@@ -259,7 +259,9 @@ def test_empty_batch(net):
 def test_model_may_be_a_fused_one(net):
     """Its plain modules are what counts."""
     fused = fuse(net)
-    assert verify(fused, fused, X).ok
+    result = verify(fused, fused, X)
+    assert result.ok
+    assert result.rows == verify(net, fused, X).rows
     assert not verify(fused, Wrong(copy.deepcopy(net), lambda y: y * 1.01), X).ok
 
 
