@@ -19,13 +19,6 @@ from torch import Tensor, nn
 _FILE_WIDTH = 400
 
 
-def check_module(op: str, name: str, value: Any) -> None:
-    """Raises TypeError unless value is a module."""
-    if not isinstance(value, nn.Module):
-        kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"{op}: {name} must be a torch.nn.Module, got {kind}")
-
-
 def check_example(op: str, x: Any) -> None:
     """Raises TypeError unless x is something that `run` can pass on."""
     if not isinstance(x, (Tensor, tuple, list, Mapping)):

@@ -7,7 +7,6 @@ import copy
 from torch import nn
 
 from . import check
-from ._call import check_module
 from ._fused import FusedModule
 from ._plan import Plan, join, plan
 from ._runs import set_formats
@@ -47,7 +46,7 @@ def fuse(
     A convolution that was fused with its BN gives the BN's output to whoever calls it by itself.
     Raises TypeError for anything but a module, ValueError for an unknown output_format.
     """
-    check_module("fuse", "model", model)
+    check.module("fuse", "model", model)
     check.one_of("fuse", "output_format", output_format, OUTPUT_FORMATS)
     model = model if inplace else _copy("fuse", "model", model)
     found = plan(model)
@@ -73,7 +72,7 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
     move along. inplace: change `fused` itself, not a deep copy; use the result in either case.
     Raises TypeError for anything but a module.
     """
-    check_module("unfuse", "fused", fused)
+    check.module("unfuse", "fused", fused)
     model = fused if inplace else _copy("unfuse", "fused", fused)
     wrappers = [(name, m) for name, m in model.named_modules(remove_duplicate=False)]
     for name, module in wrappers:
@@ -91,7 +90,7 @@ def refresh(fused: nn.Module) -> None:
 
     For edits that nothing tells of: `tensor.data` on a GPU. Raises TypeError for a non-module.
     """
-    check_module("refresh", "fused", fused)
+    check.module("refresh", "fused", fused)
     for module in fused.modules():
         if isinstance(module, FusedModule):
             module.drop_packed()

@@ -8,7 +8,8 @@ from typing import Any, overload
 
 from torch import nn
 
-from ._call import check_example, check_module, evaluating, run, table
+from . import check
+from ._call import check_example, evaluating, run, table
 from ._fused import FusedModule
 from ._plan import join, plan
 
@@ -78,7 +79,7 @@ def report(fused: nn.Module, x: Any = None) -> Report:
     the backends are those of the shapes seen so far, or "not run yet".
     Raises TypeError for arguments of another kind and ValueError for a model that cannot run on x.
     """
-    check_module("report", "fused", fused)
+    check.module("report", "fused", fused)
     if x is None:
         return Report(_rows(fused))
     check_example("report", x)

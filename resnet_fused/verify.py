@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ._call import check_example, check_module, evaluating, run, table
+from . import check
+from ._call import check_example, evaluating, run, table
 from .fuse import unfuse
 
 # Relative L2 error that is granted however exact eager is. float32: the bound of a Winograd kernel;
@@ -75,8 +76,8 @@ def verify(model: nn.Module, fused: nn.Module, x: Any) -> Verification:
     eager's is NaN or +Inf.
     Raises TypeError for arguments of another kind and ValueError for models that cannot run on x.
     """
-    check_module("verify", "model", model)
-    check_module("verify", "fused", fused)
+    check.module("verify", "model", model)
+    check.module("verify", "fused", fused)
     check_example("verify", x)
     plain = unfuse(_copy("model", model), inplace=True)
     # Autocast, if on, leaves float64 alone.
