@@ -45,8 +45,8 @@ def _trace_runs(module: nn.Module) -> None:
             _trace_runs(child)
         return
     formats = [_formats(graph, module) for graph in graphs]
-    for m in formats[0]:
-        given = {f.get(m, "contiguous") for f in formats}
+    for m in {**formats[0], **formats[1]}:
+        given = {f[m] for f in formats if m in f}
         m.output_format = given.pop() if len(given) == 1 else "contiguous"
 
 

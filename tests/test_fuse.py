@@ -765,6 +765,36 @@ def test_preserve_looks_past_layers_that_keep_the_layout():
         assert fused[:8](X).is_contiguous()
 
 
+class CalledTwice(nn.Module):
+    """One call of the block feeds a view, the other one only a fused block."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = BasicBlock(3, 3), BasicBlock(3, 3)
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.b(self.a(torch.sigmoid(x)))
+        return y.view(y.size(0), -1) + z.view(z.size(0), -1)
+
+
+class OtherwiseWithGradients(CalledTwice):
+    def forward(self, x):
+        y = self.a(x)
+        if torch.is_grad_enabled():
+            y = self.b(y)
+        return y.view(y.size(0), -1)
+
+
+@pytest.mark.parametrize("build", [CalledTwice, OtherwiseWithGradients])
+def test_preserve_serves_every_call(build):
+    plain = seeded(build)
+    fused = fuse(plain, output_format="preserve")
+    assert fused.a.output_format == fused.b.output_format == "contiguous"
+    assert_as_exact(fused, plain, X)
+    torch.testing.assert_close(fused(X), plain(X), rtol=1e-4, atol=1e-4)
+
+
 def test_preserve_where_the_run_cannot_be_seen():
     """Below a module that cannot be traced every fused module gives its layout back by itself."""
 
