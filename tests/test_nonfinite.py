@@ -40,9 +40,10 @@ def convolve(x, weight, case):
 
 def eager(o, case, act="relu"):
     """conv, scale, shift, residual and relu in float32 at least."""
-    y = convolve(o.x.float(), o.weight.float(), case)
+    wide = o.scale.dtype
+    y = convolve(o.x.to(wide), o.weight.to(wide), case)
     y = y * o.scale[:, None, None] + o.shift[:, None, None]
-    y = y if o.residual is None else y + o.residual.float()
+    y = y if o.residual is None else y + o.residual.to(wide)
     return F.relu(y) if act == "relu" else y
 
 
@@ -79,7 +80,7 @@ def sprinkle(t, value, count, seed=0):
 @pytest.mark.parametrize("word", ["direct", "torch", "winograd4", "winograd2"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nothing_wild_becomes_tame(case, word, where, value, isa):
-    for dtype in KERNEL_DTYPES if word != "torch" else KERNEL_DTYPES[:1]:
+    for dtype in KERNEL_DTYPES if word != "torch" else (torch.float32, torch.float64):
         o = normals(case).to(dtype)
         setattr(o, where, sprinkle(getattr(o, where), value, 2))
         for act in ("relu", "none"):
@@ -146,10 +147,11 @@ def test_large_values_stay_finite_in_direct_kernels(word, isa):
 
 
 @pytest.mark.parametrize("word", ["direct", "torch", "winograd4", "winograd2"])
-def test_relu_passes_nan_at_every_lane(word, isa):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_relu_passes_nan_at_every_lane(word, dtype, isa):
     case = Case(1, 4, 5, 5, 50, (3, 3), padding=ONE)
     for channel in range(case.k):
-        o = normals(case).to(torch.float32)
+        o = normals(case).to(dtype)
         o.shift[channel] = NAN
         got = fused(o, case, word)
         assert got[:, channel].isnan().all()
