@@ -33,11 +33,6 @@ def progress_bar(out: Console) -> Iterator[Progress]:
         yield progress
 
 
-def verbatim(out: Console, thing: object) -> None:
-    """str(thing) as it is: no markup, no colours, no wrapping."""
-    out.print(str(thing), markup=False, highlight=False, soft_wrap=True)
-
-
 def extra(load: Callable[[], Any], package: str, purpose: str) -> Any:
     """load(), which imports `package`; where that is missing, one sentence that names the extra."""
     try:

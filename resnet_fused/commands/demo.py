@@ -17,7 +17,8 @@ from ..measure.error import exact_logits, largest_difference
 from ..measure.machine import machine
 from . import demo_speed, picture
 from . import digits as data
-from .console import console, progress_bar, verbatim
+from .console import console, progress_bar
+from .tables import swapped_table
 
 ACCURACY_WANTED = 0.97
 PICTURED = 2 * picture.COLUMNS  # digits in the picture
@@ -75,7 +76,7 @@ def _demo(
     fused = rf.fuse(net)
 
     _heading(out, "What was swapped")
-    verbatim(out, rf.report(fused, digits.test_x[:1]))
+    out.print(swapped_table(rf.report(fused, digits.test_x[:1])))
 
     _heading(out, "The same answers")
     answers = Answers(

@@ -14,10 +14,10 @@ from ..measure.compare import Result, WrongResult, compare, of_engine, ratio
 from ..measure.engines import CHANNELS_LAST, FUSED, OURS, engines
 from ..measure.error import exact_logits
 from ..measure.networks import plain_net, random_images
-from .console import progress_bar, verbatim
+from .console import progress_bar
 from .digits import SIZE as DIGITS_SIZE
 from .picture import Panel
-from .tables import add_results, speed_table
+from .tables import add_results, backend_table, speed_table
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def _measure(out: Console, case: Case, scale: Scale, compile: bool) -> list[Resu
 def _print_backends(out: Console, net: nn.Module, x: Tensor) -> None:
     """Who computes which layer, with selection on and with own kernels forced."""
     fused = rf.fuse(net)
-    out.print(f"\n[bold]Who computes which layer at {x.shape[-1]}x{x.shape[-1]}, batch 1[/bold]")
-    verbatim(out, rf.report(fused, x))
+    reports = {FUSED: rf.report(fused, x)}
     with rf.select.forced("ours"):
-        out.print("\n[bold]The same with own kernels forced[/bold]")
-        verbatim(out, rf.report(fused, x))
+        reports[OURS] = rf.report(fused, x)
+    out.print(f"\n[bold]Who computes which layer at {x.shape[-1]}x{x.shape[-1]}, batch 1[/bold]")
+    out.print(backend_table(reports))

@@ -14,7 +14,10 @@ from .console import extra
 SIZE = 32  # pixels a side after enlarging; the images have 8
 HELD_OUT = 0.2  # share of the images that training never sees
 BATCH = 64
-LEARNING_RATE = 0.05  # peak of the one-cycle schedule; 8 epochs reach 99% (measured, seed 0)
+LEARNING_RATE = 0.02  # peak of the one-cycle schedule
+SHIFT = (
+    2  # pixels by which a training batch is moved at most: 99.4% after 8 epochs, else 98.3-99.4%
+)
 MEAN, STD = 0.305, 0.376  # of the 8x8 images, whose values are 0..16, here scaled to 0..1
 
 
@@ -75,7 +78,9 @@ def train(
     for _ in range(epochs):
         order = torch.randperm(len(digits.train_x), generator=generator)
         for index in order.split(BATCH):
-            loss = F.cross_entropy(net(digits.train_x[index]), digits.train_y[index])
+            shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+            x = digits.train_x[index].roll(shift, (2, 3))
+            loss = F.cross_entropy(net(x), digits.train_y[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

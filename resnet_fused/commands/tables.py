@@ -1,13 +1,14 @@
-"""Results as a table for the terminal."""
+"""Results and reports as tables that fit the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
 from ..measure.compare import Result, ratio
+from ..report import Report
 from .console import coloured_ratio, milliseconds
 
 
@@ -41,3 +42,24 @@ def add_results(table: Table, results: Sequence[Result], standard: Result | None
             f"{r.error:.1e}",
         )
     table.add_section()
+
+
+def swapped_table(report: Report) -> Table:
+    """What `rf.report` tells, folded to the terminal's width."""
+    table = Table(header_style="bold")
+    for heading in ("name", "kind", "fused", "backend", "reason"):
+        table.add_column(heading)
+    table.add_column("packed", justify="right", no_wrap=True)
+    for row in report:
+        fused = "[green]yes[/green]" if row.fused else "[red]no[/red]"
+        texts = (escape(text) for text in (row.backend, row.reason))
+        table.add_row(row.name, row.kind, fused, *texts, f"{row.packed_bytes / 1e6:.2f} MB")
+    return table
+
+
+def backend_table(reports: Mapping[str, Report]) -> Table:
+    """Who computes each layer of one net: a column for each of the named reports."""
+    table = Table("name", "kind", *reports, header_style="bold")
+    for rows in zip(*reports.values(), strict=True):
+        table.add_row(rows[0].name, rows[0].kind, *(escape(row.backend) for row in rows))
+    return table
