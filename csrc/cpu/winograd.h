@@ -16,12 +16,11 @@
 // A job takes a block of tiles through all three steps while everything stays in its core's L2:
 //
 //   values[point][chunk][tile][16]   transformed windows, all input channels
-//   sums[point][tile][32]            products of one panel, turned into output before the next
-//   panel
+//   sums[point][tile][32]            products of one panel, output before the next one's
 //
-// Measured on ResNet-18's 3x3 layers, one image, 2 cores (AVX-512, 2 MiB L2 each): summing all
-// panels before the output transform takes 1.6 times as long in stage 4, because sums then push
-// values out of L2.
+// Measured within ResNet-18, one image, 2 cores with AVX-512 and 2 MiB of L2 each: turning each
+// panel into output before the next, and passing large weights through one core only, took a layer
+// of stage 4 from 1.62 to 1.18 ms and of stage 3 from 1.00 to 0.75.
 #pragma once
 
 #include "conv.h"
