@@ -112,9 +112,19 @@ def _orders(t: Tensor) -> tuple[list[int], list[int], list[int]]:
     return [*batch, c, h, w], [*batch, h, w, c], [*batch, c, w, h]
 
 
-def _expanded(t: Tensor) -> Tensor:
-    """One row of values seen as many: stride 0. Changes the values."""
-    return t[..., :1, :].expand(t.shape)
+def _every_other(t: Tensor, dim: int) -> Tensor:
+    """Every second image (row, ...) of a dense channels_last tensor, NaN between them."""
+    big = t.new_full([2 * n if d == dim else n for d, n in enumerate(t.shape)], NAN)
+    view = _dense(big, _orders(t)[1])[
+        tuple(slice(None, None, 1 + (d == dim)) for d in range(t.dim()))
+    ]
+    return view.copy_(t)
+
+
+def _expanded(t: Tensor, dim: int) -> Tensor:
+    """One image (row, ...) seen as many: stride 0. Changes the values."""
+    one = _dense(t.narrow(dim, 0, min(1, t.shape[dim])), _orders(t)[1])
+    return one.expand(t.shape)
 
 
 LAYOUTS = {
@@ -125,7 +135,13 @@ LAYOUTS = {
     "sliced": lambda t: _surrounded(t, _orders(t)[0]),
     "channels_last_sliced": lambda t: _surrounded(t, _orders(t)[1]),
     "transposed": lambda t: _shifted(t, _orders(t)[2]),
-    "expanded": _expanded,
+    "every_other_image": lambda t: _every_other(t, 0),
+    "every_other_row": lambda t: _every_other(t, t.dim() - 2),
+    "every_other_column": lambda t: _every_other(t, t.dim() - 1),
+    "every_other_channel": lambda t: _every_other(t, t.dim() - 3),
+    "expanded_images": lambda t: _expanded(t, 0),
+    "expanded_rows": lambda t: _expanded(t, t.dim() - 2),
+    "expanded_channels": lambda t: _expanded(t, t.dim() - 3),
 }
 
 

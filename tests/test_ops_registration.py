@@ -31,7 +31,7 @@ from resnet_fused import reference, select
 pytestmark = pytest.mark.usefixtures("one_thread")
 _ops = torch.ops.resnet_fused
 ONE, TWO = (1, 1), (2, 2)
-LAYOUT_NAMES = ["contiguous", "channels_last", "sliced", "channels_last_sliced", "expanded"]
+LAYOUT_NAMES = ["contiguous", "channels_last", "sliced", "channels_last_sliced", "expanded_rows"]
 
 CASES = [
     Case(2, 5, 7, 6, 9, (3, 3), padding=ONE),
