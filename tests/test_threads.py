@@ -83,6 +83,17 @@ def test_every_thread_count_is_right(count, dtype, threads):
         assert_same(fused(o, case, "direct"), exact(o, case).to(dtype), f"({case})")
 
 
+@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_epilogue_behind_pytorchs_convolution_in_parts(count, dtype, isa, threads):
+    """Large enough that every thread gets a part of the pixels."""
+    threads(count)
+    for k in (24, 33):
+        case = Case(3, 4, 70, 41, k, (1, 1))
+        o = integers(case).to(dtype)
+        assert_same(fused(o, case, "torch"), exact(o, case).to(dtype))
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_module_in_several_threads(count, threads):
     """A server: one model, many callers, the first calls pack at the same time."""
