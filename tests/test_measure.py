@@ -65,9 +65,11 @@ def test_interleave_measures_each_runner(monkeypatch):
 def test_interleave_takes_turns(monkeypatch):
     clock, log, done = Clock(monkeypatch), [], []
     runners = {name: clock.runner(1.0, log, name) for name in "abc"}
-    interleave(runners, rounds=3, on_round=lambda *count: done.append(count))
-    assert log[-9:] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
-    assert done == [(1, 3), (2, 3), (3, 3)]
+    interleave(runners, rounds=30, on_round=lambda *count: done.append(count))
+    rounds = ["".join(log[-3 * i :][:3]) for i in range(30, 0, -1)]
+    assert {"".join(sorted(r)) for r in rounds} == {"abc"}, "one sample each a round"
+    assert len(set(rounds)) == 6, "in every order"
+    assert done == [(i + 1, 30) for i in range(30)]
 
 
 def test_interleave_keeps_to_its_budget(monkeypatch):

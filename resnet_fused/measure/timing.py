@@ -7,6 +7,7 @@ ratios.
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ def interleave(
     warmup_s: float = WARMUP_S,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Samples]:
-    """Times the runners in turn, one sample each a round; each round starts with another one.
+    """Times the runners in turn, one sample each a round, each round in an order of its own.
 
     budget_s: seconds for the timed rounds together, from which their number follows (5 to 200).
     rounds: fixes their number instead. on_round(done, total) is called after each.
@@ -70,11 +71,10 @@ def interleave(
         costs[name] = once * (repeats[name] + (repeats[name] > 1))
     if rounds is None:
         rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(budget_s / max(sum(costs.values()), 1e-9))))
-    names = list(runners)
+    names, order = list(runners), random.Random(0)  # no runner always follows the same other one
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for done in range(rounds):
-        first = done % max(len(names), 1)
-        for name in names[first:] + names[:first]:
+        for name in order.sample(names, len(names)):
             seconds[name].append(_sample(runners[name], repeats[name]))
         on_round(done + 1, rounds)
     return {name: Samples(tuple(values)) for name, values in seconds.items()}
