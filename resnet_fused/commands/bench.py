@@ -83,7 +83,7 @@ def bench(
     with _threads(threads):
         about = machine()
         groups = _measure(out, model, batches, DTYPES[dtype], size, chosen, seconds, rounds)
-    title = f"{model}, {dtype}, {size}x{size}, {about.threads} threads"
+    title = f"{model}, {dtype}, {size}x{size}, threads: {about.threads}"
     if select.force() != "none":
         title += f", selection forced to {select.force()}"
     table = speed_table(title, "to best peer")

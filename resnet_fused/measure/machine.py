@@ -50,7 +50,7 @@ class Machine:
     def describe(self) -> str:
         """One line for the foot of a table or picture."""
         return (
-            f"{self.cpu}, {self.cpus} processors, {self.threads} threads, "
+            f"{self.cpu}, {self.cpus} processors, threads: {self.threads}, "
             f"kernels {self.isa_in_use or 'not built'}, torch {self.torch}, "
             f"resnet-fused {self.package}"
         )
