@@ -20,6 +20,7 @@
 #include <cstdint>
 
 #include "conv.h"
+#include "cpu/cut.h"
 
 namespace resnet_fused {
 
@@ -27,8 +28,6 @@ constexpr int64_t kPanel = 32;
 constexpr int64_t kChunk = 16;
 constexpr int64_t kMaxSlice =
     512;  // steps of the reduction gathered at once, if a segment is not longer
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int64_t panels_of(int64_t group_out) { return ceil_div(group_out, kPanel); }
 
@@ -62,13 +61,6 @@ struct Segments {
   }
 };
 
-// How one convolution is cut into jobs: `rows` output pixels by `panels` panels of one group each.
-struct DirectTiles {
-  int64_t rows;
-  int64_t panels;
-  int64_t slice;  // segments gathered at once
-};
-
 // One job: output pixels [row_begin, row_end), panels [panel_begin, panel_end) of `group`.
 struct DirectJob {
   int64_t row_begin, row_end;
@@ -77,13 +69,8 @@ struct DirectJob {
   int64_t slice;
 };
 
-// Floats of scratch memory that a job needs.
-inline int64_t direct_scratch(const Segments& segments, const DirectTiles& tiles) {
-  return tiles.rows * (tiles.slice * segments.chunks() * kChunk + tiles.panels * kPanel);
-}
-
-DirectTiles direct_tiles(const ConvShape& shape, int64_t threads);
-void direct_conv(const ConvArgs& args);
+// How a convolution with at least one output pixel is cut into jobs for `threads` threads.
+Cut direct_cut(const ConvShape& shape, int64_t threads);
 // weight: [out_channels][group_in][kernel_h][kernel_w], dense.
 void direct_pack(const ConvShape& shape, const float* weight, float* packed);
 

@@ -10,6 +10,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/content.h"
+#include "cpu/conv_jobs.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
@@ -183,11 +184,7 @@ Tensor run_ours(const ConvCall& call, Plan plan, const Tensor& packed, const Ten
                       static_cast<const float*>(shift.const_data_ptr()),
                       pointer(residual),
                       y.mutable_data_ptr()};
-  if (plan == Plan::kDirect) {
-    direct_conv(args);
-  } else {
-    winograd_conv(args, winograd_tile(plan));
-  }
+  run_conv(ConvJobs(args, plan, thread_count()));
   return y;
 }
 

@@ -1,12 +1,10 @@
-// Fused Winograd convolution: packing, cutting into jobs, the parallel loop.
+// Fused Winograd convolution: packing and cutting into jobs.
 #include "cpu/winograd.h"
 
 #include <unistd.h>
 
 #include <algorithm>
 
-#include "cpu/arena.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/winograd_points.h"
 
@@ -27,28 +25,6 @@ constexpr int64_t kMaxTiles = 28;
 // only.
 constexpr int64_t kPanelsPerJob = 2;
 constexpr int64_t kLargeWeights = 1 << 20;  // bytes
-
-struct Blocks {
-  int64_t tiles;   // tiles a job
-  int64_t panels;  // panels a job
-};
-
-Blocks winograd_blocks(const ConvShape& shape, int64_t m, int64_t total, int64_t threads) {
-  const int64_t panels = panels_of(shape.out_channels);
-  const int64_t bytes_per_tile =
-      winograd_points(m) * shape.in_channels * static_cast<int64_t>(sizeof(float));
-  const int64_t fitting = std::clamp<int64_t>(values_budget() / bytes_per_tile, 1, kMaxTiles);
-  int64_t blocks = ceil_div(total, std::min(fitting, total));
-  Blocks cut{0, panels};
-  if (blocks < 2 * threads && panels * kPanel * bytes_per_tile > kLargeWeights) {
-    cut.panels = std::min(panels, kPanelsPerJob);
-  } else {
-    // A whole number of blocks for every thread, if there are tiles enough.
-    blocks = std::min(ceil_div(blocks, threads) * threads, total);
-  }
-  cut.tiles = ceil_div(total, blocks);
-  return cut;
-}
 
 }  // namespace
 
@@ -80,22 +56,26 @@ void winograd_pack(const ConvShape& shape, int64_t m, const float* weight, float
   });
 }
 
-void winograd_conv(const ConvArgs& args, int64_t m) {
-  const ConvShape& shape = args.shape;
+Cut winograd_cut(const ConvShape& shape, int64_t m, int64_t threads) {
   const int64_t tiles = shape.batch * ceil_div(shape.out_h(), m) * ceil_div(shape.out_w(), m);
-  const int64_t panels = panels_of(shape.out_channels);
-  const Kernels& isa = kernels();
-  const Blocks cut = winograd_blocks(shape, m, tiles, thread_count());
-  const int64_t panel_jobs = ceil_div(panels, cut.panels);
-  for_each_job(ceil_div(tiles, cut.tiles) * panel_jobs, [&](int64_t index, int64_t previous) {
-    WinogradJob job;
-    job.tile_begin = index / panel_jobs * cut.tiles;
-    job.tile_end = std::min(job.tile_begin + cut.tiles, tiles);
-    job.panel_begin = index % panel_jobs * cut.panels;
-    job.panel_end = std::min(job.panel_begin + cut.panels, panels);
-    job.values_ready = previous >= 0 && previous / panel_jobs == index / panel_jobs;
-    isa.winograd_job(args, m, job, thread_scratch(winograd_scratch(shape, m, cut.tiles)));
-  });
+  Cut cut;
+  cut.groups = 1;
+  cut.rows = tiles;
+  cut.panels = panels_of(shape.out_channels);
+  cut.job_panels = cut.panels;
+  const int64_t bytes_per_tile =
+      winograd_points(m) * shape.in_channels * static_cast<int64_t>(sizeof(float));
+  const int64_t fitting = std::clamp<int64_t>(values_budget() / bytes_per_tile, 1, kMaxTiles);
+  int64_t blocks = ceil_div(tiles, std::min(fitting, tiles));
+  if (blocks < 2 * threads && cut.panels * kPanel * bytes_per_tile > kLargeWeights) {
+    cut.job_panels = std::min(cut.panels, kPanelsPerJob);
+  } else {
+    // A whole number of blocks for every thread, if there are tiles enough.
+    blocks = std::min(ceil_div(blocks, threads) * threads, tiles);
+  }
+  cut.job_rows = ceil_div(tiles, blocks);
+  cut.scratch = winograd_scratch(shape, m, cut.job_rows);
+  return cut;
 }
 
 }  // namespace resnet_fused

@@ -50,8 +50,9 @@ inline int64_t winograd_scratch(const ConvShape& shape, int64_t m, int64_t tiles
   return winograd_points(m) * (values_stride(shape, tiles) + sums_stride(tiles));
 }
 
+// How a convolution with at least one output pixel is cut into jobs for `threads` threads.
+Cut winograd_cut(const ConvShape& shape, int64_t m, int64_t threads);
 // weight: [out_channels][in_channels][3][3], dense.
 void winograd_pack(const ConvShape& shape, int64_t m, const float* weight, float* packed);
-void winograd_conv(const ConvArgs& args, int64_t m);
 
 }  // namespace resnet_fused

@@ -1,0 +1,36 @@
+// A convolution as a list of independent jobs, so that one parallel region can run several.
+//
+// A plain value that owns nothing: making it allocates nothing, and it may be used for as long as
+// the pointers in its arguments are valid.
+#pragma once
+
+#include "conv.h"
+#include "cpu/cut.h"
+#include "cpu/kernels.h"
+#include "cpu/plan.h"
+
+namespace resnet_fused {
+
+struct ConvJobs {
+  ConvArgs args;
+  Plan plan;
+  const Kernels* isa;
+  Cut cut;
+  int64_t count;  // 0 where the output is empty
+
+  // plan: any but kTorch, and one that can compute args.shape. threads: for how many to cut.
+  ConvJobs(const ConvArgs& args, Plan plan, int64_t threads);
+
+  // Computes job `index` in the scratch memory of the calling thread. previous: the job of this
+  // very convolution that the thread ran last, if it ran nothing since then, else -1.
+  void run(int64_t index, int64_t previous) const;
+};
+
+// All jobs of a convolution on PyTorch's threads.
+void run_conv(const ConvJobs& conv);
+
+// All jobs of two convolutions that do not depend on each other, in one parallel region: a thread
+// that finds no job left in the first goes on with the second.
+void run_convs(const ConvJobs& first, const ConvJobs& second);
+
+}  // namespace resnet_fused
