@@ -7,6 +7,21 @@ namespace resnet_fused {
 
 enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
+// Which kernel computes a convolution, and with it the layout of its packed weights (cpu/plan.h).
+// S2: for stride 2. Bf16: products of bfloat16 pairs, summed in float32.
+enum class Plan {
+  kDirect,
+  kWinograd4,
+  kWinograd2,
+  kWinograd5,
+  kWinograd4S2,
+  kWinograd2S2,
+  kDirectBf16,
+  kWinograd2Bf16,
+  kWinograd2S2Bf16,
+  kTorch,
+};
+
 // A 2-D convolution, NHWC. Sizes in elements; the input has in_channels = groups *
 // channels_per_group.
 struct ConvShape {
@@ -31,10 +46,11 @@ struct ConvShape {
 };
 
 // act(conv(x, weight) * scale + shift + residual). x, residual and y have `dtype` and are dense
-// NHWC; packed holds the weights in the layout of the plan; residual may be null.
+// NHWC; packed holds the weights in the layout of the plan, in 32-bit words; residual may be null.
 struct ConvArgs {
   ConvShape shape;
   DType dtype;
+  Plan plan;
   bool relu;
   const void* x;
   const float* packed;

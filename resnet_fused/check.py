@@ -7,6 +7,7 @@ TypeError, everything else ValueError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -14,7 +15,39 @@ from torch import Tensor, nn
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = ("relu", "none")
-PLANS = ("direct", "winograd4", "winograd2", "torch")
+
+
+@dataclass(frozen=True)
+class PlanTraits:
+    """What a plan demands of a convolution, and what it does to exactness."""
+
+    dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES[:3]
+    kernel: int | None = None  # side of the only kernel, in one group, undilated; None: any kernel
+    stride: int = 1  # the only one, where `kernel` is set
+    isa: str = ""  # the only instruction set, csrc/cpu/isa.cpp; "": any
+    spreads: bool = False  # NaN, Inf and near overflow reach the neighbours: no exact_nonfinite
+    opt_in: bool = False  # error above a convolution's bound: only for those who ask for it
+
+
+_BF16 = (torch.bfloat16,)
+
+# One row a plan: the argument checks, the candidates of a convolution and every list of plans
+# follow from it. The same demands in C++: csrc/cpu/plan.h.
+PLAN_TRAITS = {
+    "direct": PlanTraits(),
+    "winograd4": PlanTraits(kernel=3, spreads=True),
+    "winograd2": PlanTraits(kernel=3, spreads=True),
+    "winograd5": PlanTraits(kernel=3, spreads=True, opt_in=True),
+    "winograd4s2": PlanTraits(kernel=3, stride=2, spreads=True),
+    "winograd2s2": PlanTraits(kernel=3, stride=2, spreads=True),
+    "direct_bf16": PlanTraits(dtypes=_BF16, isa="avx512bf16"),
+    "winograd2_bf16": PlanTraits(dtypes=_BF16, kernel=3, spreads=True, isa="avx512bf16"),
+    "winograd2s2_bf16": PlanTraits(
+        dtypes=_BF16, kernel=3, stride=2, spreads=True, isa="avx512bf16"
+    ),
+    "torch": PlanTraits(dtypes=FLOAT_DTYPES),
+}
+PLANS = tuple(PLAN_TRAITS)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -119,23 +152,29 @@ def plan_weight(
     dtype: torch.dtype,
     kernel: tuple[int, int],
     groups: int,
-    stride: Any = (1, 1),
+    stride: Any = None,
     dilation: Any = (1, 1),
 ) -> None:
-    """What a plan of ours demands of the convolution."""
-    if plan != "torch" and dtype == torch.float64:
-        raise TypeError(f'{op}: plan "{plan}" takes float32, bfloat16 or float16, got float64')
-    if not plan.startswith("winograd"):
+    """What a plan demands of the convolution."""
+    traits = PLAN_TRAITS[plan]
+    if dtype not in traits.dtypes:
+        *most, last = map(dtype_name, traits.dtypes)
+        names = f"{', '.join(most)} or {last}" if most else last
+        raise TypeError(f'{op}: plan "{plan}" takes {names}, got {dtype_name(dtype)}')
+    if traits.kernel is None:
         return
-    if tuple(kernel) != (3, 3) or groups != 1:
+    side = traits.kernel
+    if tuple(kernel) != (side, side) or groups != 1:
         raise ValueError(
-            f'{op}: plan "{plan}" takes 3 x 3 kernels in one group, '
+            f'{op}: plan "{plan}" takes {side} x {side} kernels in one group, '
             f"got {kernel[0]} x {kernel[1]} in {groups}"
         )
+    if stride is None:
+        return  # packing, which does not know
     stride, dilation = pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)
-    if stride != (1, 1) or dilation != (1, 1):
+    if stride != (traits.stride, traits.stride) or dilation != (1, 1):
         raise ValueError(
-            f'{op}: plan "{plan}" takes stride 1 and dilation 1, '
+            f'{op}: plan "{plan}" takes stride {traits.stride} and dilation 1, '
             f"got stride {stride} and dilation {dilation}"
         )
 

@@ -5,11 +5,14 @@ A plan names the implementation and with it the layout of the packed weights:
     direct     our implicit GEMM (csrc/cpu/direct.h)
     winograd4  our fused Winograd F(4x4, 3x3) (csrc/cpu/winograd.h)
     winograd2  our fused Winograd F(2x2, 3x3)
+    winograd5  our fused Winograd F(5x5, 3x3); only for those who ask for it: error up to 4e-6
+    winograd4s2, winograd2s2  the same for stride 2, split by parity (polyphase)
+    *_bf16     the same with products of bfloat16 (avx512_bf16) instead of float32
     torch      PyTorch's own convolution, then the whole epilogue in one pass
 
-The rule looks at the weights and the size of the map, not at the batch. How a plan cuts the work
-into jobs is decided inside the op from the real shape, so that one packed weight and one compiled
-graph serve every batch.
+The rule looks at the weights, the size of the map and, where there are too few pixels to hide the
+loading of transformed weights, the batch. How a plan cuts the work into jobs is decided inside the
+op from the real shape, so that packed weights and compiled graphs serve every batch.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .check import PLANS, dtype_name
+from .check import PLAN_TRAITS, PLANS
 from .ops import _library as ops
 
 FORCE_VARIABLE = "RESNET_FUSED_FORCE"
@@ -54,6 +57,7 @@ class ConvShape:
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,8 @@ def choose(shape: ConvShape, *, packed_once: bool = True, exact_nonfinite: bool 
         return Choice("torch", missing)
     if word == "torch":
         return Choice("torch", "forced to torch")
-    if word.startswith("winograd") and _is_winograd(shape):
-        return Choice(word, f"forced to {word}")
-    if word == "direct" or word.startswith("winograd"):
-        return Choice("direct", f"forced to {word}")
+    if word in PLANS:
+        return Choice(word if _can_compute(word, shape) else "direct", f"forced to {word}")
     if word != "ours":
         reason = _why_torch(shape)
         if reason:
@@ -125,59 +127,81 @@ def _cannot_run_ours(shape: ConvShape) -> str:
 
 # Below this many output channels per group most lanes of a 32-channel panel would multiply zeros.
 _MIN_GROUP_OUT = 16
-# CPU instructions with which PyTorch's convolution multiplies bfloat16 2 to 16 times as fast as our
-# kernel, which computes in float32. (Its float16 is slower than its float32, AVX512-FP16 or not.)
-_FAST_16BIT = {torch.bfloat16: ("amx_bf16", "avx512_bf16")}
 
 
 def _why_torch(shape: ConvShape) -> str:
-    for feature in _FAST_16BIT.get(shape.dtype, ()):
-        if feature in ops.CPU_FEATURES:
-            name = dtype_name(shape.dtype)
-            return f"PyTorch multiplies {name} with {feature}, our kernel in float32"
+    if shape.dtype == torch.bfloat16 and "amx_bf16" in ops.CPU_FEATURES:
+        # Matrix units: 8 times the products of our kernels' vectors.
+        return "PyTorch multiplies bfloat16 with amx_bf16, our kernel with vectors"
     group_out = shape.out_channels // shape.groups
     if shape.groups > 1 and group_out < _MIN_GROUP_OUT:
         return f"{group_out} output channels a group are less than half a panel"
     return ""
 
 
-def _is_winograd(shape: ConvShape) -> bool:
-    return (shape.kernel, shape.stride, shape.dilation, shape.groups) == ((3, 3), (1, 1), (1, 1), 1)
+def _can_compute(plan: str, shape: ConvShape) -> bool:
+    traits = PLAN_TRAITS[plan]
+    if shape.dtype not in traits.dtypes:
+        return False
+    if traits.isa and traits.isa != ops.cpu_isa():
+        return False
+    if traits.kernel is None:
+        return True
+    kernel, stride = (traits.kernel, traits.kernel), (traits.stride, traits.stride)
+    wanted = (kernel, stride, (1, 1), 1)
+    return (shape.kernel, shape.stride, shape.dilation, shape.groups) == wanted
 
 
-# The cost of a plan, in multiplications per pair of input and output channel, for one image: its
-# points times its tiles, but at least as many tiles as take the time of loading a point's weights:
-# 12 where the weights pass through from L3 (about 3 multiplications a byte: 83 GMAC/s and 24 GB/s a
-# core), 4 where they stay in L2 and only the latency of the multiplier must be filled.
-_TILES_OF_A_LOAD_L3 = 12
-_TILES_OF_A_LOAD_L2 = 4
-_L2_BYTES = 1 << 20
+# The cost of a plan, in multiplications per image and pair of input and output channel: its points
+# times its tiles, but at least as many tiles as take the time of loading a point's weights: 15 where
+# these come from memory (115 GMAC/s and 31 GB/s), 12 where they pass through from L3 (about 3
+# multiplications a byte), 4 where they stay in L2 and only the latency of the multiplier must be
+# filled. Products of bfloat16 take half the time, and so do their weights.
+_TILES_OF_A_LOAD = ((1 << 20, 4), (16 << 20, 12))  # weights up to so many bytes: tiles
+_TILES_OF_A_LOAD_FROM_MEMORY = 15
 # Transforms take a tenth to a fifth of a Winograd convolution's time. They pay at any channel
 # count: with 4 channels and 56 x 56 pixels F(4x4) takes 41 us, the direct kernel 59.
 _TRANSFORMS = 1.25
-# plan -> (points of a tile, side of a tile in output pixels)
-_TILINGS = {"direct": (9, 1), "winograd2": (16, 2), "winograd4": (36, 4)}
+# plan -> (products of a tile, side of a tile in output pixels, time of a product)
+_COSTS = {
+    "direct": (9, 1, 1.0),
+    "winograd2": (16, 2, _TRANSFORMS),
+    "winograd4": (36, 4, _TRANSFORMS),
+    "winograd2s2": (25, 2, _TRANSFORMS),
+    "winograd4s2": (81, 4, _TRANSFORMS),
+    "direct_bf16": (9, 1, 0.5),
+    "winograd2_bf16": (16, 2, _TRANSFORMS / 2),
+    "winograd2s2_bf16": (25, 2, _TRANSFORMS / 2),
+}
 
 
 def _cost(plan: str, shape: ConvShape) -> float:
-    points, side = _TILINGS[plan]
-    tiles = -(-shape.out_size[0] // side) * -(-shape.out_size[1] // side)
-    weights = points * shape.in_channels * shape.out_channels * 4
-    least = _TILES_OF_A_LOAD_L2 if weights <= _L2_BYTES else _TILES_OF_A_LOAD_L3
-    return points * max(tiles, least) * (1 if plan == "direct" else _TRANSFORMS)
+    points, side, time = _COSTS[plan]
+    tiles = shape.batch * -(-shape.out_size[0] // side) * -(-shape.out_size[1] // side)
+    weights = points * shape.in_channels * shape.out_channels * (2 if time < 1 else 4)
+    least = _TILES_OF_A_LOAD_FROM_MEMORY
+    for size, count in reversed(_TILES_OF_A_LOAD):
+        if weights <= size:
+            least = count
+    return points * max(tiles, least) * time / max(shape.batch, 1)
 
 
 def _ours(shape: ConvShape, packed_once: bool, exact_nonfinite: bool) -> Choice:
-    if not _is_winograd(shape):
-        return Choice("direct", "implicit GEMM over packed weights")
+    able = [plan for plan in _COSTS if _can_compute(plan, shape)]
+    direct = "direct_bf16" if "direct_bf16" in able else "direct"
+    winograd = [plan for plan in able if PLAN_TRAITS[plan].spreads]
+    if not winograd:
+        return Choice(direct, "implicit GEMM over packed weights")
     if exact_nonfinite:
-        return Choice("direct", "exact_nonfinite keeps NaN and Inf where they belong")
+        return Choice(direct, "exact_nonfinite keeps NaN and Inf where they belong")
     if not packed_once:
-        return Choice("direct", "weights that are packed for one call are not worth transforming")
-    direct, *winograd = (_cost(plan, shape) for plan in _TILINGS)
-    if direct <= min(winograd):
-        return Choice("direct", "too few pixels to pay for loading transformed weights")
-    plan = "winograd2" if winograd[0] <= winograd[1] else "winograd4"
-    return Choice(
-        plan, f"3x3, stride 1: {min(winograd) / direct:.0%} of the direct convolution's cost"
-    )
+        return Choice(direct, "weights that are packed for one call are not worth transforming")
+    best, least, limit = direct, _cost(direct, shape), _cost(direct, shape)
+    for plan in winograd:
+        cost = _cost(plan, shape)
+        if cost < least:
+            best, least = plan, cost
+    if best == direct:
+        return Choice(direct, "too few pixels to pay for loading transformed weights")
+    side = shape.stride[0]
+    return Choice(best, f"3x3, stride {side}: {least / limit:.0%} of the direct convolution's cost")

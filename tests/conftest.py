@@ -14,7 +14,9 @@ import resnet_fused as rf
 from resnet_fused import select
 
 NATIVE = rf.ops.extension_error is None
-ISAS = [isa for isa in ("scalar", "avx2", "avx512") if isa in rf.ops.CPU_FEATURES] or ["none"]
+ISAS = [
+    isa for isa in ("scalar", "avx2", "avx512", "avx512bf16") if isa in rf.ops.CPU_FEATURES
+] or ["none"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 KERNEL_DTYPES = DTYPES[:3]  # what kernels of ours compute; float64 runs on PyTorch's convolution
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]

@@ -1,51 +1,39 @@
 #include "cpu/conv_jobs.h"
 
+#include "check.h"
 #include "cpu/arena.h"
 #include "cpu/parallel.h"
+#include "cpu/plan.h"
 
 namespace resnet_fused {
 namespace {
 
-Cut cut_conv(const ConvShape& shape, Plan plan, int64_t threads) {
+Cut cut_conv(const ConvShape& shape, const PlanInfo& plan, int64_t threads) {
+  check(plan.plan != Plan::kTorch, "ConvJobs: plan \"torch\" has no jobs");
   if (shape.out_pixels() == 0 || shape.out_channels == 0) return {};
-  switch (plan) {
-    case Plan::kDirect:
-      return direct_cut(shape, threads);
-    case Plan::kWinograd4:
-    case Plan::kWinograd2:
-      return winograd_cut(shape, winograd_tile(plan), threads);
-    case Plan::kTorch:
-      break;
-  }
-  fail("ConvJobs: plan \"torch\" has no jobs");
+  return plan.is_winograd() ? winograd_cut(shape, plan.tiling, plan.pack, threads)
+                            : direct_cut(shape, plan.pack, threads);
 }
 
 }  // namespace
 
-ConvJobs::ConvJobs(const ConvArgs& conv, Plan chosen, int64_t threads)
+ConvJobs::ConvJobs(const ConvArgs& conv, int64_t threads)
     : args(conv),
-      plan(chosen),
       isa(&kernels()),
-      cut(cut_conv(conv.shape, chosen, threads)),
+      cut(cut_conv(conv.shape, plan_info(conv.plan), threads)),
       count(cut.count()) {}
 
 void ConvJobs::run(int64_t index, int64_t previous) const {
   float* scratch = thread_scratch(cut.scratch);
   const JobRange range = job_range(cut, index);
-  switch (plan) {
-    case Plan::kDirect: {
-      const DirectJob job{range.row_begin,   range.row_end,   range.group,
-                          range.panel_begin, range.panel_end, cut.slice};
-      return isa->direct_job(args, job, scratch);
-    }
-    case Plan::kWinograd4:
-    case Plan::kWinograd2: {
-      const WinogradJob job{range.row_begin, range.row_end, range.panel_begin, range.panel_end,
-                            same_rows(cut, index, previous)};
-      return isa->winograd_job(args, winograd_tile(plan), job, scratch);
-    }
-    case Plan::kTorch:
-      return;  // refused by the constructor
+  if (plan_info(args.plan).is_winograd()) {
+    const WinogradJob job{range.row_begin, range.row_end, range.panel_begin, range.panel_end,
+                          same_rows(cut, index, previous)};
+    isa->winograd_job(args, job, scratch);
+  } else {
+    const DirectJob job{range.row_begin,   range.row_end,   range.group,
+                        range.panel_begin, range.panel_end, cut.slice};
+    isa->direct_job(args, job, scratch);
   }
 }
 

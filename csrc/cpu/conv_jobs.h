@@ -7,19 +7,18 @@
 #include "conv.h"
 #include "cpu/cut.h"
 #include "cpu/kernels.h"
-#include "cpu/plan.h"
 
 namespace resnet_fused {
 
 struct ConvJobs {
   ConvArgs args;
-  Plan plan;
   const Kernels* isa;
   Cut cut;
   int64_t count;  // 0 where the output is empty
 
-  // plan: any but kTorch, and one that can compute args.shape. threads: for how many to cut.
-  ConvJobs(const ConvArgs& args, Plan plan, int64_t threads);
+  // args.plan: any but kTorch, and one that can compute args.shape on this instruction set.
+  // threads: for how many to cut.
+  ConvJobs(const ConvArgs& args, int64_t threads);
 
   // Computes job `index` in the scratch memory of the calling thread. previous: the job of this
   // very convolution that the thread ran last, if it ran nothing since then, else -1.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/half.h"
 #include "cpu/parallel.h"
 
 namespace resnet_fused {
@@ -14,9 +15,35 @@ namespace {
 constexpr int64_t kMaxRows = 112;
 constexpr int64_t kMinRows = 14;
 
+template <typename T>
+void pack_as(const ConvShape& shape, const float* weight, T* packed) {
+  constexpr int64_t pack = sizeof(float) / sizeof(T);
+  const Segments segments(shape, pack);
+  const int64_t panels = panels_of(shape.group_out());
+  const int64_t taps = shape.kernel_h * shape.kernel_w;
+  const int64_t channels = shape.group_in();
+  const int64_t size = segments.words() * kPanel * pack;  // of a segment
+  for_each_job(shape.groups * panels * segments.count, [&](int64_t index) {
+    const int64_t segment = index % segments.count, panel = index / segments.count % panels;
+    const int64_t group = index / segments.count / panels;
+    const int64_t columns = std::min(kPanel, shape.group_out() - panel * kPanel);
+    const float* source = weight + (group * shape.group_out() + panel * kPanel) * channels * taps;
+    T* target = packed + index * size;
+    std::fill(target, target + size, T{});
+    for (int64_t e = 0; e < segments.length; ++e) {
+      const int64_t step = segment * segments.length + e;  // of (tap, channel)
+      const float* element = source + step % channels * taps + step / channels;
+      for (int64_t k = 0; k < columns; ++k) {
+        target[(e / pack * kPanel + k) * pack + e % pack] =
+            from_float<T>(element[k * channels * taps]);
+      }
+    }
+  });
+}
+
 }  // namespace
 
-Cut direct_cut(const ConvShape& shape, int64_t threads) {
+Cut direct_cut(const ConvShape& shape, int64_t pack, int64_t threads) {
   const int64_t pixels = shape.out_pixels();
   const int64_t panels = panels_of(shape.group_out());
   const int64_t wanted = threads > 1 ? 3 * threads : 1;  // jobs, so that threads end together
@@ -25,7 +52,7 @@ Cut direct_cut(const ConvShape& shape, int64_t threads) {
   cut.groups = shape.groups;
   cut.rows = pixels;
   cut.panels = panels;
-  const Segments segments(shape);
+  const Segments segments(shape, pack);
   const int64_t together = std::max<int64_t>(kMaxSlice / (segments.chunks() * kChunk), 1);
   cut.slice = ceil_div(segments.count, ceil_div(segments.count, together));  // equal slices
   for (int64_t i = 0; i < segments.count; ++i) {
@@ -48,24 +75,12 @@ Cut direct_cut(const ConvShape& shape, int64_t threads) {
   return cut;
 }
 
-void direct_pack(const ConvShape& shape, const float* weight, float* packed) {
-  const int64_t panels = panels_of(shape.group_out());
-  const int64_t taps = shape.kernel_h * shape.kernel_w;
-  const int64_t channels = shape.group_in();
-  const int64_t reduction = shape.reduction();
-  for_each_job(shape.groups * panels, [&](int64_t index) {
-    const int64_t group = index / panels, panel = index % panels;
-    float* target = packed + index * reduction * kPanel;
-    const int64_t columns = std::min(kPanel, shape.group_out() - panel * kPanel);
-    const float* source = weight + (group * shape.group_out() + panel * kPanel) * channels * taps;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      for (int64_t c = 0; c < channels; ++c, target += kPanel) {
-        const float* element = source + c * taps + tap;
-        for (int64_t k = 0; k < columns; ++k) target[k] = element[k * channels * taps];
-        for (int64_t k = columns; k < kPanel; ++k) target[k] = 0.0f;
-      }
-    }
-  });
+void direct_pack(Plan plan, const ConvShape& shape, const float* weight, void* packed) {
+  if (plan == Plan::kDirectBf16) {
+    pack_as(shape, weight, static_cast<BFloat16*>(packed));
+  } else {
+    pack_as(shape, weight, static_cast<float*>(packed));
+  }
 }
 
 }  // namespace resnet_fused

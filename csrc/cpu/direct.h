@@ -3,16 +3,18 @@
 // The convolution is a matrix product: rows are output pixels, columns are output channels, and the
 // reduction runs over (kernel row, kernel column, input channel). Weights are packed once as
 //
-//   packed[group][panel][reduction][32]       panel = 32 output channels, the last one padded with
+//   packed[group][panel][segment][word][32]   panel = 32 output channels, the last one padded with
 //   0
 //
 // and each job gathers its input rows into the cache in the order in which the kernel reads them:
 //
-//   rows[segment][chunk][row][16]             chunk = 16 steps of the reduction
+//   rows[segment][chunk][row][16]             chunk = 16 words
 //
-// so that a register tile walks both with constant offsets. A segment is what lies together in the
+// so that a register tile walks both with constant offsets. A word is one float of the reduction or
+// a pair of bfloat16. A segment is what lies together in the
 // input: the channels of one tap, or with few channels (the RGB stem) a whole row of taps; its last
-// chunk may be cut short. Neither layout depends on the instruction set: packed weights stay valid
+// chunk may be cut short. Pairs never reach over a tap, since weights are packed before the
+// dilation is known. Neither layout depends on the instruction set: packed weights stay valid
 // whichever kernel runs.
 #pragma once
 
@@ -26,23 +28,26 @@ namespace resnet_fused {
 
 constexpr int64_t kPanel = 32;
 constexpr int64_t kChunk = 16;
-constexpr int64_t kMaxSlice =
-    512;  // steps of the reduction gathered at once, if a segment is not longer
+constexpr int64_t kMaxSlice = 512;  // words gathered at once, if a segment is not longer
 
 inline int64_t panels_of(int64_t group_out) { return ceil_div(group_out, kPanel); }
 
-// The reduction as `count` segments of `length` steps.
+// The reduction as `count` segments of `length` elements, `pack` of which share a 32-bit word.
 struct Segments {
   int64_t count;
   int64_t length;
+  int64_t pack;
   bool kernel_rows;  // a segment is a row of taps, not one tap
 
-  explicit Segments(const ConvShape& s)
-      : kernel_rows(s.groups == 1 && s.dilation_w == 1 && s.in_channels % kChunk != 0) {
+  Segments(const ConvShape& s, int64_t pack)
+      : pack(pack),
+        kernel_rows(pack == 1 && s.groups == 1 && s.dilation_w == 1 &&
+                    s.in_channels % kChunk != 0) {
     count = kernel_rows ? s.kernel_h : s.kernel_h * s.kernel_w;
     length = s.reduction() / count;
   }
-  int64_t chunks() const { return ceil_div(length, kChunk); }
+  int64_t words() const { return ceil_div(length, pack); }
+  int64_t chunks() const { return ceil_div(words(), kChunk); }
 
   // Whether the segment sees anything but padding: of a 1 x 1 map only the middle tap does.
   bool live(const ConvShape& s, int64_t index) const {
@@ -69,9 +74,10 @@ struct DirectJob {
   int64_t slice;
 };
 
-// How a convolution with at least one output pixel is cut into jobs for `threads` threads.
-Cut direct_cut(const ConvShape& shape, int64_t threads);
-// weight: [out_channels][group_in][kernel_h][kernel_w], dense.
-void direct_pack(const ConvShape& shape, const float* weight, float* packed);
+// How a convolution with at least one output pixel is cut into jobs for `threads` threads; `pack`:
+// elements of the reduction in a word.
+Cut direct_cut(const ConvShape& shape, int64_t pack, int64_t threads);
+// weight: [out_channels][group_in][kernel_h][kernel_w], dense; packed: the layout of a direct plan.
+void direct_pack(Plan plan, const ConvShape& shape, const float* weight, void* packed);
 
 }  // namespace resnet_fused

@@ -18,6 +18,8 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
 // gcc 12's __builtin_cpu_supports does not know AMX and AVX512-FP16: CPUID leaf 7 does.
 struct Leaf7 {
   unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
@@ -28,6 +30,7 @@ struct Leaf7 {
 
 const Kernels* find(const std::string& isa) {
   if (isa.empty()) {
+    if (has_avx512bf16()) return &kAvx512Bf16Kernels;
     if (has_avx512()) return &kAvx512Kernels;
     if (has_avx2()) return &kAvx2Kernels;
     return &kScalarKernels;
@@ -41,7 +44,11 @@ const Kernels* find(const std::string& isa) {
     check(has_avx512(), "RESNET_FUSED_ISA: this CPU has no AVX-512, got 'avx512'");
     return &kAvx512Kernels;
   }
-  fail("RESNET_FUSED_ISA: must be scalar, avx2 or avx512, got '", isa, "'");
+  if (isa == "avx512bf16") {
+    check(has_avx512bf16(), "RESNET_FUSED_ISA: this CPU has no AVX512-BF16, got 'avx512bf16'");
+    return &kAvx512Bf16Kernels;
+  }
+  fail("RESNET_FUSED_ISA: must be scalar, avx2, avx512 or avx512bf16, got '", isa, "'");
 }
 
 std::string isa_from_environment() {
@@ -70,7 +77,7 @@ std::string cpu_features() {
   std::string features = "scalar";
   if (has_avx2()) features += " avx2";
   if (has_avx512()) features += " avx512";
-  if (__builtin_cpu_supports("avx512bf16")) features += " avx512_bf16";
+  if (has_avx512bf16()) features += " avx512bf16";
   const Leaf7 leaf7;
   if (leaf7.avx512_fp16()) features += " avx512_fp16";
   if (leaf7.amx_bf16()) features += " amx_bf16";

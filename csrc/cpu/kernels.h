@@ -11,8 +11,9 @@ namespace resnet_fused {
 
 struct Kernels {
   const char* isa;
+  bool bf16_products;  // runs the plans that multiply bfloat16
   void (*direct_job)(const ConvArgs&, const DirectJob&, float* scratch);
-  void (*winograd_job)(const ConvArgs&, int64_t m, const WinogradJob&, float* scratch);
+  void (*winograd_job)(const ConvArgs&, const WinogradJob&, float* scratch);
   void (*epilogue)(const EpilogueArgs&, int64_t begin, int64_t end);
   void (*add_relu)(const AddReluArgs&, int64_t begin, int64_t end);
 };
@@ -20,9 +21,11 @@ struct Kernels {
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512Bf16Kernels;
 
-// The kernels in use: RESNET_FUSED_ISA (scalar, avx2, avx512) at the first call, else the widest
-// that this CPU has. Throws if the variable names a set that is unknown or that the CPU lacks.
+// The kernels in use: RESNET_FUSED_ISA (scalar, avx2, avx512, avx512bf16) at the first call, else
+// the widest that this CPU has. Throws if the variable names a set that is unknown or that the CPU
+// lacks.
 const Kernels& kernels();
 
 // Changes the set in use for the whole process; "" chooses as at the first call.

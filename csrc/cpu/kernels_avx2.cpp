@@ -13,6 +13,7 @@
 
 // clang-format off: the order matters
 #include "cpu/vec_avx2.h"
+#include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/winograd_body.h"
@@ -20,7 +21,8 @@
 
 namespace resnet_fused {
 
-const Kernels kAvx2Kernels = {"avx2", avx2::direct_job, avx2::winograd_job, avx2::epilogue,
-                              avx2::add_relu};
+const Kernels kAvx2Kernels = {
+    "avx2", false, avx2::direct_job, avx2::winograd_job, avx2::epilogue, avx2::add_relu,
+};
 
 }  // namespace resnet_fused

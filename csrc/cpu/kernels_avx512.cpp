@@ -15,6 +15,7 @@
 
 // clang-format off: the order matters
 #include "cpu/vec_avx512.h"
+#include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/winograd_body.h"
@@ -22,7 +23,8 @@
 
 namespace resnet_fused {
 
-const Kernels kAvx512Kernels = {"avx512", avx512::direct_job, avx512::winograd_job,
-                                avx512::epilogue, avx512::add_relu};
+const Kernels kAvx512Kernels = {
+    "avx512", false, avx512::direct_job, avx512::winograd_job, avx512::epilogue, avx512::add_relu,
+};
 
 }  // namespace resnet_fused

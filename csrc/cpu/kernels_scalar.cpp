@@ -7,6 +7,7 @@
 
 // clang-format off: the order matters
 #include "cpu/vec_scalar.h"
+#include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/winograd_body.h"
@@ -14,7 +15,8 @@
 
 namespace resnet_fused {
 
-const Kernels kScalarKernels = {"scalar", scalar::direct_job, scalar::winograd_job,
-                                scalar::epilogue, scalar::add_relu};
+const Kernels kScalarKernels = {
+    "scalar", false, scalar::direct_job, scalar::winograd_job, scalar::epilogue, scalar::add_relu,
+};
 
 }  // namespace resnet_fused

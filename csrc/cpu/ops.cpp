@@ -44,12 +44,16 @@ ConvShape weight_shape(const char* op, const Tensor& weight, int64_t groups) {
   return shape;
 }
 
+ScalarType packed_dtype(const PlanInfo& plan) {
+  return plan.pack > 1 ? ScalarType::BFloat16 : ScalarType::Float;
+}
+
 Tensor pack_conv(Tensor weight, int64_t groups, std::string plan_name) {
   const char* op = "pack_conv";
   const ConvShape shape = weight_shape(op, weight, groups);
   const DType dtype = kernel_dtype(weight, op, "weight");
-  const Plan plan = parse_plan(op, plan_name);
-  if (plan == Plan::kTorch) {
+  const PlanInfo& plan = parse_plan(op, plan_name);
+  if (plan.plan == Plan::kTorch) {
     // PyTorch's own layout; always a copy, so that the packed weight never aliases the parameter.
     Tensor packed =
         empty_nhwc(weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3));
@@ -60,14 +64,14 @@ Tensor pack_conv(Tensor weight, int64_t groups, std::string plan_name) {
   check_plan_weight(op, plan, shape);
   Tensor dense = torch::stable::new_empty(weight, weight.sizes(), ScalarType::Float);
   torch::stable::copy_(dense, weight);
-  Tensor packed = torch::stable::new_empty(weight, packed_shape(plan, shape), ScalarType::Float);
-  advise_huge_pages(packed.mutable_data_ptr(), packed.numel() * int64_t{sizeof(float)});
+  Tensor packed = torch::stable::new_empty(weight, packed_shape(plan, shape), packed_dtype(plan));
+  advise_huge_pages(packed.mutable_data_ptr(),
+                    packed.numel() * static_cast<int64_t>(packed.element_size()));
   const float* source = static_cast<const float*>(dense.const_data_ptr());
-  float* target = static_cast<float*>(packed.mutable_data_ptr());
-  if (plan == Plan::kDirect) {
-    direct_pack(shape, source, target);
+  if (plan.is_winograd()) {
+    winograd_pack(plan.plan, shape, source, packed.mutable_data_ptr());
   } else {
-    winograd_pack(shape, winograd_tile(plan), source, target);
+    direct_pack(plan.plan, shape, source, packed.mutable_data_ptr());
   }
   return packed;
 }
@@ -151,9 +155,10 @@ std::optional<Tensor> check_residual(const char* op, const std::optional<Tensor>
   return to_nhwc(call.batched ? *residual : torch::stable::unsqueeze(*residual, 0));
 }
 
-void check_packed(const char* op, const Tensor& packed, const ConvCall& call, Plan plan) {
+void check_packed(const char* op, const Tensor& packed, const ConvCall& call,
+                  const PlanInfo& plan) {
   check_cpu(packed, op, "packed");
-  if (plan == Plan::kTorch) {
+  if (plan.plan == Plan::kTorch) {
     check_shape(packed, packed_shape(plan, call.shape), op, "packed");
     check_dtype(packed, call.x.scalar_type(), op, "packed");
     return;
@@ -162,7 +167,9 @@ void check_packed(const char* op, const Tensor& packed, const ConvCall& call, Pl
   check_plan_weight(op, plan, call.shape);
   check_plan_geometry(op, plan, call.shape);
   check_shape(packed, packed_shape(plan, call.shape), op, "packed");
-  check_dtype(packed, ScalarType::Float, op, "packed");
+  check_dtype(packed, packed_dtype(plan), op, "packed");
+  check(plan.pack == 1 || kernels().bf16_products, op, ": plan \"", plan.name,
+        "\" needs avx512_bf16, the kernels in use are ", kernels().isa);
   check(packed.is_contiguous(), op, ": packed must be contiguous, as pack_conv returned it");
 }
 
@@ -170,13 +177,14 @@ const void* pointer(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-Tensor run_ours(const ConvCall& call, Plan plan, const Tensor& packed, const Tensor& scale,
-                const Tensor& shift, const std::optional<Tensor>& residual) {
+Tensor run_ours(const ConvCall& call, const PlanInfo& plan, const Tensor& packed,
+                const Tensor& scale, const Tensor& shift, const std::optional<Tensor>& residual) {
   const ConvShape& s = call.shape;
   const Tensor x = to_nhwc(call.x);
   const Tensor y = empty_nhwc(x, s.batch, s.out_channels, s.out_h(), s.out_w());
   const ConvArgs args{s,
                       call.dtype,
+                      plan.plan,
                       call.relu,
                       x.const_data_ptr(),
                       static_cast<const float*>(packed.const_data_ptr()),
@@ -184,7 +192,7 @@ Tensor run_ours(const ConvCall& call, Plan plan, const Tensor& packed, const Ten
                       static_cast<const float*>(shift.const_data_ptr()),
                       pointer(residual),
                       y.mutable_data_ptr()};
-  run_conv(ConvJobs(args, plan, thread_count()));
+  run_conv(ConvJobs(args, thread_count()));
   return y;
 }
 
@@ -233,7 +241,7 @@ Tensor conv_bn_act_packed(Tensor x, Tensor packed, Tensor scale, Tensor shift,
                           IntPair padding, IntPair dilation, int64_t groups, std::string act,
                           std::string plan_name) {
   const char* op = "conv_bn_act_packed";
-  const Plan plan = parse_plan(op, plan_name);
+  const PlanInfo& plan = parse_plan(op, plan_name);
   const ConvCall call =
       check_call(op, x, scale, shift, kernel_size, stride, padding, dilation, groups, act);
   check_packed(op, packed, call, plan);
@@ -245,8 +253,8 @@ Tensor conv_bn_act_packed(Tensor x, Tensor packed, Tensor scale, Tensor shift,
   } else {
     scale = torch::stable::contiguous(scale);
     shift = torch::stable::contiguous(shift);
-    y = plan == Plan::kTorch ? run_torch(call, packed, scale, shift, dense_residual)
-                             : run_ours(call, plan, packed, scale, shift, dense_residual);
+    y = plan.plan == Plan::kTorch ? run_torch(call, packed, scale, shift, dense_residual)
+                                  : run_ours(call, plan, packed, scale, shift, dense_residual);
   }
   return call.batched ? y : torch::stable::squeeze(y, 0);
 }

@@ -1,4 +1,4 @@
-// Plans: which kernel runs a convolution, and with it the layout of the packed weights.
+// Plans: what each demands of a convolution, and the layout of its packed weights.
 #pragma once
 
 #include <string>
@@ -8,66 +8,85 @@
 #include "conv.h"
 #include "cpu/direct.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_points.h"
 
 namespace resnet_fused {
 
-enum class Plan { kDirect, kWinograd4, kWinograd2, kTorch };
+struct PlanInfo {
+  Plan plan;
+  const char* name;
+  int64_t pack;           // elements of the reduction in a 32-bit word of the packed weights
+  WinogradTiling tiling;  // all zero: not a Winograd plan
 
-inline Plan parse_plan(const char* op, const std::string& name) {
-  if (name == "direct") return Plan::kDirect;
-  if (name == "winograd4") return Plan::kWinograd4;
-  if (name == "winograd2") return Plan::kWinograd2;
-  if (name == "torch") return Plan::kTorch;
-  fail(op, ": plan must be \"direct\" or \"winograd4\" or \"winograd2\" or \"torch\", got \"", name,
-       "\"");
+  bool is_winograd() const { return tiling.out > 0; }
+};
+
+template <class F>
+constexpr WinogradTiling tiling_of() {
+  return {F::kOut, WinogradSizes<F>::kPoints, F::kStride};
 }
 
-inline const char* plan_name(Plan plan) {
-  switch (plan) {
-    case Plan::kDirect:
-      return "direct";
-    case Plan::kWinograd4:
-      return "winograd4";
-    case Plan::kWinograd2:
-      return "winograd2";
-    case Plan::kTorch:
-      return "torch";
+inline constexpr PlanInfo kPlans[] = {
+    {Plan::kDirect, "direct", 1, {}},
+    {Plan::kWinograd4, "winograd4", 1, tiling_of<Winograd4>()},
+    {Plan::kWinograd2, "winograd2", 1, tiling_of<Winograd2>()},
+    {Plan::kWinograd5, "winograd5", 1, tiling_of<Winograd5>()},
+    {Plan::kWinograd4S2, "winograd4s2", 1, tiling_of<Winograd4S2>()},
+    {Plan::kWinograd2S2, "winograd2s2", 1, tiling_of<Winograd2S2>()},
+    {Plan::kDirectBf16, "direct_bf16", 2, {}},
+    {Plan::kWinograd2Bf16, "winograd2_bf16", 2, tiling_of<Winograd2>()},
+    {Plan::kWinograd2S2Bf16, "winograd2s2_bf16", 2, tiling_of<Winograd2S2>()},
+    {Plan::kTorch, "torch", 1, {}},
+};
+
+inline const PlanInfo& plan_info(Plan plan) { return kPlans[static_cast<int>(plan)]; }
+
+inline const PlanInfo& parse_plan(const char* op, const std::string& name) {
+  std::string names;
+  for (const PlanInfo& info : kPlans) {
+    if (name == info.name) return info;
+    names += (names.empty() ? "\"" : " or \"") + std::string(info.name) + "\"";
   }
-  return "";
+  fail(op, ": plan must be ", names, ", got \"", name, "\"");
 }
 
-// Output pixels of a Winograd tile's side.
-inline int64_t winograd_tile(Plan plan) { return plan == Plan::kWinograd4 ? 4 : 2; }
-
-inline std::vector<int64_t> packed_shape(Plan plan, const ConvShape& s) {
-  switch (plan) {
-    case Plan::kTorch:
-      return {s.out_channels, s.group_in(), s.kernel_h, s.kernel_w};
-    case Plan::kDirect:
-      return {s.groups * panels_of(s.group_out()), s.reduction(), kPanel};
-    default:
-      return {panels_of(s.out_channels), winograd_points(winograd_tile(plan)), s.in_channels,
-              kPanel};
+// The shape of the packed weights; a last dimension of 2 where words hold pairs.
+inline std::vector<int64_t> packed_shape(const PlanInfo& plan, const ConvShape& s) {
+  if (plan.plan == Plan::kTorch) {
+    return {s.out_channels, s.group_in(), s.kernel_h, s.kernel_w};
   }
+  std::vector<int64_t> shape;
+  if (plan.is_winograd()) {
+    const int64_t points = plan.tiling.points * plan.tiling.points;
+    shape = {panels_of(s.out_channels), points, window_words(s, plan.pack), kPanel};
+  } else {
+    const Segments segments(s, plan.pack);
+    shape = {s.groups * panels_of(s.group_out()), segments.count * segments.words(), kPanel};
+  }
+  if (plan.pack > 1) shape.push_back(plan.pack);
+  return shape;
 }
 
-inline void check_plan_dtype(const char* op, Plan plan, DType dtype) {
-  check(dtype != DType::kFloat64, op, ": plan \"", plan_name(plan),
+inline void check_plan_dtype(const char* op, const PlanInfo& plan, DType dtype) {
+  check(dtype != DType::kFloat64, op, ": plan \"", plan.name,
         "\" takes float32, bfloat16 or float16, got float64");
+  check(plan.pack == 1 || dtype == DType::kBFloat16, op, ": plan \"", plan.name,
+        "\" takes bfloat16, got ", dtype == DType::kFloat32 ? "float32" : "float16");
 }
 
 // What the plan demands of the weights, checked when they are packed and when they are used.
-inline void check_plan_weight(const char* op, Plan plan, const ConvShape& s) {
-  if (plan != Plan::kWinograd4 && plan != Plan::kWinograd2) return;
-  check(s.kernel_h == 3 && s.kernel_w == 3 && s.groups == 1, op, ": plan \"", plan_name(plan),
+inline void check_plan_weight(const char* op, const PlanInfo& plan, const ConvShape& s) {
+  if (!plan.is_winograd()) return;
+  check(s.kernel_h == 3 && s.kernel_w == 3 && s.groups == 1, op, ": plan \"", plan.name,
         "\" takes 3 x 3 kernels in one group, got ", s.kernel_h, " x ", s.kernel_w, " in ",
         s.groups);
 }
 
-inline void check_plan_geometry(const char* op, Plan plan, const ConvShape& s) {
-  if (plan != Plan::kWinograd4 && plan != Plan::kWinograd2) return;
-  check(s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1, op,
-        ": plan \"", plan_name(plan), "\" takes stride 1 and dilation 1, got stride ",
+inline void check_plan_geometry(const char* op, const PlanInfo& plan, const ConvShape& s) {
+  if (!plan.is_winograd()) return;
+  const int64_t stride = plan.tiling.stride;
+  check(s.stride_h == stride && s.stride_w == stride && s.dilation_h == 1 && s.dilation_w == 1, op,
+        ": plan \"", plan.name, "\" takes stride ", stride, " and dilation 1, got stride ",
         shape_text(std::vector<int64_t>{s.stride_h, s.stride_w}), " and dilation ",
         shape_text(std::vector<int64_t>{s.dilation_h, s.dilation_w}));
 }

@@ -50,6 +50,22 @@ struct Vec {
     _mm256_mask_storeu_epi16(target, lanes(count), narrow_fp16(value));
   }
 
+#ifdef RESNET_FUSED_BF16_PRODUCTS
+  // Lanes are pairs of bfloat16: sum + a.first * b.first + a.second * b.second.
+  static Reg dot_bf16(Reg a, Reg b, Reg sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+  // The 32 values of both, rounded to bfloat16.
+  static Reg pair_bf16(Reg first, Reg second) {
+    return reinterpret_cast<Reg>(_mm512_cvtne2ps_pbh(second, first));
+  }
+  // The first `count` of 32 bfloat16 as they are; the others are zero and are not read.
+  static Reg load_halves(const BFloat16* source, int64_t count) {
+    const __mmask32 mask = count >= 32 ? ~__mmask32(0) : __mmask32((1u << count) - 1u);
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, source));
+  }
+#endif
+
  private:
   static __mmask16 lanes(int64_t count) {
     return count >= kWidth ? __mmask16(0xffff) : __mmask16((1u << count) - 1u);

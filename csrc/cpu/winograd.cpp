@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "check.h"
+#include "cpu/half.h"
 #include "cpu/parallel.h"
 #include "cpu/winograd_points.h"
 
@@ -26,55 +28,84 @@ constexpr int64_t kMaxTiles = 28;
 constexpr int64_t kPanelsPerJob = 2;
 constexpr int64_t kLargeWeights = 1 << 20;  // bytes
 
-}  // namespace
-
-void winograd_pack(const ConvShape& shape, int64_t m, const float* weight, float* packed) {
+template <class F, typename T>
+void pack_as(const ConvShape& shape, const float* weight, T* packed) {
+  typedef WinogradSizes<F> S;
+  constexpr int64_t pack = sizeof(float) / sizeof(T);
+  static constexpr WeightTransform<F> transform{};
+  const auto& g = transform.value;
   const int64_t panels = panels_of(shape.out_channels);
-  const int64_t channels = shape.in_channels;
-  const int points = static_cast<int>(m) + 2;
-  const double (*g)[3] = m == 4 ? kWeights4 : kWeights2;
-  for_each_job(panels * channels, [&](int64_t index) {
-    const int64_t panel = index / channels, c = index % channels;
-    for (int64_t lane = 0; lane < kPanel; ++lane) {
-      const int64_t k = panel * kPanel + lane;
-      double half[6][3] = {};  // G w
-      if (k < shape.out_channels) {
-        const float* w = weight + (k * channels + c) * 9;
-        for (int i = 0; i < points; ++i) {
-          for (int x = 0; x < 3; ++x)
+  const int64_t words = window_words(shape, pack);
+  for_each_job(panels * words, [&](int64_t index) {
+    const int64_t panel = index / words, word = index % words;
+    for (int64_t item = 0; item < kPanel * pack; ++item) {
+      const int64_t k = panel * kPanel + item / pack, c = word * pack + item % pack;
+      double half[S::kPoints][3] = {};  // G w
+      if (k < shape.out_channels && c < shape.in_channels) {
+        const float* w = weight + (k * shape.in_channels + c) * 9;
+        for (int i = 0; i < S::kPoints; ++i) {
+          for (int x = 0; x < 3; ++x) {
             half[i][x] = g[i][0] * w[x] + g[i][1] * w[3 + x] + g[i][2] * w[6 + x];
+          }
         }
       }
-      for (int i = 0; i < points; ++i) {
-        for (int j = 0; j < points; ++j) {
+      for (int i = 0; i < S::kPoints; ++i) {
+        for (int j = 0; j < S::kPoints; ++j) {
           const double value = half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2];
-          packed[((panel * points * points + i * points + j) * channels + c) * kPanel + lane] =
-              static_cast<float>(value);
+          const int64_t matrix = (panel * S::kPoints + i) * S::kPoints + j;
+          packed[(matrix * words + word) * kPanel * pack + item] =
+              from_float<T>(static_cast<float>(value));
         }
       }
     }
   });
 }
 
-Cut winograd_cut(const ConvShape& shape, int64_t m, int64_t threads) {
-  const int64_t tiles = shape.batch * ceil_div(shape.out_h(), m) * ceil_div(shape.out_w(), m);
+}  // namespace
+
+void winograd_pack(Plan plan, const ConvShape& shape, const float* weight, void* packed) {
+  float* floats = static_cast<float*>(packed);
+  BFloat16* halves = static_cast<BFloat16*>(packed);
+  switch (plan) {
+    case Plan::kWinograd2:
+      return pack_as<Winograd2>(shape, weight, floats);
+    case Plan::kWinograd4:
+      return pack_as<Winograd4>(shape, weight, floats);
+    case Plan::kWinograd5:
+      return pack_as<Winograd5>(shape, weight, floats);
+    case Plan::kWinograd2S2:
+      return pack_as<Winograd2S2>(shape, weight, floats);
+    case Plan::kWinograd4S2:
+      return pack_as<Winograd4S2>(shape, weight, floats);
+    case Plan::kWinograd2Bf16:
+      return pack_as<Winograd2>(shape, weight, halves);
+    case Plan::kWinograd2S2Bf16:
+      return pack_as<Winograd2S2>(shape, weight, halves);
+    default:
+      fail("winograd_pack: not a Winograd plan");
+  }
+}
+
+Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, int64_t threads) {
+  const int64_t tiles = tiling.tiles(shape);
+  const int64_t points = tiling.points * tiling.points;
   Cut cut;
   cut.groups = 1;
   cut.rows = tiles;
   cut.panels = panels_of(shape.out_channels);
   cut.job_panels = cut.panels;
-  const int64_t bytes_per_tile =
-      winograd_points(m) * shape.in_channels * static_cast<int64_t>(sizeof(float));
-  const int64_t fitting = std::clamp<int64_t>(values_budget() / bytes_per_tile, 1, kMaxTiles);
+  const int64_t matrix_row = points * static_cast<int64_t>(sizeof(float));
+  const int64_t tile_bytes = matrix_row * window_words(shape, pack);
+  const int64_t fitting = std::clamp<int64_t>(values_budget() / tile_bytes, 1, kMaxTiles);
   int64_t blocks = ceil_div(tiles, std::min(fitting, tiles));
-  if (blocks < 2 * threads && cut.panels * kPanel * bytes_per_tile > kLargeWeights) {
+  if (blocks < 2 * threads && cut.panels * kPanel * tile_bytes > kLargeWeights) {
     cut.job_panels = std::min(cut.panels, kPanelsPerJob);
   } else {
     // A whole number of blocks for every thread, if there are tiles enough.
     blocks = std::min(ceil_div(blocks, threads) * threads, tiles);
   }
   cut.job_rows = ceil_div(tiles, blocks);
-  cut.scratch = winograd_scratch(shape, m, cut.job_rows);
+  cut.scratch = points * (values_stride(shape, pack, cut.job_rows) + sums_stride(cut.job_rows));
   return cut;
 }
 

@@ -1,22 +1,23 @@
-// Fused Winograd convolution F(m x m, 3 x 3), stride 1: how the work is cut, shared by driver and
-// kernels.
+// Fused Winograd convolution, 3 x 3 kernels of stride 1 or 2: how the work is cut, shared by driver
+// and kernels. winograd_points.h has the algorithms in one dimension.
 //
-// An output tile of m x m pixels is computed from its (m + 2) x (m + 2) input window:
+// An output tile of m x m pixels is computed from its window of the input:
 //
 //   Y = A^T [ (G w G^T) . (B^T x B) ] A          summed over the input channels
 //
-// which costs (m + 2)^2 multiplications a channel pair instead of 9 m^2: 2.25 times less for m = 2,
-// 4 times less for m = 4. For each of the (m + 2)^2 points the sum over channels is a matrix
-// product, tiles by output channels, and runs on the register tile of the implicit GEMM.
+// which costs points^2 multiplications a channel pair instead of 9 m^2: 4 times less for F(4x4),
+// 4.6 for F(5x5), 2.25 for F(2x2); at stride 2 1.8 times less for m = 4, 1.4 for m = 2. For each of
+// the points^2 points the sum over channels is a matrix product, tiles by output channels, and runs
+// on the register tile of gemm_body.h.
 //
 // Weights are transformed once, in float64, and packed in the order in which they are read:
 //
-//   packed[panel][point][in_channel][32]
+//   packed[panel][point][word][32]    word: one input channel, or two in bfloat16
 //
 // A job takes a block of tiles through all three steps while everything stays in its core's L2:
 //
-//   values[point][chunk][tile][16]   transformed windows, all input channels
-//   sums[point][tile][32]            products of one panel, output before the next one's
+//   values[point][chunk][tile][16 words]   transformed windows, all input channels
+//   sums[point][tile][32]                  products of one panel, output before the next one's
 //
 // Measured within ResNet-18, one image, 2 cores with AVX-512 and 2 MiB of L2 each: turning each
 // panel into output before the next, and passing large weights through one core only, took a layer
@@ -36,23 +37,32 @@ struct WinogradJob {
   bool values_ready;  // the scratch memory still holds the transformed windows of these tiles
 };
 
-constexpr int64_t winograd_points(int64_t m) { return (m + 2) * (m + 2); }
+// One algorithm for both dimensions, as the drivers see it.
+struct WinogradTiling {
+  int64_t out;     // output pixels of a tile's side
+  int64_t points;  // products in one dimension
+  int64_t stride;  // of the convolutions that it computes
 
-// Distances between the points' matrices, in floats. The odd chunk keeps the points of one tile out
-// of the same cache sets.
-inline int64_t values_stride(const ConvShape& shape, int64_t tiles) {
-  return ceil_div(shape.in_channels, kChunk) * tiles * kChunk + kChunk;
+  int64_t tiles(const ConvShape& shape) const {
+    return shape.batch * ceil_div(shape.out_h(), out) * ceil_div(shape.out_w(), out);
+  }
+};
+
+// Words of a tile's transformed window, and distances between the points' matrices, in floats. The
+// odd chunk keeps the points of one tile out of the same cache sets.
+inline int64_t window_words(const ConvShape& shape, int64_t pack) {
+  return ceil_div(shape.in_channels, pack);
+}
+inline int64_t values_stride(const ConvShape& shape, int64_t pack, int64_t tiles) {
+  return ceil_div(window_words(shape, pack), kChunk) * tiles * kChunk + kChunk;
 }
 inline int64_t sums_stride(int64_t tiles) { return tiles * kPanel + kChunk; }
 
-// Floats of scratch memory that a job of `tiles` tiles needs.
-inline int64_t winograd_scratch(const ConvShape& shape, int64_t m, int64_t tiles) {
-  return winograd_points(m) * (values_stride(shape, tiles) + sums_stride(tiles));
-}
+// How a convolution with at least one output pixel is cut into jobs for `threads` threads; `pack`:
+// elements of the reduction in a word.
+Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, int64_t threads);
 
-// How a convolution with at least one output pixel is cut into jobs for `threads` threads.
-Cut winograd_cut(const ConvShape& shape, int64_t m, int64_t threads);
-// weight: [out_channels][in_channels][3][3], dense.
-void winograd_pack(const ConvShape& shape, int64_t m, const float* weight, float* packed);
+// weight: [out_channels][in_channels][3][3], dense; packed: the layout of a Winograd plan.
+void winograd_pack(Plan plan, const ConvShape& shape, const float* weight, void* packed);
 
 }  // namespace resnet_fused

@@ -1,53 +1,71 @@
-// Input transform, products and output transform of fused Winograd, written once over `Vec`.
+// Input transform, products and output transform of fused Winograd, written once over `Vec` and the
+// algorithms of winograd_points.h.
 #include "cpu/winograd.h"
 #include "cpu/winograd_points.h"
 
 namespace resnet_fused {
 namespace RESNET_FUSED_ISA_NAMESPACE {
 
-// 1-D transforms of F(4, 3): d has 6 values, m 6 values, y 4.
-struct F4 {
-  static constexpr int kOut = 4, kIn = 6;
+// The 1-D transforms of an algorithm, 16, 8 or 4 channels at a time.
+template <class F>
+struct Transform : WinogradSizes<F> {
+  typedef WinogradSizes<F> S;
+  static constexpr WinogradTables<F> kTables{};
+  static constexpr int kZeros = F::kZero ? 1 : 0;
 
-  static inline __attribute__((always_inline)) void input(const Reg (&d)[6], Reg (&t)[6]) {
-    const Reg a2 = Vec::set1(-kA2), b2 = Vec::set1(-kB2);
-    const Reg sum = Vec::set1(-(kA2 + kB2)), product = Vec::set1(kA2 * kB2);
-    const Reg a = Vec::set1(kPointA), b = Vec::set1(kPointB);
-    const Reg even_b = Vec::fma(b2, d[2], d[4]), odd_b = Vec::fma(b2, d[1], d[3]);
-    const Reg even_a = Vec::fma(a2, d[2], d[4]), odd_a = Vec::fma(a2, d[1], d[3]);
-    t[0] = Vec::fma(product, d[0], Vec::fma(sum, d[2], d[4]));
-    t[1] = Vec::fma(a, odd_b, even_b);
-    t[2] = Vec::fnma(a, odd_b, even_b);
-    t[3] = Vec::fma(b, odd_a, even_a);
-    t[4] = Vec::fnma(b, odd_a, even_a);
-    t[5] = Vec::fma(product, d[1], Vec::fma(sum, d[3], d[5]));
+  // d: a window's row or column.
+  static inline __attribute__((always_inline)) void input(const Reg (&d)[S::kWindow],
+                                                          Reg (&t)[S::kPoints]) {
+    if (F::kZero) t[0] = sum<F::kPairs>(d, kTables.all, 0);
+#pragma GCC unroll 3
+    for (int i = 0; i < F::kPairs; ++i) {
+      const Reg point = Vec::set1(F::kPoints[i]);
+      const Reg even = sum<F::kPairs - 1>(d, kTables.without[i], kZeros);
+      const Reg odd = sum<F::kPairs - 1>(d, kTables.without[i], kZeros + 1);
+      t[kZeros + 2 * i] = Vec::fma(point, even, odd);
+      t[kZeros + 2 * i + 1] = Vec::fnma(point, even, odd);
+    }
+    t[S::kFinite] = sum<F::kPairs>(d, kTables.all, kZeros);
+#pragma GCC unroll 4
+    for (int i = 0; i < S::kPlain; ++i) t[S::kInterpolated + i] = d[2 * i + 1];
   }
 
-  static inline __attribute__((always_inline)) void output(const Reg (&m)[6], Reg (&y)[4]) {
-    const Reg sum_a = Vec::add(m[1], m[2]), difference_a = Vec::sub(m[1], m[2]);
-    const Reg sum_b = Vec::add(m[3], m[4]), difference_b = Vec::sub(m[3], m[4]);
-    y[0] = Vec::add(Vec::add(m[0], sum_a), sum_b);
-    y[1] = Vec::fma(Vec::set1(kPointB), difference_b, Vec::mul(Vec::set1(kPointA), difference_a));
-    y[2] = Vec::fma(Vec::set1(kB2), sum_b, Vec::mul(Vec::set1(kA2), sum_a));
-    y[3] = Vec::fma(Vec::set1(kB2 * kPointB), difference_b,
-                    Vec::fma(Vec::set1(kA2 * kPointA), difference_a, m[5]));
+  static inline __attribute__((always_inline)) void output(const Reg (&m)[S::kPoints],
+                                                           Reg (&y)[F::kOut]) {
+    Reg total[F::kPairs], difference[F::kPairs];
+#pragma GCC unroll 3
+    for (int i = 0; i < F::kPairs; ++i) {
+      total[i] = Vec::add(m[kZeros + 2 * i], m[kZeros + 2 * i + 1]);
+      difference[i] = Vec::sub(m[kZeros + 2 * i], m[kZeros + 2 * i + 1]);
+    }
+#pragma GCC unroll 5
+    for (int k = 0; k < F::kOut; ++k) {
+      const Reg* half = k % 2 == 0 ? total : difference;
+      Reg value = k == 0 ? half[0] : Vec::mul(Vec::set1(kTables.power[0][k]), half[0]);
+#pragma GCC unroll 3
+      for (int i = 1; i < F::kPairs; ++i) {
+        value = Vec::fma(Vec::set1(kTables.power[i][k]), half[i], value);
+      }
+      if (k == 0 && F::kZero) value = Vec::add(value, m[0]);
+      if (k == F::kOut - 1) value = Vec::add(value, m[S::kFinite]);
+      if (S::kPlain > 0) value = Vec::add(value, m[S::kInterpolated + k]);
+      y[k] = value;
+    }
   }
-};
 
-// 1-D transforms of F(2, 3): d has 4 values, m 4 values, y 2.
-struct F2 {
-  static constexpr int kOut = 2, kIn = 4;
-
-  static inline __attribute__((always_inline)) void input(const Reg (&d)[4], Reg (&t)[4]) {
-    t[0] = Vec::sub(d[0], d[2]);
-    t[1] = Vec::add(d[1], d[2]);
-    t[2] = Vec::sub(d[2], d[1]);
-    t[3] = Vec::sub(d[3], d[1]);
-  }
-
-  static inline __attribute__((always_inline)) void output(const Reg (&m)[4], Reg (&y)[2]) {
-    y[0] = Vec::add(Vec::add(m[0], m[1]), m[2]);
-    y[1] = Vec::add(Vec::sub(m[1], m[2]), m[3]);
+ private:
+  // sum of c[k] * (value 2k + first of those that interpolation sees), k = 0 ... kTop; c[kTop]
+  // is 1.
+  template <int kTop>
+  static inline __attribute__((always_inline)) Reg sum(const Reg (&d)[S::kWindow],
+                                                       const double (&c)[F::kPairs + 1],
+                                                       int first) {
+    Reg value = d[F::kStride * (2 * kTop + first)];
+#pragma GCC unroll 3
+    for (int k = 0; k < kTop; ++k) {
+      value = Vec::fma(Vec::set1(c[k]), d[F::kStride * (2 * k + first)], value);
+    }
+    return value;
   }
 };
 
@@ -71,91 +89,148 @@ struct TileCursor {
   }
 };
 
-// One window, `lanes` channels: source(i, j) points to its first channel, or is null outside the
-// image.
-template <class F, typename T, bool kInside>
-static inline __attribute__((always_inline)) void transform_window(
-    const T* const (&source)[F::kIn][F::kIn], int64_t offset, int64_t lanes, float* values,
-    int64_t stride) {
-  constexpr int kIn = F::kIn;
-  Reg half[kIn][kIn];
-#pragma GCC unroll 6
-  for (int j = 0; j < kIn; ++j) {
-    Reg column[kIn], result[kIn];
-#pragma GCC unroll 6
-    for (int i = 0; i < kIn; ++i) {
-      if (kInside) {
-        column[i] = Vec::load(source[i][j] + offset);
-      } else {
-        column[i] = source[i][j] ? Vec::load(source[i][j] + offset, lanes) : Vec::zero();
-      }
+// B^T x B for one vector of channels of a window whose first pixel is at `corner`, distances in
+// elements; put(point, value) takes the results.
+template <class F, typename T, class Put>
+static inline __attribute__((always_inline)) void transform_window(const T* corner,
+                                                                   int64_t row_step,
+                                                                   int64_t pixel_step,
+                                                                   const Put& put) {
+  typedef Transform<F> X;
+  constexpr int kWindow = X::kWindow, kPoints = X::kPoints;
+  Reg half[kPoints][kWindow];
+#pragma GCC unroll 9
+  for (int j = 0; j < kWindow; ++j) {
+    Reg column[kWindow], result[kPoints];
+#pragma GCC unroll 9
+    for (int i = 0; i < kWindow; ++i) {
+      column[i] = Vec::load(corner + i * row_step + j * pixel_step);
     }
-    F::input(column, result);
-#pragma GCC unroll 6
-    for (int i = 0; i < kIn; ++i) half[i][j] = result[i];
+    X::input(column, result);
+#pragma GCC unroll 9
+    for (int i = 0; i < kPoints; ++i) half[i][j] = result[i];
   }
-#pragma GCC unroll 6
-  for (int i = 0; i < kIn; ++i) {
-    Reg result[kIn];
-    F::input(half[i], result);
-#pragma GCC unroll 6
-    for (int j = 0; j < kIn; ++j) Vec::store(values + (i * kIn + j) * stride, result[j]);
+#pragma GCC unroll 9
+  for (int i = 0; i < kPoints; ++i) {
+    Reg result[kPoints];
+    X::input(half[i], result);
+#pragma GCC unroll 9
+    for (int j = 0; j < kPoints; ++j) put(i * kPoints + j, result[j]);
   }
 }
 
-template <class F, typename T>
+// Puts each point's value into its matrix.
+struct PutFloats {
+  float* values;
+  int64_t stride;
+  inline __attribute__((always_inline)) void operator()(int point, Reg value) const {
+    Vec::store(values + point * stride, value);
+  }
+};
+
+#ifdef RESNET_FUSED_BF16_PRODUCTS
+// Keeps the values of the first 16 channels, then puts both halves as pairs of bfloat16.
+struct Keep {
+  Reg* kept;
+  inline __attribute__((always_inline)) void operator()(int point, Reg value) const {
+    kept[point] = value;
+  }
+};
+struct PutPairs {
+  const Reg* kept;
+  float* values;
+  int64_t stride;
+  inline __attribute__((always_inline)) void operator()(int point, Reg value) const {
+    Vec::store(values + point * stride, Vec::pair_bf16(kept[point], value));
+  }
+};
+#endif
+
+// As many channels as fill one vector of words, from the window at `corner` into `values`.
+template <class F, class Product, typename T>
+static __attribute__((noinline)) void transform_words(const T* corner, int64_t row_step,
+                                                      int64_t pixel_step, float* values,
+                                                      int64_t stride) {
+  if constexpr (Product::kPack == 1) {
+    transform_window<F>(corner, row_step, pixel_step, PutFloats{values, stride});
+  }
+#ifdef RESNET_FUSED_BF16_PRODUCTS
+  if constexpr (Product::kPack == 2) {
+    Reg kept[WinogradSizes<F>::kPoints * WinogradSizes<F>::kPoints];
+    transform_window<F>(corner, row_step, pixel_step, Keep{kept});
+    transform_window<F>(corner + Vec::kWidth, row_step, pixel_step, PutPairs{kept, values, stride});
+  }
+#endif
+}
+
+// The windows of a job's tiles, transformed. One that reaches over the edge of the image, or has
+// channels for part of a vector only, goes through a copy that is filled up with zeros; it is
+// floats, so that all dtypes share one transform for it (with one of each kind per dtype the
+// library took 140 s to compile).
+template <class F, class Product, typename T>
 static void transform_inputs(const ConvArgs& args, const WinogradJob& job, float* values) {
-  constexpr int kIn = F::kIn;
+  constexpr int kWindow = WinogradSizes<F>::kWindow;
+  constexpr int kChannels = Vec::kWidth * Product::kPack;  // of one transform_words
   const ConvShape& s = args.shape;
   const int64_t count = job.tile_end - job.tile_begin;
-  const int64_t stride = values_stride(s, count);
+  const int64_t stride = values_stride(s, Product::kPack, count);
+  const int64_t row_step = s.in_w * s.in_channels;
+  alignas(64) float copy[kWindow][kWindow][kChannels];
   TileCursor tile(s, F::kOut, job.tile_begin);
   for (int64_t t = 0; t < count; ++t, tile.next()) {
-    const int64_t top = tile.row * F::kOut - s.pad_h, left = tile.col * F::kOut - s.pad_w;
-    const T* image = static_cast<const T*>(args.x) + tile.image * s.in_h * s.in_w * s.in_channels;
-    const T* source[kIn][kIn];
-    bool inside = true;
-    for (int i = 0; i < kIn; ++i) {
-      for (int j = 0; j < kIn; ++j) {
-        const int64_t y = top + i, x = left + j;
-        const bool valid = y >= 0 && y < s.in_h && x >= 0 && x < s.in_w;
-        source[i][j] = valid ? image + (y * s.in_w + x) * s.in_channels : nullptr;
-        inside &= valid;
+    const int64_t top = tile.row * F::kOut * F::kStride - s.pad_h;
+    const int64_t left = tile.col * F::kOut * F::kStride - s.pad_w;
+    const T* corner = static_cast<const T*>(args.x) + tile.image * s.in_h * row_step;
+    const bool inside =
+        top >= 0 && left >= 0 && top + kWindow <= s.in_h && left + kWindow <= s.in_w;
+    for (int64_t c = 0; c < s.in_channels; c += kChannels) {
+      const int64_t word = c / Product::kPack;
+      float* target = values + (word / kChunk * count + t) * kChunk + word % kChunk;
+      const int64_t channels = min_of(s.in_channels - c, kChannels);
+      if (inside && channels == kChannels) {
+        transform_words<F, Product>(corner + top * row_step + left * s.in_channels + c, row_step,
+                                    s.in_channels, target, stride);
+        continue;
       }
-    }
-    for (int64_t c = 0; c < s.in_channels; c += Vec::kWidth) {
-      const int64_t lanes = min_of(s.in_channels - c, Vec::kWidth);
-      float* target = values + (c / kChunk * count + t) * kChunk + c % kChunk;
-      if (inside && lanes == Vec::kWidth) {
-        transform_window<F, T, true>(source, c, lanes, target, stride);
-      } else {
-        transform_window<F, T, false>(source, c, lanes, target, stride);
+      for (int64_t i = 0; i < kWindow; ++i) {
+        const bool row_inside = top + i >= 0 && top + i < s.in_h;
+        for (int64_t j = 0; j < kWindow; ++j) {
+          const bool pixel_inside = row_inside && left + j >= 0 && left + j < s.in_w;
+          const int64_t at = (top + i) * row_step + (left + j) * s.in_channels + c;
+          for (int64_t k = 0; k < kChannels; k += Vec::kWidth) {
+            const int64_t lanes = pixel_inside ? min_of(channels - k, Vec::kWidth) : 0;
+            Vec::store(copy[i][j] + k, lanes > 0 ? Vec::load(corner + at + k, lanes) : Vec::zero());
+          }
+        }
       }
+      transform_words<F, Product>(copy[0][0], kWindow * kChannels, int64_t{kChannels}, target,
+                                  stride);
     }
   }
 }
 
 // sums[point] = values[point] x packed[panel][point] for every point.
-template <class F>
+template <class F, class Product>
 static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, const float* values,
                             float* sums) {
-  constexpr int64_t kPoints = F::kIn * F::kIn;
+  constexpr int64_t kPoints = WinogradSizes<F>::kPoints * WinogradSizes<F>::kPoints;
   const ConvShape& s = args.shape;
+  const int64_t words = window_words(s, Product::kPack);
   const int64_t groups = ceil_div(count, Vec::kRows);
   Tile<float> tile = {};
   tile.chunk_step = count * kChunk;
   tile.segments = 1;
-  tile.length = s.in_channels;
+  tile.length = words;
   tile.first = true;
   tile.last = false;
   tile.columns = kPanel;
   for (int64_t point = 0; point < kPoints; ++point) {
-    tile.panel = args.packed + (panel * kPoints + point) * s.in_channels * kPanel;
+    tile.panel = args.packed + (panel * kPoints + point) * words * kPanel;
     for (int64_t g = 0, r = 0; g < groups; ++g) {
-      const int64_t size = min_of(Vec::kRows, count - r);
-      tile.rows = values + point * values_stride(s, count) + r * kChunk;
+      const int64_t size = next_rows(count - r, groups - g);
+      tile.rows = values + point * values_stride(s, Product::kPack, count) + r * kChunk;
       tile.partial = sums + point * sums_stride(count) + r * kPanel;
-      TileTable<float, Vec::kRows>::run(size, tile);
+      run_rows<Product>(size, tile);
       r += size;
     }
   }
@@ -165,7 +240,8 @@ static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, 
 template <class F, typename T>
 static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int64_t panel,
                               const float* sums) {
-  constexpr int kIn = F::kIn, kOut = F::kOut;
+  typedef Transform<F> X;
+  constexpr int kPoints = X::kPoints, kOut = F::kOut;
   const ConvShape& s = args.shape;
   const int64_t out_h = s.out_h(), out_w = s.out_w();
   const int64_t count = job.tile_end - job.tile_begin;
@@ -182,23 +258,25 @@ static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int6
       const int64_t c = first_channel + col;
       const int64_t lanes = min_of(s.out_channels - c, Vec::kWidth);
       const float* source = sums + t * kPanel + col;
-      Reg half[kOut][kIn];
-#pragma GCC unroll 6
-      for (int j = 0; j < kIn; ++j) {
-        Reg column[kIn], result[kOut];
-#pragma GCC unroll 6
-        for (int i = 0; i < kIn; ++i) column[i] = Vec::load(source + (i * kIn + j) * stride);
-        F::output(column, result);
-#pragma GCC unroll 6
+      Reg half[kOut][kPoints];
+#pragma GCC unroll 9
+      for (int j = 0; j < kPoints; ++j) {
+        Reg column[kPoints], result[kOut];
+#pragma GCC unroll 9
+        for (int i = 0; i < kPoints; ++i) {
+          column[i] = Vec::load(source + (i * kPoints + j) * stride);
+        }
+        X::output(column, result);
+#pragma GCC unroll 5
         for (int i = 0; i < kOut; ++i) half[i][j] = result[i];
       }
       const Reg scale = Vec::load(args.scale + c, lanes), shift = Vec::load(args.shift + c, lanes);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
       for (int i = 0; i < kOut; ++i) {
         Reg result[kOut];
-        F::output(half[i], result);
+        X::output(half[i], result);
         if (i >= rows) break;
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int j = 0; j < kOut; ++j) {
           if (j >= cols) break;
           const int64_t at = (first_pixel + i * out_w + j) * s.out_channels + c;
@@ -213,13 +291,14 @@ static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int6
   }
 }
 
-template <class F, typename T>
+template <class F, class Product, typename T>
 static void run_winograd(const ConvArgs& args, const WinogradJob& job, float* scratch) {
+  constexpr int64_t kPoints = WinogradSizes<F>::kPoints * WinogradSizes<F>::kPoints;
   const int64_t count = job.tile_end - job.tile_begin;
-  float* sums = scratch + winograd_points(F::kOut) * values_stride(args.shape, count);
-  if (!job.values_ready) transform_inputs<F, T>(args, job, scratch);
+  float* sums = scratch + kPoints * values_stride(args.shape, Product::kPack, count);
+  if (!job.values_ready) transform_inputs<F, Product, T>(args, job, scratch);
   for (int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
-    multiply_points<F>(args, count, panel, scratch, sums);
+    multiply_points<F, Product>(args, count, panel, scratch, sums);
     transform_outputs<F, T>(args, job, panel, sums);
   }
 }
@@ -228,21 +307,36 @@ template <class F>
 static void run_winograd_dtype(const ConvArgs& args, const WinogradJob& job, float* scratch) {
   switch (args.dtype) {
     case DType::kFloat32:
-      return run_winograd<F, float>(args, job, scratch);
+      return run_winograd<F, FloatProduct, float>(args, job, scratch);
     case DType::kBFloat16:
-      return run_winograd<F, BFloat16>(args, job, scratch);
+      return run_winograd<F, FloatProduct, BFloat16>(args, job, scratch);
     case DType::kFloat16:
-      return run_winograd<F, Float16>(args, job, scratch);
+      return run_winograd<F, FloatProduct, Float16>(args, job, scratch);
     case DType::kFloat64:
       return;  // never planned: double runs on PyTorch's convolution
   }
 }
 
-static void winograd_job(const ConvArgs& args, int64_t m, const WinogradJob& job, float* scratch) {
-  if (m == 4) {
-    run_winograd_dtype<F4>(args, job, scratch);
-  } else {
-    run_winograd_dtype<F2>(args, job, scratch);
+static void winograd_job(const ConvArgs& args, const WinogradJob& job, float* scratch) {
+  switch (args.plan) {
+    case Plan::kWinograd2:
+      return run_winograd_dtype<Winograd2>(args, job, scratch);
+    case Plan::kWinograd4:
+      return run_winograd_dtype<Winograd4>(args, job, scratch);
+    case Plan::kWinograd5:
+      return run_winograd_dtype<Winograd5>(args, job, scratch);
+    case Plan::kWinograd2S2:
+      return run_winograd_dtype<Winograd2S2>(args, job, scratch);
+    case Plan::kWinograd4S2:
+      return run_winograd_dtype<Winograd4S2>(args, job, scratch);
+#ifdef RESNET_FUSED_BF16_PRODUCTS
+    case Plan::kWinograd2Bf16:
+      return run_winograd<Winograd2, Bf16Product, BFloat16>(args, job, scratch);
+    case Plan::kWinograd2S2Bf16:
+      return run_winograd<Winograd2S2, Bf16Product, BFloat16>(args, job, scratch);
+#endif
+    default:
+      return;  // not a Winograd plan, or not one of this instruction set: refused by ConvJobs
   }
 }
 

@@ -9,7 +9,14 @@ import torch
 
 from .. import check
 from ._library import NAMESPACE, library
-from ._shapes import check_pack, check_packed, empty_in_format, empty_nhwc, packed_shape
+from ._shapes import (
+    check_pack,
+    check_packed,
+    empty_in_format,
+    empty_nhwc,
+    packed_dtype,
+    packed_shape,
+)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::conv_bn_act", lib=library)
@@ -43,7 +50,9 @@ def _pack_conv_fake(weight, groups=1, *, plan):
     check_pack(weight, groups, plan)
     if plan == "torch":
         return empty_nhwc(weight, tuple(weight.shape))
-    return weight.new_empty(packed_shape(tuple(weight.shape), groups, plan), dtype=torch.float32)
+    return weight.new_empty(
+        packed_shape(tuple(weight.shape), groups, plan), dtype=packed_dtype(plan)
+    )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::conv_bn_act_packed", lib=library)

@@ -10,7 +10,14 @@ from torch import Tensor
 from .. import check
 
 _PANEL = 32  # output channels of a panel, csrc/cpu/direct.h
-_WINOGRAD_POINTS = {"winograd4": 36, "winograd2": 16}
+# Products of a tile, csrc/cpu/winograd_points.h.
+_WINOGRAD_POINTS = {
+    "winograd4": 36,
+    "winograd2": 16,
+    "winograd5": 49,
+    "winograd4s2": 81,
+    "winograd2s2": 25,
+}
 
 
 def empty_nhwc(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -30,14 +37,24 @@ def empty_in_format(tensor: Tensor) -> Tensor:
 
 
 def packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tuple[int, ...]:
-    """The shape of pack_conv's result, csrc/cpu/plan.h."""
+    """The shape of pack_conv's result, csrc/cpu/plan.h; a last 2 where words hold pairs."""
     out_channels, group_in, kernel_h, kernel_w = weight_shape
     if plan == "torch":
         return weight_shape
     panels = -(-(out_channels // groups) // _PANEL)
-    if plan in _WINOGRAD_POINTS:
-        return (panels, _WINOGRAD_POINTS[plan], group_in, _PANEL)
-    return (groups * panels, kernel_h * kernel_w * group_in, _PANEL)
+    algorithm = plan.removesuffix("_bf16")
+    pack = 1 if algorithm == plan else 2
+    words = -(-group_in // pack)
+    if algorithm in _WINOGRAD_POINTS:
+        shape = (panels, _WINOGRAD_POINTS[algorithm], words, _PANEL)
+    else:
+        shape = (groups * panels, kernel_h * kernel_w * words, _PANEL)
+    return shape if pack == 1 else (*shape, pack)
+
+
+def packed_dtype(plan: str) -> torch.dtype:
+    """The dtype of pack_conv's result for a plan of ours."""
+    return torch.bfloat16 if plan.endswith("_bf16") else torch.float32
 
 
 def check_pack(weight: Any, groups: Any, plan: Any) -> None:
@@ -71,7 +88,7 @@ def check_packed(
     check.plan_weight(op, plan, x.dtype, kernel, groups, stride, dilation)
     weight_shape = (scale.shape[0], x.shape[-3] // groups, *kernel)
     check.shape(op, "packed", packed, packed_shape(weight_shape, groups, plan))
-    check.like(op, "packed", packed, x, x.dtype if plan == "torch" else torch.float32)
+    check.like(op, "packed", packed, x, x.dtype if plan == "torch" else packed_dtype(plan))
     return check.conv_args(
         op, x, weight_shape, scale, shift, residual, stride, padding, dilation, groups, act
     )
