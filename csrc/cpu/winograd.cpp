@@ -23,8 +23,12 @@ int64_t values_budget() {
 // More rows for each panel of weights are worth having until the multiplications hide its loads,
 // two register tiles; with more, jobs only become unequal.
 constexpr int64_t kMaxTiles = 28;
-// A job's share of the panels where weights are the larger operand: they pass through one core
-// only.
+// With at least so many tiles for every thread, jobs are cut by tiles even where weights are the
+// larger operand: the threads walk through the same weights side by side, and only one of them waits
+// for memory. Measured on 2 cores that share a 32 MiB L3, weights cold: against a cut by panels a
+// layer of stage 3 went from 0.59 to 0.47 ms, of stage 4 from 0.86 to 0.74.
+constexpr int64_t kTilesPerThread = 8;
+// With fewer, weights pass through one core only, so many panels a job.
 constexpr int64_t kPanelsPerJob = 2;
 constexpr int64_t kLargeWeights = 1 << 20;  // bytes
 
@@ -98,7 +102,7 @@ Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, in
   const int64_t tile_bytes = matrix_row * window_words(shape, pack);
   const int64_t fitting = std::clamp<int64_t>(values_budget() / tile_bytes, 1, kMaxTiles);
   int64_t blocks = ceil_div(tiles, std::min(fitting, tiles));
-  if (blocks < 2 * threads && cut.panels * kPanel * tile_bytes > kLargeWeights) {
+  if (tiles < threads * kTilesPerThread && cut.panels * kPanel * tile_bytes > kLargeWeights) {
     cut.job_panels = std::min(cut.panels, kPanelsPerJob);
   } else {
     // A whole number of blocks for every thread, if there are tiles enough.
