@@ -236,57 +236,90 @@ static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, 
   }
 }
 
-// y = act(A^T sums A * scale + shift + residual) for the channels of one panel.
+// One vector of channels of one tile: y = act(A^T sums A * scale + shift + residual).
+template <class F, typename T>
+struct OutputTile {
+  typedef Transform<F> X;
+  const float* sums;  // of point 0, `stride` floats before the next point's
+  int64_t stride;
+  Reg scale, shift, low;
+  const T* residual;  // at the tile's first pixel and channel, like y; may be null
+  T* y;
+  int64_t row_step, pixel_step;
+  int64_t rows, cols, lanes;  // that exist of the tile and the vector
+
+  inline __attribute__((always_inline)) void run() const {
+    Reg half[F::kOut][X::kPoints];
+#pragma GCC unroll 9
+    for (int j = 0; j < X::kPoints; ++j) {
+      Reg column[X::kPoints], result[F::kOut];
+#pragma GCC unroll 9
+      for (int i = 0; i < X::kPoints; ++i) {
+        column[i] = Vec::load(sums + (i * X::kPoints + j) * stride);
+      }
+      X::output(column, result);
+#pragma GCC unroll 5
+      for (int i = 0; i < F::kOut; ++i) half[i][j] = result[i];
+    }
+    const bool whole = rows == F::kOut && cols == F::kOut && lanes == Vec::kWidth;
+#pragma GCC unroll 5
+    for (int i = 0; i < F::kOut; ++i) {
+      Reg result[F::kOut];
+      X::output(half[i], result);
+#pragma GCC unroll 5
+      for (int j = 0; j < F::kOut; ++j) result[j] = Vec::fma(result[j], scale, shift);
+      if (whole) {
+#pragma GCC unroll 5
+        for (int j = 0; j < F::kOut; ++j) {
+          const int64_t at = i * row_step + j * pixel_step;
+          if (residual) result[j] = Vec::add(result[j], Vec::load(residual + at));
+          Vec::store(y + at, Vec::at_least(result[j], low));
+        }
+      } else if (i < rows) {
+        store_part(result, i * row_step);
+      }
+    }
+  }
+
+ private:
+  void store_part(const Reg (&result)[F::kOut], int64_t at) const {
+#pragma GCC unroll 1
+    for (int64_t j = 0; j < cols; ++j, at += pixel_step) {
+      Reg value = result[j];
+      if (residual) value = Vec::add(value, Vec::load(residual + at, lanes));
+      Vec::store(y + at, Vec::at_least(value, low), lanes);
+    }
+  }
+};
+
+// The channels of one panel, all tiles of the job.
 template <class F, typename T>
 static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int64_t panel,
                               const float* sums) {
-  typedef Transform<F> X;
-  constexpr int kPoints = X::kPoints, kOut = F::kOut;
   const ConvShape& s = args.shape;
   const int64_t out_h = s.out_h(), out_w = s.out_w();
   const int64_t count = job.tile_end - job.tile_begin;
-  const int64_t stride = sums_stride(count);
-  const int64_t first_channel = panel * kPanel;
-  const Reg low = Vec::set1(args.relu ? 0.0f : -__builtin_inff());
-  TileCursor tile(s, kOut, job.tile_begin);
-  for (int64_t t = 0; t < count; ++t, tile.next()) {
-    const int64_t top = tile.row * kOut, left = tile.col * kOut;
-    const int64_t rows = min_of(kOut, out_h - top), cols = min_of(kOut, out_w - left);
-    const int64_t first_pixel = (tile.image * out_h + top) * out_w + left;
-    for (int64_t col = 0; col < kPanel && first_channel + col < s.out_channels;
-         col += Vec::kWidth) {
-      const int64_t c = first_channel + col;
-      const int64_t lanes = min_of(s.out_channels - c, Vec::kWidth);
-      const float* source = sums + t * kPanel + col;
-      Reg half[kOut][kPoints];
-#pragma GCC unroll 9
-      for (int j = 0; j < kPoints; ++j) {
-        Reg column[kPoints], result[kOut];
-#pragma GCC unroll 9
-        for (int i = 0; i < kPoints; ++i) {
-          column[i] = Vec::load(source + (i * kPoints + j) * stride);
-        }
-        X::output(column, result);
-#pragma GCC unroll 5
-        for (int i = 0; i < kOut; ++i) half[i][j] = result[i];
-      }
-      const Reg scale = Vec::load(args.scale + c, lanes), shift = Vec::load(args.shift + c, lanes);
-#pragma GCC unroll 5
-      for (int i = 0; i < kOut; ++i) {
-        Reg result[kOut];
-        X::output(half[i], result);
-        if (i >= rows) break;
-#pragma GCC unroll 5
-        for (int j = 0; j < kOut; ++j) {
-          if (j >= cols) break;
-          const int64_t at = (first_pixel + i * out_w + j) * s.out_channels + c;
-          Reg value = Vec::fma(result[j], scale, shift);
-          if (args.residual) {
-            value = Vec::add(value, Vec::load(static_cast<const T*>(args.residual) + at, lanes));
-          }
-          Vec::store(static_cast<T*>(args.y) + at, Vec::at_least(value, low), lanes);
-        }
-      }
+  const int64_t end = min_of(s.out_channels - panel * kPanel, kPanel);
+  OutputTile<F, T> out;
+  out.stride = sums_stride(count);
+  out.low = Vec::set1(args.relu ? 0.0f : -__builtin_inff());
+  out.pixel_step = s.out_channels;
+  out.row_step = out_w * s.out_channels;
+  for (int64_t col = 0; col < end; col += Vec::kWidth) {
+    const int64_t channel = panel * kPanel + col;
+    out.lanes = min_of(end - col, Vec::kWidth);
+    out.scale = Vec::load(args.scale + channel, out.lanes);
+    out.shift = Vec::load(args.shift + channel, out.lanes);
+    TileCursor tile(s, F::kOut, job.tile_begin);
+    for (int64_t t = 0; t < count; ++t, tile.next()) {
+      const int64_t top = tile.row * F::kOut, left = tile.col * F::kOut;
+      const int64_t at = ((tile.image * out_h + top) * out_w + left) * s.out_channels + channel;
+      out.rows = min_of(F::kOut, out_h - top);
+      out.cols = min_of(F::kOut, out_w - left);
+      out.sums = sums + t * kPanel + col;
+      out.residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;
+      out.y = static_cast<T*>(args.y) + at;
+      out.run();
     }
   }
 }
