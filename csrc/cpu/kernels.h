@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/direct.h"
+#include "cpu/peak.h"
 #include "cpu/pointwise.h"
 #include "cpu/winograd.h"
 
@@ -16,6 +17,8 @@ struct Kernels {
   void (*winograd_job)(const ConvArgs&, const WinogradJob&, float* scratch);
   void (*epilogue)(const EpilogueArgs&, int64_t begin, int64_t end);
   void (*add_relu)(const AddReluArgs&, int64_t begin, int64_t end);
+  float (*multiply_chains)(int64_t steps);  // peak.h
+  int64_t lanes;                            // multiply-adds of one of its instructions
 };
 
 extern const Kernels kScalarKernels;

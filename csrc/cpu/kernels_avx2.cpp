@@ -15,6 +15,7 @@
 #include "cpu/vec_avx2.h"
 #include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
+#include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
@@ -23,6 +24,7 @@ namespace resnet_fused {
 
 const Kernels kAvx2Kernels = {
     "avx2", false, avx2::direct_job, avx2::winograd_job, avx2::epilogue, avx2::add_relu,
+    avx2::multiply_chains, avx2::Vec::kWidth,
 };
 
 }  // namespace resnet_fused

@@ -17,6 +17,7 @@
 #include "cpu/vec_avx512.h"
 #include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
+#include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
@@ -25,6 +26,7 @@ namespace resnet_fused {
 
 const Kernels kAvx512Kernels = {
     "avx512", false, avx512::direct_job, avx512::winograd_job, avx512::epilogue, avx512::add_relu,
+    avx512::multiply_chains, avx512::Vec::kWidth,
 };
 
 }  // namespace resnet_fused

@@ -19,6 +19,7 @@
 #include "cpu/vec_avx512.h"
 #include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
+#include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
@@ -29,6 +30,7 @@ const Kernels kAvx512Bf16Kernels = {
     "avx512bf16",           true,
     avx512bf16::direct_job, avx512bf16::winograd_job,
     avx512bf16::epilogue,   avx512bf16::add_relu,
+    avx512bf16::multiply_chains, avx512bf16::Vec::kWidth,
 };
 
 }  // namespace resnet_fused

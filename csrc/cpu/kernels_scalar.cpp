@@ -9,6 +9,7 @@
 #include "cpu/vec_scalar.h"
 #include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
+#include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
@@ -17,6 +18,7 @@ namespace resnet_fused {
 
 const Kernels kScalarKernels = {
     "scalar", false, scalar::direct_job, scalar::winograd_job, scalar::epilogue, scalar::add_relu,
+    scalar::multiply_chains, scalar::Vec::kWidth,
 };
 
 }  // namespace resnet_fused

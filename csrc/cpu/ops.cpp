@@ -13,6 +13,7 @@
 #include "cpu/conv_jobs.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/peak.h"
 #include "cpu/plan.h"
 #include "cpu/tensors.h"
 
@@ -319,6 +320,28 @@ void set_cpu_isa(std::string isa) { use_isa(isa); }
 
 std::string features_op() { return cpu_features(); }
 
+// ---- multiply_peak, read_words ------------------------------------------------------------------
+
+double multiply_peak_op(double seconds, std::string dtype) {
+  const char* op = "multiply_peak";
+  check(seconds > 0 && seconds <= 60, op, ": seconds must be positive and at most 60, got ",
+        seconds);
+  check(dtype == "float32" || dtype == "bfloat16", op,
+        ": dtype must be \"float32\" or \"bfloat16\", got \"", dtype, "\"");
+  return dtype == "float32" ? multiply_peak(seconds) : multiply_peak_bf16(seconds);
+}
+
+int64_t read_words_op(std::vector<Tensor> tensors) {
+  uint64_t result = 0;
+  for (const Tensor& tensor : tensors) {
+    check(tensor.is_contiguous(), "read_words: tensors must be contiguous, got shape ",
+          shape_text(tensor.sizes()), " with other strides");
+    result ^= read_words(tensor.const_data_ptr(),
+                         tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+  }
+  return static_cast<int64_t>(result);
+}
+
 }  // namespace
 }  // namespace resnet_fused
 
@@ -329,6 +352,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
   m.impl("content_sample", TORCH_BOX(&resnet_fused::sample_op));
   m.impl("content_equal", TORCH_BOX(&resnet_fused::equal_op));
   m.impl("content_hash", TORCH_BOX(&resnet_fused::hash_op));
+  m.impl("read_words", TORCH_BOX(&resnet_fused::read_words_op));
 }
 
 // Ops without a tensor argument have no device to dispatch on.
@@ -336,4 +360,5 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&resnet_fused::cpu_isa));
   m.impl("set_cpu_isa", TORCH_BOX(&resnet_fused::set_cpu_isa));
   m.impl("cpu_features", TORCH_BOX(&resnet_fused::features_op));
+  m.impl("multiply_peak", TORCH_BOX(&resnet_fused::multiply_peak_op));
 }

@@ -26,6 +26,8 @@ _SCHEMAS = (
     "cpu_isa() -> str",
     "set_cpu_isa(str isa) -> ()",
     "cpu_features() -> str",
+    'multiply_peak(float seconds, str dtype="float32") -> float',
+    "read_words(Tensor[] tensors) -> int",
 )
 for _schema in _SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
