@@ -13,7 +13,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type d -o -type f -name '[
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench install lint format wheel clean distclean
+.PHONY: help demo test bench bench-layers install lint format wheel clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,10 @@ test: $(VENV)/.installed ## run the tests (ARGS="-k build" picks some)
 
 bench: $(VENV)/.installed ## measure eager, torch.compile and fused on this machine
 	$(BIN)/resnet-fused bench $(ARGS)
+
+bench-layers: $(VENV)/.bench ## time every convolution against the machine's peak and oneDNN (ARGS="--check")
+	$(BIN)/python -m benchmarks.bench_layers $(ARGS)
+	$(BIN)/python -m pytest benchmarks/test_layers.py --benchmark-max-time 0.3
 
 install: $(VENV)/.installed ## set up .venv and compile the kernels, nothing more
 
@@ -73,6 +77,10 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
 	@echo "installing resnet_fused into $(VENV): compiles the kernels"
 	@$(PIP) --editable '.[demo,test]'
 	@$(BIN)/python resnet_fused/_build_info.py
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.installed
+	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.linters: pyproject.toml | $(VENV)/.installed

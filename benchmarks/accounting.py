@@ -23,19 +23,27 @@ def direct_multiplications(layer: Layer, batch: int) -> int:
 
 def multiplications(plan: str, layer: Layer, batch: int) -> int:
     """That the plan itself makes, transforms not counted. Raises ValueError for unknown plans."""
+    rows, points = _product(plan, layer)
+    return batch * rows * points * _channel_pairs(layer)
+
+
+def rows(plan: str, layer: Layer, batch: int) -> int:
+    """Of the plan's matrix product: output pixels, or tiles. Each weight serves so many."""
+    return batch * _product(plan, layer)[0]
+
+
+def _product(plan: str, layer: Layer) -> tuple[int, int]:
+    """Rows of one image, and products that each makes of a pair of channels."""
+    height, width = layer.out_size
     if plan in ("torch", "direct", "direct_bf16"):
-        return direct_multiplications(layer, batch)
-    rows, columns = layer.out_size
+        return height * width, layer.kernel[0] * layer.kernel[1]
     if plan == "stem":
-        tiles = -(-rows // _STEM_ROWS) * columns
-        points = _points(_STEM_ROWS, layer, 0) * layer.kernel[1]
-    elif match := _WINOGRAD.fullmatch(plan):
+        return -(-height // _STEM_ROWS) * width, _points(_STEM_ROWS, layer, 0) * layer.kernel[1]
+    if match := _WINOGRAD.fullmatch(plan):
         tile = int(match["tile"])
-        tiles = -(-rows // tile) * -(-columns // tile)
-        points = _points(tile, layer, 0) * _points(tile, layer, 1)
-    else:
-        raise ValueError(f"multiplications: plan must be one that is counted here, got {plan!r}")
-    return batch * tiles * points * _channel_pairs(layer)
+        tiles = -(-height // tile) * -(-width // tile)
+        return tiles, _points(tile, layer, 0) * _points(tile, layer, 1)
+    raise ValueError(f"multiplications: plan must be one that is counted here, got {plan!r}")
 
 
 def is_winograd(plan: str) -> bool:

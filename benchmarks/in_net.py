@@ -1,4 +1,4 @@
-"""Where the time of a whole net goes: its modules timed one after the other inside the net's run."""
+"""Where the time of a whole net goes: its modules timed one by one inside the net's run."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def profile(model: nn.Module, x: Tensor, *, runs: int = 50) -> list[Part]:
     for (name, module), seconds in zip(steps, times, strict=True):
         own = [layer for layer in layers if f"{layer.name}.".startswith(f"{name}.")]
         made = sum(direct_multiplications(layer, len(x)) for layer in own)
-        parts.append(
-            Part(name, type(module).__name__, _backend(module), median(seconds), made)
-        )
+        parts.append(Part(name, type(module).__name__, _backend(module), median(seconds), made))
     rest = median(whole) - sum(part.seconds for part in parts)
     return [*parts, Part("", "between", "", rest, 0)]
 

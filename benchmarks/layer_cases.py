@@ -1,6 +1,6 @@
 """Measures one convolution: ours, oneDNN's, the machine's peak and the reading of its operands.
 
-The four take turns (timing.interleave), so that a clock or a neighbour that changes hits all alike.
+They take turns (timing.interleave), so that a clock or a neighbour that changes hits all alike.
 Weights are "warm" (the same at every call: wherever the caches keep them) or "cold" (copies that
 together exceed L3 twice take turns, as the weights of a net do).
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -18,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnet_fused import packing
+from resnet_fused import packing, select
 from resnet_fused.check import dtype_name
+from resnet_fused.measure.peak import multiply_peak
 from resnet_fused.recipe import ConvUnit
 
-from . import onednn
-from .accounting import arithmetic, direct_multiplications, is_winograd, multiplications
+from .accounting import arithmetic, direct_multiplications, multiplications, rows
 from .common import Runner, interleave, relative_error
 from .layers import Layer
+from .onednn import in_turn, is_available, prepacked
 
 WARM, COLD = "warm", "cold"
 PEAK_S = 0.002  # one measurement of the peak; a sample is many
@@ -43,33 +45,46 @@ class Measured:
     batch: int
     dtype: torch.dtype
     weights: str  # WARM | COLD
+    threads: int
     plan: str
     why: str  # the sentence of the selection
     seconds: float
-    peer_seconds: float | None  # oneDNN; None where it cannot run
+    peer_seconds: float | None  # oneDNN, the faster of its two ways; None where it cannot run
     peak: float  # multiply-adds a second, in the arithmetic of the plan
     read_seconds: float  # for reading x, weights, residual and as much as the output once
-    bytes: int  # that these have
+    call_seconds: float  # a call with hardly anything to compute
+    weight_bytes: int  # packed
+    map_bytes: int  # x, residual and output
+    output_bytes: int
     page_faults: float  # a call
     error: float  # relative L2 against fp64
     peer_error: float | None
 
     @property
+    def multiplications(self) -> int:
+        """That the plan makes."""
+        return multiplications(self.plan, self.layer, self.batch)
+
+    @property
+    def rows(self) -> int:
+        """Of the plan's matrix product: output pixels or tiles."""
+        return rows(self.plan, self.layer, self.batch)
+
+    @property
     def gflops(self) -> float:
-        """2e-9 multiply-adds a second of the direct convolution, whatever the plan makes of it."""
+        """Of the direct convolution, whatever the plan makes of it; a multiply-add is two."""
         return 2e-9 * direct_multiplications(self.layer, self.batch) / self.seconds
 
     @property
     def share(self) -> float:
         """Of the peak: the multiplications that the plan makes, over those possible in its time."""
-        made = multiplications(self.plan, self.layer, self.batch)
-        return made / self.peak / self.seconds
+        return self.multiplications / self.peak / self.seconds
 
     @property
-    def roofline(self) -> float:
-        """The share that no kernel of this plan can exceed: multiplications or reads bind."""
-        made = multiplications(self.plan, self.layer, self.batch) / self.peak
-        return made / max(made, self.read_seconds)
+    def limit(self) -> float:
+        """The share that no kernel of this plan can exceed: a call, then multiplying or reading."""
+        made = self.multiplications / self.peak
+        return made / (max(made, self.read_seconds) + self.call_seconds)
 
     @property
     def ratio(self) -> float | None:
@@ -78,12 +93,11 @@ class Measured:
 
     def record(self) -> dict[str, object]:
         """For JSON; times in milliseconds."""
-        layer = self.layer
         return {
-            "layer": layer.text,
-            "name": layer.name,
-            "stage": layer.stage,
-            "count": layer.count,
+            "layer": self.layer.text,
+            "name": self.layer.name,
+            "stage": self.layer.stage,
+            "count": self.layer.count,
             "batch": self.batch,
             "dtype": dtype_name(self.dtype),
             "weights": self.weights,
@@ -93,18 +107,53 @@ class Measured:
             "onednn_ms": None if self.peer_seconds is None else 1e3 * self.peer_seconds,
             "ratio_to_onednn": self.ratio,
             "gflops": self.gflops,
-            "multiplications": multiplications(self.plan, layer, self.batch),
-            "direct_multiplications": direct_multiplications(layer, self.batch),
+            "multiplications": self.multiplications,
+            "direct_multiplications": direct_multiplications(self.layer, self.batch),
             "peak_gflops": 2e-9 * self.peak,
             "share_of_peak": self.share,
-            "winograd": is_winograd(self.plan),
-            "roofline": self.roofline,
-            "bytes": self.bytes,
+            "limit": self.limit,
             "read_ms": 1e3 * self.read_seconds,
+            "call_ms": 1e3 * self.call_seconds,
+            "weight_bytes": self.weight_bytes,
+            "map_bytes": self.map_bytes,
             "page_faults": self.page_faults,
             "error": self.error,
             "onednn_error": self.peer_error,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """What is timed of one layer, ready to be called, and what it works on."""
+
+    choice: select.Choice
+    weight: Tensor  # packed
+    maps: list[Tensor]  # x, the residual if there is one, the output, each as it lies in memory
+    exact: Tensor  # the first and last image of the result in fp64
+    ours: Callable[[], Tensor]
+    peers: dict[str, Callable[[], Tensor]]  # oneDNN's ways, none where it cannot run
+    read: Callable[[], object]  # reads maps and weights once
+
+
+def prepare(layer: Layer, batch: int, dtype: torch.dtype, weights: str = WARM) -> Calls:
+    """Packs the weights for both, as many copies as `weights` asks for, and runs ours once."""
+    unit = layer.unit()
+    x, residual = operands(layer, batch, dtype)
+    choice = packing.choose(unit.conv, dtype, layer.out_size, exact_nonfinite=False)
+    first = packing.pack(unit, dtype, choice)
+    copies = 1 if weights == WARM else copies_beyond_l3(_bytes(first.weight))
+    packed = [first] + [packing.pack(unit, dtype, choice) for _ in range(copies - 1)]
+    ours = in_turn([lambda p=p: p(x, residual) for p in packed])
+    maps = [_flat(t) for t in (x, residual, ours()) if t is not None]
+    return Calls(
+        choice=choice,
+        weight=first.weight,
+        maps=maps,
+        exact=_exact(unit, dtype, x, residual),
+        ours=ours,
+        peers=prepacked(unit, dtype, x, residual, copies) if is_available(dtype) else {},
+        read=in_turn([lambda p=p: _ops.read_words([*maps, _flat(p.weight)]) for p in packed]),
+    )
 
 
 def measure(
@@ -117,28 +166,18 @@ def measure(
     rounds: int | None = None,
 ) -> Measured:
     """Times `layer` for about `seconds` (or `rounds` rounds), everything interleaved."""
-    unit = layer.unit()
     with torch.inference_mode():
-        x, residual = _operands(layer, batch, dtype)
-        choice = packing.choose(unit.conv, dtype, layer.out_size, exact_nonfinite=False)
-        first = packing.pack(unit, dtype, choice)
-        copies = 1 if weights == WARM else _copies(first.weight)
-        packed = [first] + [packing.pack(unit, dtype, choice) for _ in range(copies - 1)]
-        ours = _in_turn([lambda p=p: p(x, residual) for p in packed])
-        y = ours()
-        exact = _exact(unit, dtype, x, residual)
-        calls = {"ours": ours}
-        peer_error = None
-        if onednn.is_available(dtype):
-            calls["oneDNN"] = onednn.prepacked(unit, dtype, x, residual, copies)
-            peer_error = relative_error(_samples(calls["oneDNN"]()), exact)
-        operands = [[dense(t) for t in (x, p.weight, residual, y) if t is not None] for p in packed]
-        calls["read"] = _in_turn([lambda held=held: _ops.read_words(held) for held in operands])
-        peaks: list[float] = []
-        products = arithmetic(choice.plan)
-        calls["peak"] = lambda: peaks.append(_ops.multiply_peak(PEAK_S, products))
+        calls = prepare(layer, batch, dtype, weights)
+        errors = [relative_error(_ends(call()), calls.exact) for call in _first_of_each(calls)]
+        products, peaks = getattr(torch, arithmetic(calls.choice.plan)), []
+        timed = {
+            "ours": calls.ours,
+            **calls.peers,
+            "read": calls.read,
+            "peak": lambda: peaks.append(multiply_peak(products, PEAK_S)),
+        }
         samples = interleave(
-            {name: Runner(call, torch.inference_mode) for name, call in calls.items()},
+            {name: Runner(call, torch.inference_mode) for name, call in timed.items()},
             budget_s=seconds,
             rounds=rounds,
             warmup_s=WARMUP_S,
@@ -148,25 +187,24 @@ def measure(
             batch=batch,
             dtype=dtype,
             weights=weights,
-            plan=choice.plan,
-            why=choice.reason,
+            threads=torch.get_num_threads(),
+            plan=calls.choice.plan,
+            why=calls.choice.reason,
             seconds=samples["ours"].median,
-            peer_seconds=samples["oneDNN"].median if "oneDNN" in samples else None,
+            peer_seconds=min((samples[name].median for name in calls.peers), default=None),
             peak=median(peaks),
             read_seconds=samples["read"].median,
-            bytes=sum(t.numel() * t.element_size() for t in operands[0]),
-            page_faults=_page_faults(ours),
-            error=relative_error(_samples(y), exact),
-            peer_error=peer_error,
+            call_seconds=_call_seconds(),
+            weight_bytes=_bytes(calls.weight),
+            map_bytes=sum(map(_bytes, calls.maps)),
+            output_bytes=_bytes(calls.maps[-1]),
+            page_faults=_page_faults(calls.ours),
+            error=errors[0],
+            peer_error=errors[1] if calls.peers else None,
         )
 
 
-def dense(t: Tensor) -> Tensor:
-    """A contiguous view of a dense channels_last tensor; anything contiguous as it is."""
-    return t if t.is_contiguous() else t.movedim(-3, -1).contiguous()
-
-
-def _operands(layer: Layer, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def operands(layer: Layer, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """x as a ReLU leaves it, and the residual, both (N, C, H, W) in channels_last."""
     generator = torch.Generator().manual_seed(1)
 
@@ -179,52 +217,38 @@ def _operands(layer: Layer, batch: int, dtype: torch.dtype) -> tuple[Tensor, Ten
     return x, normal(layer.out_channels, layer.out_size) if layer.residual else None
 
 
-def _in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """One of the calls after the other."""
-    if len(calls) == 1:
-        return calls[0]
-    turn = -1
-
-    def call() -> object:
-        nonlocal turn
-        turn = (turn + 1) % len(calls)
-        return calls[turn]()
-
-    return call
-
-
-def _samples(y: Tensor) -> Tensor:
-    """The first and the last image: enough to hold against fp64, which is slow."""
-    return torch.cat([y[:1], y[-1:]])
-
-
-def _exact(unit: ConvUnit, dtype: torch.dtype, x: Tensor, residual: Tensor | None) -> Tensor:
-    """In fp64, from the weights and inputs as `dtype` holds them."""
-    keywords = packing.conv_keywords(unit)
-    act = keywords.pop("act")
-    scale, shift = (t.double()[:, None, None] for t in packing.fold(unit))
-    weight = unit.conv.weight.to(dtype).double()
-    y = F.conv2d(_samples(x).double(), weight, None, **keywords) * scale + shift
-    if residual is not None:
-        y = y + _samples(residual).double()
-    return y.relu() if act == "relu" else y
-
-
-def _copies(weight: Tensor) -> int:
-    size = weight.numel() * weight.element_size()
+def copies_beyond_l3(size: int) -> int:
+    """How many copies of `size` bytes exceed L3 twice; 2 to MOST_COPIES, so small ones do not."""
     return max(2, min(MOST_COPIES, math.ceil(2 * l3_bytes() / size)))
 
 
 def l3_bytes(root: Path = Path("/")) -> int:
-    """The last-level cache that the first processor sees; 32 MiB where the system does not say."""
-    caches = sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
-    sizes = [_size(path.read_text()) for path in caches]
-    return max(sizes, default=32 << 20)
+    """The largest cache of the first processor; 32 MiB where the system does not say."""
+    units = {"K": 10, "M": 20, "G": 30}
+    texts = [
+        path.read_text().strip()
+        for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
+    return max((int(text[:-1]) << units[text[-1]] for text in texts), default=32 << 20)
 
 
-def _size(text: str) -> int:
-    number, unit = text.strip()[:-1], text.strip()[-1]
-    return int(number) << {"K": 10, "M": 20, "G": 30}[unit]
+@cache
+def _call_seconds() -> float:
+    """Measured once: a 1x1 convolution of 64 pixels and 32 channels wakes all threads."""
+    one = (1, 1)
+    layer = Layer(32, 32, (8, 8), one, one, (0, 0), one, 1, "relu", False, 0, "")
+    unit = layer.unit()
+    with torch.inference_mode(), select.forced("direct"):
+        x, _ = operands(layer, 1, torch.float32)
+        choice = packing.choose(unit.conv, x.dtype, layer.out_size, exact_nonfinite=False)
+        packed = packing.pack(unit, x.dtype, choice)
+        runner = Runner(lambda: packed(x), torch.inference_mode)
+        return interleave({"call": runner}, rounds=5, warmup_s=WARMUP_S)["call"].median
+
+
+def _first_of_each(calls: Calls) -> list[Callable[[], Tensor]]:
+    """Ours and oneDNN's plainest way; the other one adds to its own output."""
+    return [calls.ours, *list(calls.peers.values())[:1]]
 
 
 def _page_faults(call: Callable[[], object], calls: int = 5) -> float:
@@ -233,3 +257,29 @@ def _page_faults(call: Callable[[], object], calls: int = 5) -> float:
     for _ in range(calls):
         call()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
+
+
+def _exact(unit: ConvUnit, dtype: torch.dtype, x: Tensor, residual: Tensor | None) -> Tensor:
+    """The ends of the result in fp64, from the weights and inputs as `dtype` holds them."""
+    keywords = packing.conv_keywords(unit)
+    act = keywords.pop("act")
+    scale, shift = (t.double()[:, None, None] for t in packing.fold(unit))
+    weight = unit.conv.weight.to(dtype).double()
+    y = F.conv2d(_ends(x).double(), weight, None, **keywords) * scale + shift
+    if residual is not None:
+        y = y + _ends(residual).double()
+    return y.relu() if act == "relu" else y
+
+
+def _ends(y: Tensor) -> Tensor:
+    """The first and the last image: enough to hold against fp64, which is slow."""
+    return torch.cat([y[:1], y[-1:]])
+
+
+def _flat(t: Tensor) -> Tensor:
+    """A dense tensor, channels_last or not, as it lies in memory."""
+    return t if t.is_contiguous() else t.movedim(-3, -1)
+
+
+def _bytes(t: Tensor) -> int:
+    return t.numel() * t.element_size()

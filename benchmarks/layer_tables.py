@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,70 +12,105 @@ from resnet_fused.commands.console import coloured_ratio, milliseconds
 
 from .in_net import Part
 from .layer_cases import Measured
+from .layer_check import Verdict, target
+
+LEGEND = (
+    "n: how many the net has. GFLOP/s: of the direct convolution. share: multiplications that the "
+    "plan makes, of the peak. limit: the share that reading its operands once and one call leave. "
+    "x oneDNN: how many times as fast as PyTorch's prepacked convolution. Errors: relative L2 "
+    "against fp64."
+)
 
 
-def layer_table(title: str) -> Table:
-    """An empty table of layers; fill it with `add_layer`."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+def layer_table(net: str, measured: Sequence[Measured]) -> Table:
+    """One net at one batch size and dtype, a row a layer; a share below its target is red."""
+    table = _table(_title(net, measured))
     table.add_column("", justify="right")
     table.add_column("layer", no_wrap=True)
     table.add_column("n", justify="right")
     table.add_column("plan", no_wrap=True)
-    for heading in ("ms", "GFLOP/s", "share", "limit", "x oneDNN", "error", "oneDNN"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for text in ("ms", "GFLOP/s", "share", "limit", "x oneDNN", "error", "oneDNN"):
+        table.add_column(text, justify="right", no_wrap=True)
+    for m in measured:
+        table.add_row(
+            str(m.layer.stage),
+            m.layer.text,
+            str(m.layer.count),
+            m.plan,
+            milliseconds(m.seconds),
+            f"{m.gflops:.0f}",
+            _share(m),
+            f"{m.limit:.0%}",
+            "-" if m.ratio is None else coloured_ratio(m.ratio),
+            f"{m.error:.1e}",
+            "-" if m.peer_error is None else f"{m.peer_error:.1e}",
+        )
     return table
 
 
-def add_layer(table: Table, m: Measured) -> None:
-    table.add_row(
-        str(m.layer.stage),
-        m.layer.text,
-        str(m.layer.count),
-        m.plan,
-        milliseconds(m.seconds),
-        f"{m.gflops:.0f}",
-        f"{m.share:.0%}",
-        f"{m.roofline:.0%}",
-        "-" if m.ratio is None else coloured_ratio(m.ratio),
-        f"{m.error:.1e}",
-        "-" if m.peer_error is None else f"{m.peer_error:.1e}",
-    )
+def below_table(verdict: Verdict) -> Table:
+    """The layers below their target and why."""
+    table = _table(f"Below their target: {len(verdict.layers)} layers")
+    for text in ("layer", "plan", "batch", "share", "target"):
+        table.add_column(
+            text, no_wrap=True, justify="left" if text in ("layer", "plan") else "right"
+        )
+    table.add_column("reason", overflow="fold")
+    for below in verdict.below:
+        m = below.measured
+        table.add_row(
+            m.layer.text,
+            m.plan,
+            str(m.batch),
+            f"{m.share:.0%}",
+            f"{below.target:.0%}",
+            escape("; ".join(below.reasons)) or "[red]not known[/red]",
+        )
+    return table
 
 
-def heading(net: str, batch: int, measured: Sequence[Measured]) -> str:
-    """Title of one table: what was measured, and the sums over the whole net."""
-    first = measured[0]
-    ours = sum(m.seconds * m.layer.count for m in measured)
-    text = (
-        f"{net}, {dtype_name(first.dtype)}, batch {batch}, {first.weights} weights, "
-        f"peak {2e-9 * first.peak:.0f} GFLOP/s: all convolutions {milliseconds(ours)} ms"
-    )
-    if all(m.peer_seconds is not None for m in measured):
-        text += f", oneDNN {milliseconds(sum(m.peer_seconds * m.layer.count for m in measured))}"
-    return text
-
-
-def net_table(title: str, parts: Iterable[Part], peak: float) -> Table:
+def net_table(title: str, parts: Sequence[Part], peak: float) -> Table:
     """Milliseconds of each step inside the net; peak: multiply-adds a second."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.add_column("step")
-    table.add_column("module")
-    table.add_column("backend")
+    table = _table(title)
+    for text in ("step", "module", "backend"):
+        table.add_column(text)
     for text in ("ms", "of the net", "GFLOP/s", "of peak"):
         table.add_column(text, justify="right")
-    parts = list(parts)
     total = sum(part.seconds for part in parts)
     for part in parts:
-        speed = 2e-9 * part.multiplications / part.seconds if part.multiplications else None
+        speed = part.multiplications / part.seconds
         table.add_row(
             part.name,
             part.kind,
             escape(part.backend),
             milliseconds(part.seconds),
             f"{part.seconds / total:.0%}",
-            "" if speed is None else f"{speed:.0f}",
-            "" if speed is None else f"{speed / (2e-9 * peak):.0%}",
+            f"{2e-9 * speed:.0f}" if speed else "",
+            f"{speed / peak:.0%}" if speed else "",
         )
     table.add_section()
     table.add_row("", "whole net", "", milliseconds(total), "100%", "", "")
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+
+
+def _title(net: str, measured: Sequence[Measured]) -> str:
+    first = measured[0]
+    ours = sum(m.seconds * m.layer.count for m in measured)
+    text = (
+        f"{net}, {dtype_name(first.dtype)}, batch {first.batch}, {first.weights} weights, "
+        f"peak {2e-9 * first.peak:.0f} GFLOP/s: together {milliseconds(ours)} ms"
+    )
+    if all(m.peer_seconds is not None for m in measured):
+        peer = sum(m.peer_seconds * m.layer.count for m in measured)
+        text += f", oneDNN {milliseconds(peer)} ms"
+    return text
+
+
+def _share(m: Measured) -> str:
+    wanted = target(m)
+    text = f"{m.share:.0%}"
+    return f"[red]{text}[/red]" if wanted is not None and m.share < wanted else text

@@ -76,7 +76,9 @@ class Layer:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             bn.running_mean.normal_(0, 0.1)
             bn.running_var.uniform_(0.5, 1.5)
-        return ConvUnit(conv.requires_grad_(False), bn.requires_grad_(False), self.act, "conv", "bn")
+        return ConvUnit(
+            conv.requires_grad_(False), bn.requires_grad_(False), self.act, "conv", "bn"
+        )
 
 
 def layers_of(net: str, size: int = 224) -> list[Layer]:

@@ -26,10 +26,10 @@ double steps_per_second(double seconds, float (*chains)(int64_t)) {
   for_each_job(thread_count(), [&](int64_t) {
     int64_t steps = 0;
     float value = 0.0f;
-    while (now() - start < seconds) {
+    do {
       value += chains(kSteps);
       steps += kSteps;
-    }
+    } while (now() - start < seconds);
     sink.store(value, std::memory_order_relaxed);
     done.fetch_add(steps, std::memory_order_relaxed);
   });

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from .. import _build_info, ops
 from ..measure.machine import ROOT, Machine, machine, usable_cores
+from ..measure.peak import multiply_peak
 from .console import console
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -50,6 +51,7 @@ class Facts:
     torch_cuda: str | None  # CUDA version torch was built for
     cuda_available: bool
     environ: Mapping[str, str] = field(default_factory=dict)
+    peaks: Mapping[str, float] = field(default_factory=dict)  # dtype -> multiply-adds a second
 
 
 def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
@@ -62,6 +64,7 @@ def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
         torch_cuda=torch.version.cuda,
         cuda_available=torch.cuda.is_available(),
         environ=environ,
+        peaks=measured_peaks(),
     )
 
 
@@ -100,6 +103,12 @@ def find_compiler(environ: Mapping[str, str]) -> str | None:
             )
             return (answer.stdout.splitlines() or [command])[0]
     return None
+
+
+def measured_peaks() -> dict[str, float]:
+    """Multiply-adds a second that this machine can do, for each dtype whose products it has."""
+    peaks = {name: multiply_peak(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    return {name: peak for name, peak in peaks.items() if peak is not None}
 
 
 def _versions(facts: Facts) -> Iterator[Finding]:
@@ -169,6 +178,13 @@ def _isa(facts: Facts) -> Iterator[Finding]:
         yield Finding(WRONG, "instructions", text, REBUILD)
 
 
+def _arithmetic(facts: Facts) -> Iterator[Finding]:
+    if facts.peaks:
+        speeds = ", ".join(f"{2e-9 * peak:.0f} in {name}" for name, peak in facts.peaks.items())
+        text = f"measured now on {facts.machine.threads} threads, in registers: GFLOP/s {speeds}"
+        yield Finding(OK, "arithmetic", text)
+
+
 def _selection(facts: Facts) -> Iterator[Finding]:
     for variable, default in LIMITS.items():
         value = facts.environ.get(variable) or default
@@ -231,7 +247,7 @@ def _load(facts: Facts) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    _versions, _build, _extension, _compiler, _isa, _selection, _cuda, _threads, _load,
+    _versions, _build, _extension, _compiler, _isa, _arithmetic, _selection, _cuda, _threads, _load,
 )  # fmt: skip
 
 

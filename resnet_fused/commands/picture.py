@@ -51,14 +51,19 @@ class Sample:
     fused: int
 
 
+def plotting():
+    """(matplotlib, a function that makes a Figure); one sentence where matplotlib is missing."""
+    return extra(_import, "matplotlib", "a picture")
+
+
 def require() -> None:
-    """Fails early, in one sentence, where matplotlib is missing."""
-    extra(_import, "matplotlib", "a picture")
+    """Fails early where matplotlib is missing."""
+    plotting()
 
 
 def save_speed(path: Path, title: str, panels: Sequence[Panel], footer: str) -> None:
     """A chart with one panel of horizontal bars below the other; all lengths here are inches."""
-    matplotlib, new_figure = extra(_import, "matplotlib", "a picture")
+    matplotlib, new_figure = plotting()
     with matplotlib.rc_context(STYLE):
         rows = sum(len(p.results) for p in panels)
         height = 1.0 + 0.42 * rows + 0.65 * len(panels) + 0.45
@@ -90,7 +95,7 @@ def save_demo(
     footer: str,
 ) -> None:
     """Digits with both predictions above, speed bars side by side below; lengths are inches."""
-    matplotlib, new_figure = extra(_import, "matplotlib", "a picture")
+    matplotlib, new_figure = plotting()
     rows = -(-len(samples) // COLUMNS)
     height = 1.35 + 1.6 * rows + 4.0
     with matplotlib.rc_context(STYLE):
