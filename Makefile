@@ -26,6 +26,7 @@ test: $(VENV)/.installed ## run the tests (ARGS="-k build" picks some)
 
 bench: $(VENV)/.installed ## measure eager, torch.compile and fused on this machine
 	$(BIN)/resnet-fused bench $(ARGS)
+	@$(MAKE) --no-print-directory bench-layers ARGS='--net resnet18'
 
 bench-layers: $(VENV)/.bench ## time every convolution against the machine's peak and oneDNN (ARGS="--check")
 	$(BIN)/python -m benchmarks.bench_layers $(ARGS)

@@ -24,6 +24,7 @@ from resnet_fused import models, ops, select
 from resnet_fused.check import dtype_name
 from resnet_fused.commands import picture
 from resnet_fused.commands.bench import DTYPES, FILE, BatchSizes
+from resnet_fused.measure.machine import Machine
 from resnet_fused.measure.peak import multiply_peak, read_bandwidth
 
 from .common import console, machine, plain_net, progress_bar, random_images
@@ -145,16 +146,13 @@ def main(
     with _instruction_set(isa), select.forced(plan):
         about = machine()
         if in_net:
-            _profile(out, sweep)
+            _save(json_path, about, {"steps": _profile(out, sweep)})
             return
         groups = _measure(out, sweep, only, COLD if cold else WARM, seconds, rounds)
         measured = [m for group in groups for m in group.measured]
         verdict = judge(measured, reasons)
         out.print(f"[dim]{LEGEND}\n{about.describe()}[/dim]", highlight=False)
-        if json_path:
-            json_path.parent.mkdir(parents=True, exist_ok=True)
-            document = _document(about.record(), groups, verdict)
-            json_path.write_text(json.dumps(document, indent=2) + "\n")
+        _save(json_path, about, _results(groups, verdict))
         if chart:
             chart.parent.mkdir(parents=True, exist_ok=True)
             bandwidth = read_bandwidth(4 * l3_bytes())
@@ -193,12 +191,17 @@ def _measure(
     return groups
 
 
-def _profile(out: Console, sweep: Sweep) -> None:
+def _profile(out: Console, sweep: Sweep) -> list[dict[str, object]]:
+    """Prints a table a net, dtype and batch size; returns their rows for JSON."""
+    records = []
     for net, dtype, batch in sweep:
         model = plain_net(net).to(dtype)
         parts = profile(model, random_images(batch, size=sweep.size).to(dtype))
         title = f"{net}, {dtype_name(dtype)}, batch {batch}: steps within the net"
         out.print(net_table(title, parts, multiply_peak(seconds=0.2)))
+        case = {"net": net, "dtype": dtype_name(dtype), "batch": batch}
+        records += [case | part.record() for part in parts]
+    return records
 
 
 def _report(out: Console, verdict: Verdict) -> None:
@@ -209,13 +212,10 @@ def _report(out: Console, verdict: Verdict) -> None:
     out.print(f"[green]{verdict.held} measurements, {len(verdict.layers)} layers below.[/green]")
 
 
-def _document(about: dict, groups: list[Group], verdict: Verdict) -> dict[str, object]:
-    """What --json writes; times in milliseconds per call."""
+def _results(groups: list[Group], verdict: Verdict) -> dict[str, object]:
+    """Every measurement for JSON, with its target and the reasons for falling short."""
     reasons = {id(below.measured): below.reasons for below in verdict.below}
     return {
-        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": about,
-        "forced": select.force(),
         "layers_below": len(verdict.layers),
         "failures": verdict.failures,
         "results": [
@@ -226,6 +226,16 @@ def _document(about: dict, groups: list[Group], verdict: Verdict) -> dict[str, o
             for m in group.measured
         ],
     }
+
+
+def _save(path: Path | None, about: Machine, content: dict[str, object]) -> None:
+    """What --json writes; times in milliseconds."""
+    if path is None:
+        return
+    when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    document = {"when": when, "machine": about.record(), "forced": select.force()} | content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 @contextmanager

@@ -28,6 +28,16 @@ class Part:
     seconds: float  # median
     multiplications: int  # of its direct convolutions
 
+    def record(self) -> dict[str, object]:
+        """For JSON; time in milliseconds."""
+        return {
+            "step": self.name,
+            "kind": self.kind,
+            "backend": self.backend,
+            "ms": 1e3 * self.seconds,
+            "multiplications": self.multiplications,
+        }
+
 
 def profile(model: nn.Module, x: Tensor, *, runs: int = 50) -> list[Part]:
     """Times every step of rf.fuse(model) on x (N, C, H, W), in `runs` runs of the whole net.

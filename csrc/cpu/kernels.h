@@ -17,8 +17,11 @@ struct Kernels {
   void (*winograd_job)(const ConvArgs&, const WinogradJob&, float* scratch);
   void (*epilogue)(const EpilogueArgs&, int64_t begin, int64_t end);
   void (*add_relu)(const AddReluArgs&, int64_t begin, int64_t end);
-  float (*multiply_chains)(int64_t steps);  // peak.h
-  int64_t lanes;                            // multiply-adds of one of its instructions
+  // What the machine can do at best (peak.h): kChains chains of `steps` multiply-adds of `lanes`
+  // floats, and of twice as many pairs of bfloat16, null without bf16_products.
+  float (*multiply_chains)(int64_t steps);
+  float (*multiply_chains_bf16)(int64_t steps);
+  int64_t lanes;
 };
 
 extern const Kernels kScalarKernels;

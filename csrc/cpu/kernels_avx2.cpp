@@ -23,8 +23,15 @@
 namespace resnet_fused {
 
 const Kernels kAvx2Kernels = {
-    "avx2", false, avx2::direct_job, avx2::winograd_job, avx2::epilogue, avx2::add_relu,
-    avx2::multiply_chains, avx2::Vec::kWidth,
+    "avx2",
+    false,
+    avx2::direct_job,
+    avx2::winograd_job,
+    avx2::epilogue,
+    avx2::add_relu,
+    avx2::run_chains<avx2::FloatProduct>,
+    nullptr,
+    avx2::Vec::kWidth,
 };
 
 }  // namespace resnet_fused

@@ -25,8 +25,15 @@
 namespace resnet_fused {
 
 const Kernels kAvx512Kernels = {
-    "avx512", false, avx512::direct_job, avx512::winograd_job, avx512::epilogue, avx512::add_relu,
-    avx512::multiply_chains, avx512::Vec::kWidth,
+    "avx512",
+    false,
+    avx512::direct_job,
+    avx512::winograd_job,
+    avx512::epilogue,
+    avx512::add_relu,
+    avx512::run_chains<avx512::FloatProduct>,
+    nullptr,
+    avx512::Vec::kWidth,
 };
 
 }  // namespace resnet_fused

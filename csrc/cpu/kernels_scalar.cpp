@@ -17,8 +17,15 @@
 namespace resnet_fused {
 
 const Kernels kScalarKernels = {
-    "scalar", false, scalar::direct_job, scalar::winograd_job, scalar::epilogue, scalar::add_relu,
-    scalar::multiply_chains, scalar::Vec::kWidth,
+    "scalar",
+    false,
+    scalar::direct_job,
+    scalar::winograd_job,
+    scalar::epilogue,
+    scalar::add_relu,
+    scalar::run_chains<scalar::FloatProduct>,
+    nullptr,
+    scalar::Vec::kWidth,
 };
 
 }  // namespace resnet_fused

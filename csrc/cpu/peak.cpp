@@ -1,6 +1,7 @@
 // Measuring the machine: the clock, the threads, the reads.
 #include "cpu/peak.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -68,9 +69,11 @@ double multiply_peak(double seconds) {
 }
 
 double multiply_peak_bf16(double seconds) {
-  check(__builtin_cpu_supports("avx512bf16"),
-        "multiply_peak: this CPU has no avx512_bf16, got dtype \"bfloat16\"");
-  return steps_per_second(seconds, multiply_chains_bf16) * kChains * kProductsBf16;
+  const Kernels& isa = kernels();
+  check(isa.bf16_products,
+        "multiply_peak: dtype \"bfloat16\" must have the instruction set avx512bf16, got ",
+        isa.isa);
+  return steps_per_second(seconds, isa.multiply_chains_bf16) * kChains * 2 * isa.lanes;
 }
 
 uint64_t read_words(const void* data, int64_t bytes) {

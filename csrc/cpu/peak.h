@@ -1,8 +1,10 @@
-// What this machine can do at best, for kernels to be held against: multiply-adds and reads a second.
+// What this machine can do at best, for kernels to be held against: multiply-adds and reads a
+// second.
 //
 // Multiplications: every thread runs kChains accumulators that wait only for themselves, all
 // operands in registers. That hides a latency of 6 cycles at two multiply-adds a cycle, the most
-// that any CPU needs so far, and leaves the loop's own instructions below a tenth of the issue slots.
+// that any CPU needs so far, and leaves the loop's own instructions below a tenth of the issue
+// slots.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +16,8 @@ constexpr int kChains = 12;
 // Multiply-adds a second of all threads together on the instruction set in use, measured for
 // `seconds`.
 double multiply_peak(double seconds);
-// The same for products of bfloat16 pairs summed in float32; needs a CPU with avx512_bf16.
+// The same for products of bfloat16 pairs summed in float32; throws where the set has none.
 double multiply_peak_bf16(double seconds);
-
-// kChains chains of `steps` bfloat16 products each, 32 multiply-adds a step and chain.
-float multiply_chains_bf16(int64_t steps);
-constexpr int64_t kProductsBf16 = 32;
 
 // The exclusive or of all whole 8-byte words, a share of them read by each thread: what memory lets
 // all cores read together.

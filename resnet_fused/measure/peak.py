@@ -6,7 +6,6 @@ import time
 
 import torch
 
-from .. import ops
 from ..check import dtype_name
 from . import machine
 
@@ -17,11 +16,10 @@ def multiply_peak(dtype: torch.dtype = torch.float32, seconds: float = 0.05) -> 
     """Multiply-adds a second in registers, on the instruction set in use.
 
     dtype: of the products, float32 or bfloat16; sums are float32. None where there are no compiled
-    kernels or, for bfloat16, no avx512_bf16.
+    kernels or, for bfloat16, an instruction set without such products.
     """
-    if machine.isa_in_use() is None:
-        return None
-    if dtype == torch.bfloat16 and "avx512_bf16" not in ops.CPU_FEATURES:
+    isa = machine.isa_in_use()
+    if isa is None or (dtype == torch.bfloat16 and isa != "avx512bf16"):
         return None
     return _ops.multiply_peak(seconds, dtype_name(dtype))
 
