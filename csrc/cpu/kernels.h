@@ -17,10 +17,10 @@ struct Kernels {
   void (*winograd_job)(const ConvArgs&, const WinogradJob&, float* scratch);
   void (*epilogue)(const EpilogueArgs&, int64_t begin, int64_t end);
   void (*add_relu)(const AddReluArgs&, int64_t begin, int64_t end);
-  // What the machine can do at best (peak.h): kChains chains of `steps` multiply-adds of `lanes`
-  // floats, and of twice as many pairs of bfloat16, null without bf16_products.
-  float (*multiply_chains)(int64_t steps);
-  float (*multiply_chains_bf16)(int64_t steps);
+  // kChains chains of `steps` multiply-adds of `lanes` floats (peak.h), and the same of `lanes`
+  // pairs of bfloat16, null without bf16_products.
+  void (*multiply_chains)(int64_t steps);
+  void (*multiply_chains_bf16)(int64_t steps);
   int64_t lanes;
 };
 

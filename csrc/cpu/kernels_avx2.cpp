@@ -29,7 +29,7 @@ const Kernels kAvx2Kernels = {
     avx2::winograd_job,
     avx2::epilogue,
     avx2::add_relu,
-    avx2::run_chains<avx2::FloatProduct>,
+    avx2::multiply_chains<avx2::FloatProduct>,
     nullptr,
     avx2::Vec::kWidth,
 };

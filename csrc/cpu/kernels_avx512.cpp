@@ -31,7 +31,7 @@ const Kernels kAvx512Kernels = {
     avx512::winograd_job,
     avx512::epilogue,
     avx512::add_relu,
-    avx512::run_chains<avx512::FloatProduct>,
+    avx512::multiply_chains<avx512::FloatProduct>,
     nullptr,
     avx512::Vec::kWidth,
 };

@@ -33,8 +33,8 @@ const Kernels kAvx512Bf16Kernels = {
     avx512bf16::winograd_job,
     avx512bf16::epilogue,
     avx512bf16::add_relu,
-    avx512bf16::run_chains<avx512bf16::FloatProduct>,
-    avx512bf16::run_chains<avx512bf16::Bf16Product>,
+    avx512bf16::multiply_chains<avx512bf16::FloatProduct>,
+    avx512bf16::multiply_chains<avx512bf16::Bf16Product>,
     avx512bf16::Vec::kWidth,
 };
 

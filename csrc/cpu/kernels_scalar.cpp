@@ -23,7 +23,7 @@ const Kernels kScalarKernels = {
     scalar::winograd_job,
     scalar::epilogue,
     scalar::add_relu,
-    scalar::run_chains<scalar::FloatProduct>,
+    scalar::multiply_chains<scalar::FloatProduct>,
     nullptr,
     scalar::Vec::kWidth,
 };
