@@ -28,11 +28,12 @@ bench: $(VENV)/.installed ## measure eager, torch.compile and fused on this mach
 	$(BIN)/resnet-fused bench $(ARGS)
 	@$(MAKE) --no-print-directory bench-layers ARGS='--net resnet18'
 
-bench-layers: $(VENV)/.bench ## time every convolution against the machine's peak and oneDNN (ARGS="--check")
-	$(BIN)/python -m benchmarks.bench_layers $(ARGS)
-	$(BIN)/python -m pytest benchmarks/test_layers.py --benchmark-max-time 0.3
-
 install: $(VENV)/.installed ## set up .venv and compile the kernels, nothing more
+
+bench-layers: $(VENV)/.installed ## time every convolution against the peak and oneDNN (ARGS="--check")
+	$(BIN)/python -m benchmarks.bench_layers $(ARGS)
+	@$(PIP) 'pytest-benchmark>=5'
+	$(BIN)/python -m pytest benchmarks/test_layers.py --benchmark-max-time 0.3
 
 lint: $(VENV)/.linters ## check style: ruff and clang-format
 	$(BIN)/ruff check .
@@ -78,10 +79,6 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
 	@echo "installing resnet_fused into $(VENV): compiles the kernels"
 	@$(PIP) --editable '.[demo,test]'
 	@$(BIN)/python resnet_fused/_build_info.py
-	@touch $@
-
-$(VENV)/.bench: pyproject.toml | $(VENV)/.installed
-	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.linters: pyproject.toml | $(VENV)/.installed

@@ -51,19 +51,14 @@ class Sample:
     fused: int
 
 
-def plotting():
-    """(matplotlib, a function that makes a Figure); one sentence where matplotlib is missing."""
-    return extra(_import, "matplotlib", "a picture")
-
-
 def require() -> None:
-    """Fails early where matplotlib is missing."""
-    plotting()
+    """Fails early, in one sentence, where matplotlib is missing."""
+    extra(_import, "matplotlib", "a picture")
 
 
 def save_speed(path: Path, title: str, panels: Sequence[Panel], footer: str) -> None:
     """A chart with one panel of horizontal bars below the other; all lengths here are inches."""
-    matplotlib, new_figure = plotting()
+    matplotlib, new_figure = extra(_import, "matplotlib", "a picture")
     with matplotlib.rc_context(STYLE):
         rows = sum(len(p.results) for p in panels)
         height = 1.0 + 0.42 * rows + 0.65 * len(panels) + 0.45
@@ -95,7 +90,7 @@ def save_demo(
     footer: str,
 ) -> None:
     """Digits with both predictions above, speed bars side by side below; lengths are inches."""
-    matplotlib, new_figure = plotting()
+    matplotlib, new_figure = extra(_import, "matplotlib", "a picture")
     rows = -(-len(samples) // COLUMNS)
     height = 1.35 + 1.6 * rows + 4.0
     with matplotlib.rc_context(STYLE):
@@ -171,6 +166,11 @@ def _bars(ax, panel: Panel, *, names: bool) -> None:
     for side in ("top", "right", "bottom"):
         ax.spines[side].set_visible(False)
     ax.spines["left"].set_color(LINE)
+
+
+def plotting():
+    """matplotlib and a function that makes a Figure; one sentence where it is missing."""
+    return extra(_import, "matplotlib", "a picture")
 
 
 def _import():
