@@ -1,4 +1,4 @@
-"""Measures one convolution: ours, oneDNN's, the machine's peak and the reading of its operands.
+"""Measures one convolution: ours, oneDNN's, the machine's peak, reading its operands, a mere call.
 
 They take turns (timing.interleave), so that a clock or a neighbour that changes hits all alike.
 Weights are "warm" (the same at every call: wherever the caches keep them) or "cold" (copies that
@@ -174,6 +174,7 @@ def measure(
             "ours": calls.ours,
             **calls.peers,
             "read": calls.read,
+            "call": smallest_call(),
             "peak": lambda: peaks.append(multiply_peak(products, PEAK_S)),
         }
         samples = interleave(
@@ -194,7 +195,7 @@ def measure(
             peer_seconds=min((samples[name].median for name in calls.peers), default=None),
             peak=median(peaks),
             read_seconds=samples["read"].median,
-            call_seconds=_call_seconds(),
+            call_seconds=samples["call"].median,
             weight_bytes=_bytes(calls.weight),
             map_bytes=sum(map(_bytes, calls.maps)),
             output_bytes=_bytes(calls.maps[-1]),
@@ -233,8 +234,8 @@ def l3_bytes(root: Path = Path("/")) -> int:
 
 
 @cache
-def _call_seconds() -> float:
-    """Measured once: a 1x1 convolution of 64 pixels and 32 channels wakes all threads."""
+def smallest_call() -> Callable[[], Tensor]:
+    """What any convolution pays: this one has 64 pixels and 32 channels, enough for all threads."""
     one = (1, 1)
     layer = Layer(32, 32, (8, 8), one, one, (0, 0), one, 1, "relu", False, 0, "")
     unit = layer.unit()
@@ -242,8 +243,7 @@ def _call_seconds() -> float:
         x, _ = operands(layer, 1, torch.float32)
         choice = packing.choose(unit.conv, x.dtype, layer.out_size, exact_nonfinite=False)
         packed = packing.pack(unit, x.dtype, choice)
-        runner = Runner(lambda: packed(x), torch.inference_mode)
-        return interleave({"call": runner}, rounds=5, warmup_s=WARMUP_S)["call"].median
+    return lambda: packed(x)
 
 
 def _first_of_each(calls: Calls) -> list[Callable[[], Tensor]]:

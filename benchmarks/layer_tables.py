@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from rich.markup import escape
 from rich.table import Table
@@ -17,23 +18,26 @@ from .layer_check import Verdict, target
 LEGEND = (
     "n: how many the net has. GFLOP/s: of the direct convolution. share: multiplications that the "
     "plan makes, of the peak. limit: the share that reading its operands once and one call leave. "
-    "x oneDNN: how many times as fast as PyTorch's prepacked convolution. Errors: relative L2 "
-    "against fp64."
+    "ratio: how many times as fast as PyTorch's prepacked oneDNN convolution. error: ours and "
+    "oneDNN's, relative L2 against fp64."
 )
 
 
 def layer_table(net: str, measured: Sequence[Measured]) -> Table:
-    """One net at one batch size and dtype, a row a layer; a share below its target is red."""
+    """One net at one batch size and dtype, a row a layer, a section a stage.
+
+    A share below its target is red.
+    """
     table = _table(_title(net, measured))
-    table.add_column("", justify="right")
     table.add_column("layer", no_wrap=True)
     table.add_column("n", justify="right")
     table.add_column("plan", no_wrap=True)
-    for text in ("ms", "GFLOP/s", "share", "limit", "x oneDNN", "error", "oneDNN"):
+    for text in ("ms", "GFLOP/s", "share", "limit", "ratio", "error", "oneDNN"):
         table.add_column(text, justify="right", no_wrap=True)
-    for m in measured:
+    for before, m in zip([*measured[:1], *measured], measured, strict=False):
+        if m.layer.stage != before.layer.stage:
+            table.add_section()
         table.add_row(
-            str(m.layer.stage),
             m.layer.text,
             str(m.layer.count),
             m.plan,
@@ -102,7 +106,7 @@ def _title(net: str, measured: Sequence[Measured]) -> str:
     ours = sum(m.seconds * m.layer.count for m in measured)
     text = (
         f"{net}, {dtype_name(first.dtype)}, batch {first.batch}, {first.weights} weights, "
-        f"peak {2e-9 * first.peak:.0f} GFLOP/s: together {milliseconds(ours)} ms"
+        f"peak {2e-9 * median(m.peak for m in measured):.0f} GFLOP/s: together {milliseconds(ours)} ms"
     )
     if all(m.peer_seconds is not None for m in measured):
         peer = sum(m.peer_seconds * m.layer.count for m in measured)
