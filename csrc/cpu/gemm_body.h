@@ -64,7 +64,7 @@ struct Tile {
   const float* panel;  // [word][32]
   int64_t segments;    // of this slice of the reduction
   int64_t length;      // words of a segment
-  float* partial;      // [row][32]: sums between slices
+  float* partial;      // [row][32]: sums between blocks and slices
   bool first, last;    // first slice starts from zero; last slice runs the epilogue
   int64_t columns;     // output channels in this panel, at most 32
   const float* scale;  // at the panel's first channel, like shift, residual and y
@@ -89,21 +89,51 @@ static inline __attribute__((always_inline)) void multiply_step(const float* row
   }
 }
 
+// Words summed in one go. Float sums of n terms are off by about sqrt(n) roundings, so longer ones
+// are cut into blocks whose totals are kept in `partial`: at 512 channels a 3 x 3 convolution's
+// error falls from 1.2e-6 to 3e-7, and F(4x4, 3x3)'s from 2.0e-6 to 1.0e-6, for 2% of the time.
+constexpr int64_t kBlockChunks = 8;
+
+// total += sum, where total is nothing yet if `first`.
+template <int kTileRows>
+static inline __attribute__((always_inline)) void add_partial(const float* partial, bool first,
+                                                              Reg (&sum)[kTileRows][2]) {
+  if (first) return;
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+    sum[r][0] = Vec::add(sum[r][0], Vec::load(partial + r * kPanel));
+    sum[r][1] = Vec::add(sum[r][1], Vec::load(partial + r * kPanel + Vec::kWidth));
+  }
+}
+
+template <int kTileRows>
+static inline __attribute__((always_inline)) void store_partial(float* partial,
+                                                                const Reg (&sum)[kTileRows][2]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+    Vec::store(partial + r * kPanel, sum[r][0]);
+    Vec::store(partial + r * kPanel + Vec::kWidth, sum[r][1]);
+  }
+}
+
 template <class Product, int kTileRows, typename T>
 static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
+  const int64_t chunks = ceil_div(tile.length, kChunk);  // of a segment
   for (int col = 0; col < kPanel && col < tile.columns; col += 2 * Vec::kWidth) {
     Reg sum[kTileRows][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r) {
-      const float* partial = tile.partial + r * kPanel + col;
-      sum[r][0] = tile.first ? Vec::zero() : Vec::load(partial);
-      sum[r][1] = tile.first ? Vec::zero() : Vec::load(partial + Vec::kWidth);
-    }
+    float* partial = tile.partial + col;
+    bool first = tile.first;
     const float* rows = tile.rows;
     const float* panel = tile.panel + col;
-    for (int64_t segment = 0; segment < tile.segments; ++segment) {
-      for (int64_t left = tile.length; left > 0; left -= kChunk, rows += tile.chunk_step) {
-        const int64_t steps = min_of(left, kChunk);
+    int64_t in_segment = chunks;  // chunks left of it
+    for (int64_t left = tile.segments * chunks; left > 0;) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kTileRows; ++r) sum[r][0] = sum[r][1] = Vec::zero();
+      const int64_t block = min_of(left, kBlockChunks);
+      left -= block;
+      for (int64_t chunk = 0; chunk < block; ++chunk, rows += tile.chunk_step) {
+        const int64_t steps = in_segment > 1 ? kChunk : tile.length - (chunks - 1) * kChunk;
+        in_segment = in_segment > 1 ? in_segment - 1 : chunks;
 #pragma GCC unroll 1
         for (int64_t k = 0; k < steps; ++k, panel += kPanel) {
           // Weights that are used once come from L3 or memory, and the few line buffers of L1 alone
@@ -116,15 +146,11 @@ static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
           multiply_step<Product, kTileRows>(rows + k, panel, sum);
         }
       }
+      add_partial<kTileRows>(partial, first, sum);
+      if (left > 0 || !tile.last) store_partial<kTileRows>(partial, sum);
+      first = false;
     }
-    if (!tile.last) {
-#pragma GCC unroll 16
-      for (int r = 0; r < kTileRows; ++r) {
-        Vec::store(tile.partial + r * kPanel + col, sum[r][0]);
-        Vec::store(tile.partial + r * kPanel + col + Vec::kWidth, sum[r][1]);
-      }
-      continue;
-    }
+    if (!tile.last) continue;
     const Reg low = Vec::set1(tile.low);
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
