@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .._progress import progress_bar
+
+__all__ = ["coloured_ratio", "console", "extra", "milliseconds", "progress_bar"]
 
 PIPE_WIDTH = 110  # columns when the output is a file or a pipe, which has no width of its own
 
@@ -17,20 +19,6 @@ def console() -> Console:
     """A console on the standard output of this moment (a test runner may have replaced it)."""
     plain = Console()
     return plain if plain.is_terminal else Console(width=PIPE_WIDTH)
-
-
-@contextmanager
-def progress_bar(out: Console) -> Iterator[Progress]:
-    """A bar with description, count and elapsed time; it leaves no trace when done."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    # without a terminal a bar would only leave an empty line
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        yield progress
 
 
 def extra(load: Callable[[], Any], package: str, purpose: str) -> Any:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from .. import ops
+from .._cpuinfo import ROOT, cpu_model, cpuinfo
 
-ROOT = Path("/")
 _AVX2 = {"avx2", "fma", "f16c"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
@@ -112,13 +112,9 @@ def usable_cores(m: Machine) -> int:
     return int(min(m.physical_cores, quota))
 
 
-def cpu_model(root: Path = ROOT) -> str:
-    return _cpuinfo("model name", root) or platform.processor() or platform.machine()
-
-
 def isa_detected(root: Path = ROOT) -> str:
     """The widest instruction set that the processor offers and this package has kernels for."""
-    flags = set((_cpuinfo("flags", root) or "").split())
+    flags = set((cpuinfo("flags", root) or "").split())
     return "avx512" if flags >= _AVX512 else "avx2" if flags >= _AVX2 else "scalar"
 
 
@@ -156,14 +152,6 @@ def _levels(mount: Path, path: str) -> list[Path]:
     """The group's folder and all above it; within a container only the mount may be visible."""
     below = Path(path.lstrip("/"))
     return [mount / part for part in (below, *below.parents)]
-
-
-def _cpuinfo(key: str, root: Path) -> str | None:
-    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return None
 
 
 def _read(path: Path) -> str | None:
