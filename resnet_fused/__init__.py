@@ -1,14 +1,13 @@
 """Fast residual networks in PyTorch: fused conv+BN(+add)+ReLU kernels, one call to swap them in."""
 
 from . import models, ops, reference, select
+from ._version import __version__ as __version__
 from .conv_bn import FusedConvBN
 from .fuse import fuse, refresh, unfuse
 from .recipe import NoMatch
 from .report import report
 from .residual import FusedBottleneck, FusedResidual
 from .verify import verify
-
-__version__ = "0.1.0"
 
 __all__ = [
     "FusedBottleneck",

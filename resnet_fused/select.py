@@ -10,6 +10,10 @@ A plan names the implementation and with it the layout of the packed weights:
     *_bf16     the same with products of bfloat16 (avx512_bf16) instead of float32
     torch      PyTorch's own convolution, then the whole epilogue in one pass
 
+What each demands of a convolution is a row of check.PLAN_TRAITS; `candidates` are those that can
+compute one here. Among them `choose` takes, in this order: the plan that is forced; the fastest
+that `tune` measured on this machine; the one that the rule below names.
+
 The rule looks at the weights, the size of the map and, where there are too few pixels to hide the
 loading of transformed weights, the batch. How a plan cuts the work into jobs is decided inside the
 op from the real shape, so that packed weights and compiled graphs serve every batch.
@@ -18,13 +22,15 @@ op from the real shape, so that packed weights and compiled graphs serve every b
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from .check import PLAN_TRAITS, PLANS
+from . import tuned
+from .check import PLAN_TRAITS, PLANS, dtype_name
 from .ops import _library as ops
 
 FORCE_VARIABLE = "RESNET_FUSED_FORCE"
@@ -32,16 +38,17 @@ EXACT_VARIABLE = "RESNET_FUSED_EXACT_NONFINITE"
 FORCES = ("none", "ours", *PLANS)
 
 
+_EXACT_NONFINITE = os.environ.get(EXACT_VARIABLE, "0") not in ("", "0")
+
+# The last entry counts. A plain list, because torch.compile can trace and guard one. The first is
+# checked when it is used, so that the package can be imported and the doctor can tell.
+_forced = [os.environ.get(FORCE_VARIABLE) or "none"]
+
+
 def _check_force(plan: str, where: str) -> str:
     if plan not in FORCES:
         raise ValueError(f"{where} must be one of {', '.join(FORCES)}, got {plan!r}")
     return plan
-
-
-_EXACT_NONFINITE = os.environ.get(EXACT_VARIABLE, "0") not in ("", "0")
-
-# The last entry counts. A plain list, because torch.compile can trace and guard one.
-_forced = [_check_force(os.environ.get(FORCE_VARIABLE) or "none", FORCE_VARIABLE)]
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,20 @@ class ConvShape:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     batch: int = 1
+
+    def __str__(self) -> str:
+        """The key of tuned answers, "3x3 64->128 to 28x28 stride 2x2 float32 cpu": no batch."""
+        text = (
+            f"{self.kernel[0]}x{self.kernel[1]} {self.in_channels}->{self.out_channels} "
+            f"to {self.out_size[0]}x{self.out_size[1]}"
+        )
+        if self.stride != (1, 1):
+            text += f" stride {self.stride[0]}x{self.stride[1]}"
+        if self.dilation != (1, 1):
+            text += f" dilation {self.dilation[0]}x{self.dilation[1]}"
+        if self.groups != 1:
+            text += f" groups {self.groups}"
+        return f"{text} {dtype_name(self.dtype)} {self.device}"
 
 
 @dataclass(frozen=True)
@@ -89,30 +110,116 @@ def forced(plan: str) -> Iterator[None]:
 
 
 def force() -> str:
-    """The plan in force, "none" if the rule decides."""
-    return _forced[-1]
+    """The plan in force, "none" if nothing is. Raises ValueError for a bad RESNET_FUSED_FORCE."""
+    return _check_force(_forced[-1], FORCE_VARIABLE)
+
+
+def state() -> tuple[Any, ...]:
+    """All that a choice depends on beside its arguments, cheaply: equal means the same choices."""
+    return (force(), tuned.state())
+
+
+def candidates(
+    shape: ConvShape, *, exact_nonfinite: bool = False, allow: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """The plans that can compute a convolution here, in the order of check.PLANS.
+
+    exact_nonfinite: only those that keep NaN, Inf and values near overflow where they belong.
+    allow: opt-in plans that may be among them, whose error is above a convolution's usual bound.
+    """
+    if _cannot_run_ours(shape):
+        return ("torch",)
+    allow = tuple(allow)
+    return tuple(
+        [
+            plan
+            for plan in PLANS
+            if _can_compute(plan, shape)
+            and not (exact_nonfinite and PLAN_TRAITS[plan].spreads)
+            and (plan in allow or not PLAN_TRAITS[plan].opt_in)
+        ]
+    )
+
+
+def _can_compute(plan: str, shape: ConvShape) -> bool:
+    traits = PLAN_TRAITS[plan]
+    if shape.dtype not in traits.dtypes:
+        return False
+    if traits.isa and traits.isa != ops.cpu_isa():
+        return False
+    if traits.kernel is None:
+        return True
+    kernel, stride = (traits.kernel, traits.kernel), (traits.stride, traits.stride)
+    wanted = (kernel, stride, (1, 1), 1)
+    return (shape.kernel, shape.stride, shape.dilation, shape.groups) == wanted
 
 
 def choose(shape: ConvShape, *, packed_once: bool = True, exact_nonfinite: bool = False) -> Choice:
-    """The plan for a convolution on this machine.
+    """The plan for a convolution on this machine: what is forced, else measured, else by rule.
 
     packed_once: the packed weights will serve many calls, so that transforming them costs nothing.
     exact_nonfinite: NaN, Inf and values near overflow must stay where a direct convolution puts
         them.
+    Raises ValueError for a bad RESNET_FUSED_FORCE.
     """
-    missing = _cannot_run_ours(shape)
     word = force()
-    if missing:
-        return Choice("torch", missing)
-    if word == "torch":
-        return Choice("torch", "forced to torch")
-    if word in PLANS:
+    exact_nonfinite = exact_nonfinite or _EXACT_NONFINITE
+    if word in PLANS and not _cannot_run_ours(shape):
         return Choice(word if _can_compute(word, shape) else "direct", f"forced to {word}")
-    if word != "ours":
-        reason = _why_torch(shape)
-        if reason:
-            return Choice("torch", reason)
-    return _ours(shape, packed_once, exact_nonfinite or _EXACT_NONFINITE)
+    if word == "none" and packed_once:
+        measured = _by_measurement(shape, exact_nonfinite)
+        if measured is not None:
+            return measured
+    return by_rule(
+        shape, ours=word == "ours", packed_once=packed_once, exact_nonfinite=exact_nonfinite
+    )
+
+
+def _by_measurement(shape: ConvShape, exact_nonfinite: bool) -> Choice | None:
+    """The fastest plan that was measured, None unless all that come into question were."""
+    answers = tuned.answers()
+    if not answers or not _has_one_size(shape):
+        return None
+    answer = answers.get(str(shape))
+    if answer is None:
+        return None
+    able = candidates(shape, exact_nonfinite=exact_nonfinite, allow=answer.ms)
+    if not set(able).issubset(answer.ms):
+        return None  # a kernel that came later
+    ranks = sorted([(p != answer.plan, answer.ms[p], p) for p in able if answer.ms[p] is not None])
+    if not ranks:
+        return None
+    listed = ", ".join([f"{plan} {milliseconds(ms)}" for _, ms, plan in ranks])
+    return Choice(ranks[0][2], f"tuned on this machine at batch {answer.batch}: {listed}")
+
+
+def milliseconds(ms: float) -> str:
+    """Three digits and the unit, "0.312 ms"."""
+    return f"{ms:.3g} ms" if ms < 1000 else f"{ms:.0f} ms"
+
+
+def _has_one_size(shape: ConvShape) -> bool:
+    """False in a graph that is captured for every size of the map."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(shape.out_size[0]) and has_static_value(shape.out_size[1])
+
+
+def by_rule(
+    shape: ConvShape,
+    *,
+    ours: bool = False,
+    packed_once: bool = True,
+    exact_nonfinite: bool = False,
+) -> Choice:
+    """What `choose` says where nothing was measured; ours: wherever a kernel of ours can run."""
+    missing = _cannot_run_ours(shape)
+    reason = missing or ("" if ours else _why_torch(shape))
+    if reason:
+        return Choice("torch", reason)
+    return _ours(shape, packed_once, exact_nonfinite)
 
 
 def _cannot_run_ours(shape: ConvShape) -> str:
@@ -139,22 +246,9 @@ def _why_torch(shape: ConvShape) -> str:
     return ""
 
 
-def _can_compute(plan: str, shape: ConvShape) -> bool:
-    traits = PLAN_TRAITS[plan]
-    if shape.dtype not in traits.dtypes:
-        return False
-    if traits.isa and traits.isa != ops.cpu_isa():
-        return False
-    if traits.kernel is None:
-        return True
-    kernel, stride = (traits.kernel, traits.kernel), (traits.stride, traits.stride)
-    wanted = (kernel, stride, (1, 1), 1)
-    return (shape.kernel, shape.stride, shape.dilation, shape.groups) == wanted
-
-
 # The cost of a plan, in multiplications per image and pair of input and output channel: its points
-# times its tiles, but at least as many tiles as take the time of loading a point's weights: 15 where
-# these come from memory (115 GMAC/s and 31 GB/s), 12 where they pass through from L3 (about 3
+# times its tiles, but at least as many tiles as take the time of loading a point's weights: 15
+# where these come from memory (115 GMAC/s and 31 GB/s), 12 where they pass through from L3 (about 3
 # multiplications a byte), 4 where they stay in L2 and only the latency of the multiplier must be
 # filled. Products of bfloat16 take half the time, and so do their weights.
 _TILES_OF_A_LOAD = ((1 << 20, 4), (16 << 20, 12))  # weights up to so many bytes: tiles
@@ -204,4 +298,6 @@ def _ours(shape: ConvShape, packed_once: bool, exact_nonfinite: bool) -> Choice:
     if best == direct:
         return Choice(direct, "too few pixels to pay for loading transformed weights")
     side = shape.stride[0]
-    return Choice(best, f"3x3, stride {side}: {least / limit:.0%} of the direct convolution's cost")
+    # A graph that is captured for every size knows no number, and nobody reads its reason.
+    share = "less than" if torch.compiler.is_compiling() else f"{least / limit:.0%} of"
+    return Choice(best, f"3x3, stride {side}: {share} the direct convolution's cost")

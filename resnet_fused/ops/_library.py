@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -35,8 +39,12 @@ for _schema in _SCHEMAS:
 _ops = torch.ops.resnet_fused
 
 
+_binary = ""  # the extension's file
+
+
 def _load_extension() -> str | None:
     """Registers the C++ kernels; returns why it could not, or None."""
+    global _binary
     if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
         return "RESNET_FUSED_DISABLE_EXT is set"
     try:
@@ -49,6 +57,7 @@ def _load_extension() -> str | None:
         torch.ops.load_library(found.origin)  # loaded, not imported: it needs nothing of Python
     except OSError as error:
         return str(error)
+    _binary = found.origin
     return None
 
 
@@ -56,9 +65,30 @@ extension_error: str | None = _load_extension()
 """None where the C++ kernels are loaded, else why they are not."""
 
 
+def constant_in_graphs(function: Callable) -> Callable:
+    """Lets torch.compile call `function`, which takes nothing, once and keep the result.
+
+    torch.compiler.assume_constant_result does the same, and imports torch._dynamo for it: 1.5 s.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant_in_graphs
 def cpu_isa() -> str:
     """The instruction set whose kernels run on the CPU, "none" without the extension."""
     return _ops.cpu_isa() if extension_error is None else "none"
+
+
+@functools.cache
+def kernels_id() -> str:
+    """Eight digits that change with the compiled kernels, "none" without them."""
+    if extension_error is not None:
+        return "none"
+    try:
+        return f"{zlib.crc32(Path(_binary).read_bytes()):08x}"
+    except OSError:  # replaced since it was loaded
+        return "unknown"
 
 
 CPU_FEATURES = frozenset(_ops.cpu_features().split() if extension_error is None else ())

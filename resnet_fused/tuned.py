@@ -1,0 +1,132 @@
+"""What `tune` measured on this machine: the answers that `select` asks before its own rule.
+
+An answer holds for one machine: CPU model, instruction set, threads, versions of torch and of this
+package, build of the kernels. And for one convolution, select.ConvShape, whose text is the key. The
+batch is no part of it: packed weights have one layout at a time, and batches that take turns would
+pack at every call. So a convolution has one answer, from the batch that was measured last.
+
+The file is read once, when the package is imported: torch.compile captures the lookup but could not
+capture reading a file.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import _tuning_file
+from ._cpuinfo import cpu_model
+from ._tuning_file import Answer, Machines
+from ._version import __version__
+from .ops import _library as ops
+
+_table: Machines = {}
+_revision = 0
+_cpu: list[str] = []  # asked for once, at the first answer
+
+
+@ops.constant_in_graphs
+def machine() -> str:
+    """What an answer depends on beside the convolution, as one line.
+
+    A graph holds the line of its capture; torch.compile captures again for other threads.
+    """
+    if not _cpu:
+        _cpu.append(cpu_model())
+    return (
+        f"{_cpu[0]}, {ops.cpu_isa()}, threads: {torch.get_num_threads()}, "
+        f"torch {torch.__version__}, resnet-fused {__version__}, kernels {ops.kernels_id()}"
+    )
+
+
+def answers() -> Mapping[str, Answer]:
+    """Convolution -> answer, of this machine with the present number of threads."""
+    if not _table:
+        return {}
+    return _table.get(machine(), {})
+
+
+def state() -> tuple[int, int]:
+    """Equal while no answer can have changed."""
+    return (_revision, torch.get_num_threads() if _table else 0)
+
+
+def load(environ: Mapping[str, str] = os.environ) -> None:
+    """Reads the file, in place of what this process knows. Warns once of one that is no use."""
+    global _table, _revision
+    path = _tuning_file.path(environ)
+    found = _tuning_file.read(path) if path else _tuning_file.Contents()
+    if found.problem:
+        warnings.warn(
+            f"resnet_fused: the tuning file {path} {found.problem}, so it counts as absent",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    _table = found.machines
+    _revision += 1
+
+
+def learn(new: Mapping[str, Answer], environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Takes answers for this machine into this process and into the file; returns the file.
+
+    None where there is none: switched off, or, with a warning, because it cannot be written.
+    """
+    global _table, _revision
+    here, path, known = machine(), _tuning_file.path(environ), _table
+    if path is not None:
+        try:
+            known = _tuning_file.merge(path, here, new)
+        except OSError as error:
+            warnings.warn(
+                f"resnet_fused: what was measured holds in this process only, because "
+                f"{path} cannot be written: {error.strerror or error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            path = None
+    _table = known | {here: _table.get(here, {}) | known.get(here, {}) | dict(new)}
+    _revision += 1
+    return path
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the doctor tells of the file. path: None where switched off or no home is known."""
+
+    path: Path | None
+    exists: bool = False
+    problem: str = ""
+    here: int = 0  # convolutions with an answer for this machine as it is now
+    elsewhere: int = 0  # with an answer for other threads, versions or machines
+    writable: bool = True
+
+
+def status(environ: Mapping[str, str] = os.environ) -> Status:
+    """Looks at the file anew."""
+    path = _tuning_file.path(environ)
+    if path is None:
+        return Status(None)
+    found = _tuning_file.read(path)
+    try:
+        here = len(found.machines.get(machine(), {}))
+    except RuntimeError:  # RESNET_FUSED_ISA asks for what is not there
+        here = 0
+    total = sum(map(len, found.machines.values()))
+    return Status(
+        path, os.path.lexists(path), found.problem, here, total - here, _can_write(path.parent)
+    )
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether a file can be made in a folder that may have to be made first."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+load()
