@@ -7,6 +7,7 @@ from .fuse import fuse, refresh, unfuse
 from .recipe import NoMatch
 from .report import report
 from .residual import FusedBottleneck, FusedResidual
+from .tune import tune
 from .verify import verify
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "refresh",
     "report",
     "select",
+    "tune",
     "unfuse",
     "verify",
 ]

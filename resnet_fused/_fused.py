@@ -22,6 +22,10 @@ Run = Callable[[int, Tensor, Tensor | None], Tensor]
 """run(i, x, residual): unit i of the module."""
 
 NOT_RUN_YET = "not run yet"
+
+watchers: list[Callable[[FusedModule, Tensor, torch.dtype], None]] = []
+"""Called with a module, its input and the computation's dtype when it chooses plans: for tune."""
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [getattr(_module, "_global" + name) for name in _HOOKS]
 
@@ -125,6 +129,7 @@ class FusedModule(Wrapper):
     # "preserve": contiguous, unless x is channels_last; "contiguous": that, whatever x is.
     output_format = "channels_last"
     exact_nonfinite = False  # True: no Winograd, which spreads NaN and Inf over a tile
+    adds_shortcut = False  # True: the last unit adds one before its activation
 
     def __init__(
         self, original: nn.Module, units: tuple[ConvUnit, ...], links: tuple[Link, ...]
@@ -256,7 +261,17 @@ class FusedModule(Wrapper):
             t.requires_grad for unit in self._units for t in packing.tensors(unit)
         )
 
+    def conv_shapes(self, x: Tensor, dtype: torch.dtype) -> list[select.ConvShape]:
+        """Each unit's convolution for the module's input x."""
+        sizes = self._out_sizes((x.shape[-2], x.shape[-1]))
+        return [
+            packing.conv_shape(unit.conv, dtype, size)
+            for unit, size in zip(self._units, sizes, strict=True)
+        ]
+
     def _choose_all(self, x: Tensor, dtype: torch.dtype) -> tuple[select.Choice, ...]:
+        for watcher in watchers:
+            watcher(self, x, dtype)
         sizes = self._out_sizes((x.shape[-2], x.shape[-1]))
         return tuple(
             packing.choose(unit.conv, dtype, size, self.exact_nonfinite)
@@ -264,7 +279,7 @@ class FusedModule(Wrapper):
         )
 
     def _packed_units(self, x: Tensor, dtype: torch.dtype) -> tuple[packing.PackedUnit, ...]:
-        context = (x.shape[-2:], dtype, self.exact_nonfinite, select.force())
+        context = (x.shape[-2:], dtype, self.exact_nonfinite, select.state())
         return self._cache.get(self._units, dtype, context, lambda: self._choose_all(x, dtype))
 
     def _packed(self, x: Tensor, dtype: torch.dtype) -> Run:

@@ -67,21 +67,26 @@ def out_size(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def choose(
-    conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int], exact_nonfinite: bool
-) -> select.Choice:
-    """The plan for this convolution in `dtype` with an output of out_size rows and columns."""
-    shape = select.ConvShape(
+def conv_shape(conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int]) -> select.ConvShape:
+    """This convolution in `dtype` with an output of out_size rows and columns, for `select`."""
+    return select.ConvShape(
         device=conv.weight.device.type,
         dtype=dtype,
         in_channels=conv.weight.shape[1] * conv.groups,
         out_channels=conv.weight.shape[0],
         kernel=kernel_size(conv),
         out_size=out_size,
-        stride=conv.stride,
-        dilation=conv.dilation,
+        stride=tuple(conv.stride),
+        dilation=tuple(conv.dilation),
         groups=conv.groups,
     )
+
+
+def choose(
+    conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int], exact_nonfinite: bool
+) -> select.Choice:
+    """The plan for this convolution in `dtype` with an output of out_size rows and columns."""
+    shape = conv_shape(conv, dtype, out_size)
     return select.choose(shape, exact_nonfinite=exact_nonfinite)
 
 

@@ -23,6 +23,8 @@ class FusedResidual(FusedModule):
     not fit and for bad arguments.
     """
 
+    adds_shortcut = True
+
     def __init__(
         self, input_channels: int, num_channels: int, use_1x1conv: bool = False, strides: int = 1
     ) -> None:

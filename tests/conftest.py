@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass, replace
+
+# Before the package is imported, which reads the file: no test may see the user's or write to it.
+os.environ["RESNET_FUSED_TUNE_FILE"] = "none"
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import resnet_fused as rf
-from resnet_fused import select
+from resnet_fused import select, tuned
 
 NATIVE = rf.ops.extension_error is None
 ISAS = [
@@ -63,6 +67,16 @@ def threads():
 def one_thread(threads):
     """For many small calls: waking a second thread for each takes ten times as long as the call."""
     threads(1)
+
+
+@pytest.fixture
+def tuning_file(tmp_path, monkeypatch):
+    """A file for tuned answers that is not there yet; what was learned is forgotten afterwards."""
+    path = tmp_path / "cache" / "tuning.json"
+    monkeypatch.setenv("RESNET_FUSED_TUNE_FILE", str(path))
+    yield path
+    monkeypatch.setenv("RESNET_FUSED_TUNE_FILE", "none")
+    tuned.load()
 
 
 # ---- poison ------------------------------------------------------------------------------------

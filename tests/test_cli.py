@@ -1,5 +1,6 @@
-"""The commands demo and bench, through click's runner and once as a program."""
+"""The commands demo, bench and tune, through click's runner and once as a program."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,12 +8,17 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import needs_extension
 
 import resnet_fused as rf
+from resnet_fused import tuned
+from resnet_fused._tuning_file import Answer
 from resnet_fused.cli import main
 from resnet_fused.commands import bench as bench_module
 from resnet_fused.commands import demo as demo_module
 from resnet_fused.commands import demo_speed
+from resnet_fused.commands import tune as tune_module
+from resnet_fused.measure import candidates
 from resnet_fused.measure.compare import Result, WrongResult
 from resnet_fused.measure.engines import CHANNELS_LAST, COMPILE, EAGER, FUSED, OURS
 from resnet_fused.measure.timing import Samples
@@ -73,7 +79,16 @@ def test_as_a_program():
 
 def test_help_names_all_commands():
     output = run("--help").output
-    assert all(f"  {name} " in output for name in ("demo", "bench", "doctor"))
+    assert all(f"  {name} " in output for name in ("demo", "bench", "tune", "doctor"))
+
+
+@pytest.mark.parametrize("command", ["bench", "demo", "tune"])
+def test_a_bad_force_is_one_sentence(command, monkeypatch):
+    monkeypatch.setattr(rf.select, "_forced", ["fast"])
+    result = run(command)
+    assert result.exit_code == 1
+    words = ", ".join(rf.select.FORCES)
+    assert message(result) == f"RESNET_FUSED_FORCE must be one of {words}, got 'fast'."
 
 
 # ---- bench ---------------------------------------------------------------------------------------
@@ -129,6 +144,11 @@ def test_bench_says_that_selection_is_forced():
     assert "selection forced to torch" in result.output
 
 
+def test_bench_says_that_selection_is_tuned(tuning_file):
+    tuned.learn({"a convolution": Answer(1, "torch", {"torch": 1.0})})
+    assert "selection tuned" in run(*QUICK_BENCH, "--batch", "1").output
+
+
 @pytest.mark.parametrize("text", ["0", "1,-2", "1;2", "", "1.5", "1,,2"])
 def test_bench_refuses_bad_batches(text):
     result = run("bench", "--batch", text)
@@ -177,6 +197,59 @@ def test_bench_verdict():
         fused,
     )
     assert "no peer" in verdict(Result(EAGER, 4, reason="broken"), fused)
+
+
+# ---- tune ----------------------------------------------------------------------------------------
+
+
+def made_up_times(runners, *, on_round, **kwargs):
+    for runner in runners.values():
+        runner.run()
+    on_round(1, 1)
+    return {plan: Samples((1e-3 * len(plan),) * 5) for plan in runners}
+
+
+@needs_extension
+def test_tune(tuning_file, monkeypatch):
+    monkeypatch.setattr(candidates, "interleave", made_up_times)
+    torch.set_num_threads(2)
+    args = ("--size", 32, "--batch", 2, "--dtype", "bfloat16", "--threads", 1)
+    result = run("tune", *args)
+    assert result.exit_code == 0, result.output
+    assert torch.get_num_threads() == 2
+    assert "resnet18, bfloat16, 32x32, threads: 1, milliseconds" in result.output
+    assert f"kept in {tuning_file}" in result.output
+    document = json.loads(tuning_file.read_text())
+    ((machine, answers),) = document["machines"].items()
+    assert ", threads: 1, " in machine
+    assert len(answers) == 11
+    for shape, answer in answers.items():
+        assert shape.endswith(" bfloat16 cpu")
+        assert answer["batch"] == 2
+        assert answer["plan"] == "torch", "five letters, the fewest"
+        assert answer["ms"]["torch"] == 5.0
+
+
+@needs_extension
+def test_tune_says_what_makes_its_answer_doubtful_or_useless(tuning_file, monkeypatch):
+    monkeypatch.setattr(candidates, "interleave", made_up_times)
+    busy = dataclasses.replace(tune_module.machine(), load=9.0)
+    monkeypatch.setattr(tune_module, "machine", lambda: busy)
+    with rf.select.forced("direct"):
+        result = run("tune", "--size", 32)
+    assert result.exit_code == 0, result.output
+    assert "9.0 running processes in the last minute: tune again when idle" in result.output
+    assert "RESNET_FUSED_FORCE is set, so it decides" in result.output
+
+
+@needs_extension
+def test_tune_fails_where_a_plan_is_wrong(tuning_file, monkeypatch):
+    right = candidates._run
+    monkeypatch.setattr(candidates, "_run", lambda *args: 2 * right(*args))
+    result = run("tune", "--size", 32)
+    assert result.exit_code == 1
+    assert message(result).startswith("tune: direct on 7x7 3->64 to 16x16 stride 2x2 float32 cpu")
+    assert not tuning_file.exists()
 
 
 # ---- demo ----------------------------------------------------------------------------------------

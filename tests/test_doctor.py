@@ -1,11 +1,13 @@
 """`resnet-fused doctor`: what it finds in made-up surroundings, and its exit code."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from resnet_fused import _build_info
+from resnet_fused import _build_info, select, tuned
+from resnet_fused._tuning_file import Answer
 from resnet_fused.cli import main
 from resnet_fused.commands import doctor
 from resnet_fused.commands.doctor import NOTE, OK, WRONG, Facts, examine
@@ -41,6 +43,7 @@ BUILT = _build_info.BuildInfo(
 NOT_BUILT = _build_info.BuildInfo(
     "not built", {"_C": _build_info.ExtensionInfo(False, "no C++ compiler")}
 )
+TUNING = tuned.Status(Path("/cache/tuning.json"))
 GOOD = Facts(
     machine=MACHINE,
     build=BUILT,
@@ -49,6 +52,7 @@ GOOD = Facts(
     gpu_device=False,
     torch_cuda=None,
     cuda_available=False,
+    tuning=TUNING,
     environ={},
 )
 
@@ -161,8 +165,8 @@ def test_all_is_well():
     found = examine(GOOD)
     assert {f.status for f in found} == {OK}
     assert not any(f.mend for f in found)
-    topics = ["versions", "torch", "build", "extension", "compiler", "instructions", "CUDA"]
-    assert [f.topic for f in found] == [*topics, "threads", "load"]
+    topics = ["versions", "torch", "build", "extension", "compiler", "instructions", "tuning"]
+    assert [f.topic for f in found] == [*topics, "CUDA", "threads", "load"]
 
 
 def test_old_torch():
@@ -221,6 +225,87 @@ def test_forced_selection():
     for variable, value in (("RESNET_FUSED_FORCE", "torch"), ("RESNET_FUSED_EXACT_NONFINITE", "1")):
         found = finding("selection", environ=FREE | {variable: value})
         assert (found.status, found.mend) == (NOTE, f"unset {variable}")
+
+
+def test_a_bad_force_is_wrong():
+    found = finding("selection", environ={"RESNET_FUSED_FORCE": "fast"})
+    assert (found.status, found.mend) == (WRONG, "unset RESNET_FUSED_FORCE")
+    assert found.text == (
+        f"RESNET_FUSED_FORCE must be one of {', '.join(select.FORCES)}, got 'fast'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "text", "mend"),
+    [
+        ({}, OK, "/cache/tuning.json is not there yet: convolutions are chosen by rule", ""),
+        (
+            {"exists": True},
+            OK,
+            "/cache/tuning.json has no entries: convolutions are chosen by rule",
+            "",
+        ),
+        (
+            {"exists": True, "here": 11},
+            OK,
+            "/cache/tuning.json is valid, entries: 11 for this machine",
+            "",
+        ),
+        (
+            {"exists": True, "here": 11, "elsewhere": 2},
+            OK,
+            "/cache/tuning.json is valid, entries: 11 for this machine, "
+            "2 for other threads, versions or machines",
+            "",
+        ),
+        (
+            {"exists": True, "elsewhere": 2},
+            NOTE,
+            "/cache/tuning.json is valid, entries: none for this machine, "
+            "2 for other threads, versions or machines",
+            "resnet-fused tune",
+        ),
+        (
+            {"exists": True, "problem": "is damaged: it is not JSON"},
+            NOTE,
+            "/cache/tuning.json is damaged: it is not JSON: it counts as absent",
+            "mv /cache/tuning.json /cache/tuning.json.bak",
+        ),
+        (
+            {"writable": False},
+            NOTE,
+            "/cache/tuning.json cannot be written: "
+            "what `resnet-fused tune` measures would not be kept",
+            "export RESNET_FUSED_TUNE_FILE=FILE",
+        ),
+        ({"path": None}, OK, "kept in no file: no home folder is known", ""),
+    ],
+)
+def test_tuning(changes, status, text, mend):
+    found = finding("tuning", tuning=dataclasses.replace(TUNING, **changes))
+    assert (found.status, found.text, found.mend) == (status, text, mend)
+
+
+def test_tuning_switched_off():
+    environ = {"RESNET_FUSED_TUNE_FILE": "none"}
+    found = finding("tuning", tuning=tuned.Status(None), environ=environ)
+    assert (found.status, found.text) == (OK, "kept in no file: RESNET_FUSED_TUNE_FILE=none")
+
+
+def test_status_of_the_tuning_file(tuning_file, tmp_path):
+    assert tuned.status() == tuned.Status(tuning_file)
+    tuned.learn({"a convolution": Answer(1, "torch", {"torch": 1.0})})
+    assert tuned.status() == tuned.Status(tuning_file, exists=True, here=1)
+    text = tuning_file.read_text()
+    tuning_file.write_text(text.replace("threads: ", "threads: 9"))
+    assert tuned.status() == tuned.Status(tuning_file, exists=True, elsewhere=1)
+    tuning_file.write_text(text[:-9])
+    assert tuned.status() == tuned.Status(
+        tuning_file, exists=True, problem="is damaged: it is not JSON"
+    )
+    below = {"RESNET_FUSED_TUNE_FILE": str(tuning_file / "below")}
+    assert not tuned.status(below).writable
+    assert tuned.status({"RESNET_FUSED_TUNE_FILE": "none"}) == tuned.Status(None)
 
 
 def test_cuda():
@@ -296,6 +381,15 @@ def test_exit_code_and_commands_when_wrong(monkeypatch):
     assert "export OMP_NUM_THREADS=4" in lines, "alone on its line, ready to be copied"
     assert "pip install --upgrade 'torch>=2.11'" in lines
     assert "Error: 2 things are wrong; the commands above mend that." in lines
+
+
+def test_the_command_tells_of_a_bad_force(monkeypatch):
+    monkeypatch.setattr(select, "_forced", ["fast"])
+    monkeypatch.setenv("RESNET_FUSED_FORCE", "fast")
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 1
+    assert "RESNET_FUSED_FORCE must be one of none, ours, " in result.output
+    assert "unset RESNET_FUSED_FORCE" in result.output
 
 
 def test_gather_reads_this_machine(tmp_path, monkeypatch):

@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from resnet_fused import select
+from resnet_fused import check, select
 from resnet_fused.ops import _library
 
 needs_extension = pytest.mark.skipif(
@@ -108,6 +108,120 @@ def test_forced_refuses_unknown_words():
         pass
 
 
+# ---- candidates ----------------------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, check.PLANS),
+        ({"dtype": torch.bfloat16}, check.PLANS),
+        ({"in_channels": 1, "out_size": (1, 1)}, check.PLANS),
+        ({"kernel": (1, 1)}, ("direct", "torch")),
+        ({"kernel": (3, 1)}, ("direct", "torch")),
+        ({"stride": (2, 2)}, ("direct", "torch")),
+        ({"stride": (1, 2)}, ("direct", "torch")),
+        ({"dilation": (2, 2)}, ("direct", "torch")),
+        ({"groups": 2}, ("direct", "torch")),
+        ({"dtype": torch.float64}, ("torch",)),
+        ({"device": "cuda"}, ("torch",)),
+    ],
+)
+def test_candidates(changes, expected):
+    assert select.candidates(replace(STAGE_1, **changes)) == expected
+
+
+@needs_extension
+def test_candidates_of_exact_nonfinite():
+    assert select.candidates(STAGE_1, exact_nonfinite=True) == ("direct", "torch")
+
+
+def test_without_the_extension_torch_is_the_only_candidate(monkeypatch):
+    monkeypatch.setattr(_library, "extension_error", "it was not built")
+    assert select.candidates(STAGE_1) == ("torch",)
+
+
+@needs_extension
+@pytest.mark.parametrize("geometry", [(3, 1), (3, 2), (1, 1), (7, 2)])
+@pytest.mark.parametrize("dtype", check.FLOAT_DTYPES)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_candidates_are_what_the_ops_take(geometry, dtype, groups):
+    """One table for the choice and the argument checks, and what C++ says of it."""
+    side, stride = geometry
+    x = torch.randn(1, 4, 9, 9).to(dtype)
+    weight = torch.randn(4, 4 // groups, side, side).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    vector = torch.ones(4, dtype=wide)
+    keywords = {"stride": (stride, stride), "groups": groups}
+    y = torch.nn.functional.conv2d(x, weight, **keywords)
+    shape = select.ConvShape(
+        "cpu", dtype, 4, 4, (side, side), tuple(y.shape[-2:]), (stride, stride), groups=groups
+    )
+    for plan in check.PLANS:
+        able = plan in select.candidates(shape, allow=check.PLANS)
+
+        def run(plan=plan):
+            packed = torch.ops.resnet_fused.pack_conv(weight, groups, plan=plan)
+            return torch.ops.resnet_fused.conv_bn_act_packed(
+                x, packed, vector, vector, kernel_size=(side, side), plan=plan, **keywords
+            )
+
+        if able:
+            assert run().shape == y.shape
+        else:
+            with pytest.raises(RuntimeError, match=rf'plan "{plan}" takes '):
+                run()
+
+
+@needs_extension
+def test_a_new_plan_needs_one_row(monkeypatch):
+    """Its row decides where it is a candidate and what the checks say."""
+    rows = {
+        "slow": check.PlanTraits(kernel=7, stride=2, opt_in=True),
+        "native": check.PlanTraits(dtypes=(torch.bfloat16,), isa=_library.cpu_isa()),
+        "elsewhere": check.PlanTraits(isa="of another machine"),
+    }
+    for plan, row in rows.items():
+        monkeypatch.setitem(check.PLAN_TRAITS, plan, row)
+    monkeypatch.setattr(select, "PLANS", (*check.PLANS, *rows))
+    stem = replace(STAGE_1, kernel=(7, 7), stride=(2, 2))
+    assert select.candidates(stem) == ("direct", "torch")
+    assert select.candidates(stem, allow=["slow"]) == ("direct", "torch", "slow")
+    assert select.candidates(STAGE_1, allow=["slow"]) == check.PLANS
+    low = replace(stem, dtype=torch.bfloat16)
+    assert select.candidates(low) == ("direct", "torch", "native")
+    with pytest.raises(ValueError, match='"slow" takes 7 x 7 kernels in one group, got 3 x 3 in 1'):
+        check.plan_weight("op", "slow", torch.float32, (3, 3), 1)
+    with pytest.raises(ValueError, match=r"takes stride 2 and dilation 1, got stride \(1, 1\)"):
+        check.plan_weight("op", "slow", torch.float32, (7, 7), 1, (1, 1))
+    check.plan_weight("op", "slow", torch.float32, (7, 7), 1)  # packing knows of no stride
+    with pytest.raises(TypeError, match='"native" takes bfloat16, got float16'):
+        check.plan_weight("op", "native", torch.float16, (3, 3), 1)
+
+
+def test_the_key_of_a_convolution_tells_all_that_the_choice_depends_on():
+    others = {
+        "device": "cuda",
+        "dtype": torch.float16,
+        "in_channels": 32,
+        "out_channels": 32,
+        "kernel": (1, 3),
+        "out_size": (56, 55),
+        "stride": (2, 1),
+        "dilation": (1, 2),
+        "groups": 2,
+    }
+    # Of the batch a tuned answer does not depend: see resnet_fused/tuned.py.
+    assert set(others) == {field.name for field in fields(select.ConvShape)} - {"batch"}
+    keys = {str(replace(STAGE_1, **{name: value})) for name, value in others.items()}
+    assert len(keys | {str(STAGE_1)}) == len(others) + 1
+    assert str(STAGE_1) == "3x3 64->64 to 56x56 float32 cpu"
+    assert str(replace(STAGE_1, stride=(2, 2), dilation=(1, 2), groups=4)) == (
+        "3x3 64->64 to 56x56 stride 2x2 dilation 1x2 groups 4 float32 cpu"
+    )
+
+
 @needs_extension
 def test_every_choice_says_why_and_where():
     for changes in ({}, {"out_size": (1, 1)}, {"groups": 64}, {"device": "cuda"}):
@@ -122,13 +236,20 @@ def test_environment_sets_the_force(word, printed):
     assert done.stdout.strip() == printed
 
 
-def test_environment_with_an_unknown_word_is_one_sentence():
-    done = run("import resnet_fused", "fast")
+def test_environment_with_an_unknown_word_is_one_sentence_at_the_first_choice():
+    """Not at the import, so that the doctor can tell."""
+    done = run("import resnet_fused; print('imported')", "fast")
+    assert (done.returncode, done.stdout) == (0, "imported\n")
+    code = (
+        "import resnet_fused as rf, torch\n"
+        "with rf.select.forced('torch'):\n"
+        "    rf.FusedResidual(4, 4).eval()(torch.ones(1, 4, 4, 4))\n"
+        "rf.FusedResidual(4, 4).eval()(torch.ones(1, 4, 4, 4))\n"
+    )
+    done = run(code, "fast")
     assert done.returncode != 0
-    assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith("ValueError: RESNET_FUSED_FORCE must be one of none, ours, direct")
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"ValueError: RESNET_FUSED_FORCE must be one of {', '.join(select.FORCES)}, got 'fast'"
     )
 
 

@@ -12,7 +12,7 @@ import click
 import torch
 from rich.console import Console
 
-from .. import models, select
+from .. import models, select, tuned
 from ..measure.compare import Result, WrongResult, best_peer, compare, of_engine, ratio
 from ..measure.engines import FUSED, engines
 from ..measure.error import exact_logits
@@ -80,12 +80,14 @@ def bench(
         path.parent.mkdir(parents=True, exist_ok=True)
     out = console()
     chosen = engines(compile=not no_compile, ours=ours)
-    with _threads(threads):
-        about = machine()
+    with torch_threads(threads):
+        about, answers = machine(), tuned.answers()
         groups = _measure(out, model, batches, DTYPES[dtype], size, chosen, seconds, rounds)
     title = f"{model}, {dtype}, {size}x{size}, threads: {about.threads}"
     if select.force() != "none":
         title += f", selection forced to {select.force()}"
+    elif answers:
+        title += ", selection tuned"
     table = speed_table(title, "to best peer")
     for group in groups:
         add_results(table, group, best_peer(group))
@@ -162,7 +164,7 @@ def _document(about: Machine, net: dict, groups: list[list[Result]]) -> dict[str
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
     """torch's intra-op threads within the block; None leaves them alone."""
     before = torch.get_num_threads()
     if count is not None:

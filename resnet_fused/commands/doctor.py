@@ -14,7 +14,7 @@ import click
 import torch
 from rich.markup import escape
 
-from .. import _build_info, ops
+from .. import _build_info, ops, select, tuned
 from ..measure.machine import ROOT, Machine, machine, usable_cores
 from ..measure.peak import multiply_peak
 from .console import console
@@ -24,6 +24,7 @@ LOOKS = {OK: "[green]ok   [/green]", NOTE: "[yellow]note [/yellow]", WRONG: "[re
 OLDEST_TORCH = (2, 11)
 ISAS = ("scalar", "avx2", "avx512")
 REBUILD = "pip install --force-reinstall --no-deps -e ."
+TUNE_VARIABLE = "RESNET_FUSED_TUNE_FILE"
 DISABLE = "RESNET_FUSED_DISABLE_EXT"
 LIMITS = {"RESNET_FUSED_FORCE": "none", "RESNET_FUSED_EXACT_NONFINITE": "0"}  # free choice
 BUSY = 0.5  # share of the usable cores that others may keep busy before timings suffer
@@ -50,6 +51,7 @@ class Facts:
     gpu_device: bool  # an NVIDIA device node exists
     torch_cuda: str | None  # CUDA version torch was built for
     cuda_available: bool
+    tuning: tuned.Status
     environ: Mapping[str, str] = field(default_factory=dict)
     peaks: Mapping[str, float] = field(default_factory=dict)  # dtype -> multiply-adds a second
 
@@ -63,6 +65,7 @@ def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
         gpu_device=(root / "dev/nvidia0").exists(),
         torch_cuda=torch.version.cuda,
         cuda_available=torch.cuda.is_available(),
+        tuning=tuned.status(environ),
         environ=environ,
         peaks=measured_peaks(),
     )
@@ -188,9 +191,38 @@ def _arithmetic(facts: Facts) -> Iterator[Finding]:
 def _selection(facts: Facts) -> Iterator[Finding]:
     for variable, default in LIMITS.items():
         value = facts.environ.get(variable) or default
-        if value != default:
+        if variable == select.FORCE_VARIABLE and value not in select.FORCES:
+            text = f"{variable} must be one of {', '.join(select.FORCES)}, got {value!r}"
+            yield Finding(WRONG, "selection", text, f"unset {variable}")
+        elif value != default:
             text = f"{variable}={value} keeps from choosing the fastest kernel"
             yield Finding(NOTE, "selection", text, f"unset {variable}")
+
+
+def _tuning(facts: Facts) -> Iterator[Finding]:
+    """A file that is no use only costs speed: notes."""
+    t = facts.tuning
+    others = f"{t.elsewhere} for other threads, versions or machines" if t.elsewhere else ""
+    if t.path is None:
+        text = "kept in no file: no home folder is known"
+        if facts.environ.get(TUNE_VARIABLE):
+            text = f"kept in no file: {TUNE_VARIABLE}={facts.environ[TUNE_VARIABLE]}"
+        yield Finding(OK, "tuning", text)
+    elif t.problem:
+        mend = f"mv {shlex.quote(str(t.path))} {shlex.quote(f'{t.path}.bak')}"
+        yield Finding(NOTE, "tuning", f"{t.path} {t.problem}: it counts as absent", mend)
+    elif not t.writable:
+        text = f"{t.path} cannot be written: what `resnet-fused tune` measures would not be kept"
+        yield Finding(NOTE, "tuning", text, f"export {TUNE_VARIABLE}=FILE")
+    elif t.here:
+        text = f"{t.path} is valid, entries: {t.here} for this machine"
+        yield Finding(OK, "tuning", f"{text}, {others}" if others else text)
+    elif others:
+        text = f"{t.path} is valid, entries: none for this machine, {others}"
+        yield Finding(NOTE, "tuning", text, "resnet-fused tune")
+    else:
+        state = "has no entries" if t.exists else "is not there yet"
+        yield Finding(OK, "tuning", f"{t.path} {state}: convolutions are chosen by rule")
 
 
 def _cuda(facts: Facts) -> Iterator[Finding]:
@@ -247,7 +279,8 @@ def _load(facts: Facts) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    _versions, _build, _extension, _compiler, _isa, _arithmetic, _selection, _cuda, _threads, _load,
+    _versions, _build, _extension, _compiler, _isa, _arithmetic, _selection, _tuning, _cuda,
+    _threads, _load,
 )  # fmt: skip
 
 

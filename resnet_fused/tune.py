@@ -1,0 +1,249 @@
+"""tune: measures every plan for every convolution of a model on this machine, and keeps the answer.
+
+`select` takes the fastest measured plan from then on, in this process and, through a small file
+(_tuning_file), in later ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from . import _fused, check, packing, select, tuned
+from ._call import check_example, evaluating, run, table
+from ._fused import FusedModule
+from ._progress import progress_bar
+from ._tuning_file import Answer
+from .fuse import refresh
+from .measure.candidates import ConvCall, measure
+from .select import ConvShape, milliseconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One convolution of the model.
+
+    shape, batch: what was measured. count: how many convolutions of the model are like this.
+    ms: plan -> median in milliseconds, None where it is not exact enough; empty where only one
+    plan can compute it. errors: plan -> relative L2 against float64. plan: the fastest, by_rule
+    where none is faster beyond chance. by_rule: what is chosen where nothing was measured.
+    """
+
+    shape: ConvShape
+    batch: int
+    count: int
+    ms: dict[str, float | None]
+    errors: dict[str, float]
+    plan: str
+    by_rule: str
+
+
+class Tuning(Sequence[Row]):
+    """The rows in the order of the model; prints as a table. path: the file, None if in none."""
+
+    def __init__(self, rows: Sequence[Row], path: Path | None) -> None:
+        self._rows = tuple(rows)
+        self.path = path
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, index):
+        return self._rows[index]
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """Those measured of any convolution, in the order of check.PLANS."""
+        return tuple(plan for plan in check.PLANS if any(plan in row.ms for row in self))
+
+    def table(self) -> tuple[dict[str, str], list[list[str]]]:
+        """Heading -> "left" or "right", and the rows' cells; times in milliseconds."""
+        numbers = ("batch", "count", *self.plans)
+        headings = {"convolution": "left"} | dict.fromkeys(numbers, "right")
+        headings |= {"fastest": "left", "by rule": "left"}
+        rows = []
+        for row in self:
+            times = [_time(row.ms[plan]) if plan in row.ms else "" for plan in self.plans]
+            start = [str(row.shape), str(row.batch), str(row.count)]
+            rows.append([*start, *times, row.plan, row.by_rule])
+        return headings, rows
+
+    def summary(self) -> str:
+        """What it brings, and where it is kept."""
+        timed = [row for row in self if row.ms]
+        if not timed:
+            return "nothing was measured: only one plan can compute each convolution"
+        kept = f"kept in {self.path}" if self.path else "kept in this process only"
+        if not all(row.ms.get(row.by_rule) for row in timed):
+            return kept
+        best = sum(row.count * row.ms[row.plan] for row in timed)
+        rule = sum(row.count * row.ms[row.by_rule] for row in timed)
+        return f"all convolutions: {milliseconds(best)}, by rule {milliseconds(rule)}; {kept}"
+
+    def __str__(self) -> str:
+        if not self._rows:
+            return "no convolution ran fused"
+        return f"{table(*self.table())}\n{self.summary()}"
+
+    __repr__ = __str__
+
+
+def tune(
+    fused: nn.Module,
+    x: Any,
+    *,
+    allow: Sequence[str] = (),
+    seconds: float = 1.0,
+    progress: bool = True,
+) -> Tuning:
+    """Measures the plans of every convolution of a fused model on this machine, ours and PyTorch's.
+
+    The model runs on x once, in eval mode without gradients, to find its convolutions. Every plan
+    that can compute one is verified against float64 and timed, interleaved with the others. From
+    then on the fastest is chosen for this convolution, at any batch: the last tuning counts. A
+    model that is `exact_nonfinite` gets the fastest of the plans that are. The
+    answer holds for this CPU, instruction set, number of threads, torch and package, and is kept in
+    the file that RESNET_FUSED_TUNE_FILE names ("none": in no file), else in the user's cache
+    folder. Where it cannot be written, a warning says so, and the answer holds in this process.
+
+    fused: a model with fused modules. x: an example input (a tensor, a tuple of arguments, a dict
+        of keyword arguments), with the batch and the size to be fast at.
+    allow: plans that are measured although their error is above a convolution's bound (2e-6 in
+        float32, twice eager's in 16 bit), the opt-in ones among check.PLANS.
+    seconds: timed per convolution. progress: show a bar on a terminal's standard error.
+
+    Training flags, BN statistics and random states stay what they were; packed weights are dropped.
+    Raises TypeError and ValueError for bad arguments, a model without fused modules or one that
+    cannot run on x, and RuntimeError where a plan computes something else than the convolution.
+    """
+    _check(fused, x, allow, seconds)
+    modules = [m for m in fused.modules() if isinstance(m, FusedModule)]
+    if not modules:
+        raise ValueError(
+            f"tune: fused must have fused modules, got a {type(fused).__name__} without: "
+            "resnet_fused.fuse(model) makes them"
+        )
+    try:
+        found = _convolutions(fused, x, modules)
+        weight_bytes = sum(m.status().packed_bytes for m in modules)
+        rows = _measure_all(found, tuple(allow), weight_bytes, seconds, progress)
+    finally:
+        refresh(fused)
+    answers = {str(r.shape): Answer(r.batch, r.plan, r.ms) for r in rows if r.ms.get(r.plan)}
+    return Tuning(rows, tuned.learn(answers) if answers else None)
+
+
+def _check(fused: Any, x: Any, allow: Any, seconds: Any) -> None:
+    check.module("tune", "fused", fused)
+    check_example("tune", x)
+    if isinstance(allow, str) or not isinstance(allow, Sequence):
+        raise TypeError(f"tune: allow must be a sequence of plans, got {allow!r}")
+    for plan in allow:
+        check.one_of("tune", "allow", plan, check.PLANS)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"tune: seconds must be a number, got {type(seconds).__name__}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"tune: seconds must be at least 0 and finite, got {seconds}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A convolution of the model: its commonest call, and how many there are."""
+
+    call: ConvCall
+    count: int
+
+
+def _convolutions(fused: nn.Module, x: Any, modules: Sequence[FusedModule]) -> list[_Found]:
+    """Runs the model once and collects what its fused modules ask `select` for."""
+    calls: dict[str, Counter[ConvCall]] = {}
+
+    def watch(module: FusedModule, x: Tensor, dtype: torch.dtype) -> None:
+        if not any(module is m for m in modules):  # another thread's
+            return
+        for call in _calls(module, x, dtype):
+            if call.batch > 0:
+                calls.setdefault(str(call.shape), Counter())[call] += 1
+
+    refresh(fused)  # what is packed already is not asked for
+    with evaluating(fused), _watching(watch):
+        run("tune", "fused", fused, x)
+    return [_Found(c.most_common(1)[0][0], c.total()) for c in calls.values()]
+
+
+def _calls(module: FusedModule, x: Tensor, dtype: torch.dtype) -> Iterator[ConvCall]:
+    units = module._units
+    batch = x.shape[0] if x.dim() == 4 else 1
+    for unit, shape in zip(units, module.conv_shapes(x, dtype), strict=True):
+        residual = module.adds_shortcut and unit is units[-1]
+        yield ConvCall(shape, batch, packing.pair_padding(unit.conv), unit.act, residual)
+
+
+@contextmanager
+def _watching(watcher: Callable[[FusedModule, Tensor, torch.dtype], None]) -> Iterator[None]:
+    _fused.watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _fused.watchers.remove(watcher)
+
+
+def _measure_all(
+    found: Sequence[_Found],
+    allow: tuple[str, ...],
+    weight_bytes: int,
+    seconds: float,
+    progress: bool,
+) -> list[Row]:
+    rows = []
+    with progress_bar(Console(stderr=True, quiet=not progress)) as bar:
+        task = bar.add_task("", total=len(found))
+        for i, f in enumerate(found):
+            bar.update(task, description=str(f.call.shape), completed=i)
+
+            def on_round(done: int, total: int, i: int = i) -> None:
+                bar.update(task, completed=i + done / total)
+
+            rows.append(_row(f, allow, weight_bytes, seconds, on_round))
+    return rows
+
+
+def _row(
+    f: _Found,
+    allow: tuple[str, ...],
+    weight_bytes: int,
+    seconds: float,
+    on_round: Callable[[int, int], None],
+) -> Row:
+    call, shape = f.call, f.call.shape
+    by_rule = select.by_rule(shape).plan
+    plans = select.candidates(shape, allow=allow)
+    if len(plans) == 1:
+        return Row(shape, call.batch, f.count, {}, {}, plans[0], by_rule)
+    m = measure(
+        call,
+        plans,
+        by_rule,
+        allow=allow,
+        weight_bytes=weight_bytes,
+        seconds=seconds,
+        on_round=on_round,
+    )
+    return Row(shape, call.batch, f.count, m.ms, m.errors, m.plan, by_rule)
+
+
+def _time(ms: float | None) -> str:
+    return "inexact" if ms is None else milliseconds(ms).removesuffix(" ms")
