@@ -261,26 +261,32 @@ class FusedModule(Wrapper):
             t.requires_grad for unit in self._units for t in packing.tensors(unit)
         )
 
-    def conv_shapes(self, x: Tensor, dtype: torch.dtype) -> list[select.ConvShape]:
-        """Each unit's convolution for the module's input x."""
+    def conv_shapes(self, x: Tensor, dtype: torch.dtype, batch: int = 1) -> list[select.ConvShape]:
+        """Each unit's convolution for `batch` images of the size of the module's input x."""
         sizes = self._out_sizes((x.shape[-2], x.shape[-1]))
         return [
-            packing.conv_shape(unit.conv, dtype, size)
+            packing.conv_shape(unit.conv, dtype, size, batch)
             for unit, size in zip(self._units, sizes, strict=True)
         ]
 
-    def _choose_all(self, x: Tensor, dtype: torch.dtype) -> tuple[select.Choice, ...]:
+    def _choose_all(
+        self, x: Tensor, dtype: torch.dtype, batch: int = 1
+    ) -> tuple[select.Choice, ...]:
         for watcher in watchers:
             watcher(self, x, dtype)
-        sizes = self._out_sizes((x.shape[-2], x.shape[-1]))
         return tuple(
-            packing.choose(unit.conv, dtype, size, self.exact_nonfinite)
-            for unit, size in zip(self._units, sizes, strict=True)
+            [
+                select.choose(shape, exact_nonfinite=self.exact_nonfinite)
+                for shape in self.conv_shapes(x, dtype, batch)
+            ]
         )
 
     def _packed_units(self, x: Tensor, dtype: torch.dtype) -> tuple[packing.PackedUnit, ...]:
-        context = (x.shape[-2:], dtype, self.exact_nonfinite, select.state())
-        return self._cache.get(self._units, dtype, context, lambda: self._choose_all(x, dtype))
+        batch = self._cache.largest_batch(x.shape[0] if x.dim() == 4 else 1)
+        context = (x.shape[-2:], batch, dtype, self.exact_nonfinite, select.state())
+        return self._cache.get(
+            self._units, dtype, context, lambda: self._choose_all(x, dtype, batch)
+        )
 
     def _packed(self, x: Tensor, dtype: torch.dtype) -> Run:
         packed = self._packed_units(x, dtype)

@@ -67,8 +67,10 @@ def out_size(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def conv_shape(conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int]) -> select.ConvShape:
-    """This convolution in `dtype` with an output of out_size rows and columns, for `select`."""
+def conv_shape(
+    conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int], batch: int = 1
+) -> select.ConvShape:
+    """This convolution in `dtype` with outputs of out_size rows and columns, for `select`."""
     return select.ConvShape(
         device=conv.weight.device.type,
         dtype=dtype,
@@ -79,15 +81,8 @@ def conv_shape(conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int]) -
         stride=tuple(conv.stride),
         dilation=tuple(conv.dilation),
         groups=conv.groups,
+        batch=batch,
     )
-
-
-def choose(
-    conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int], exact_nonfinite: bool
-) -> select.Choice:
-    """The plan for this convolution in `dtype` with an output of out_size rows and columns."""
-    shape = conv_shape(conv, dtype, out_size)
-    return select.choose(shape, exact_nonfinite=exact_nonfinite)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +211,18 @@ class PackCache:
     def __init__(self) -> None:
         self._entry: tuple[Any, _Stamp, tuple[PackedUnit, ...]] | None = None
         self._choices: dict[Any, tuple[select.Choice, ...]] = {}
+        self._largest_batch = 0
         self._doubted = False
+
+    def largest_batch(self, batch: int) -> int:
+        """The largest batch since the weights were last dropped, this one included.
+
+        Plans follow it: with more images other layouts pay, and a model that serves batches of
+        every size would pack again at each change if they followed the batch itself.
+        """
+        if batch > self._largest_batch:
+            self._largest_batch = batch
+        return self._largest_batch
 
     def doubt(self) -> None:
         """At the next call compare whole contents: train() and eval() were called."""
@@ -225,6 +231,7 @@ class PackCache:
     def drop(self) -> None:
         self._entry = None
         self._choices = {}
+        self._largest_batch = 0
 
     def held(self) -> tuple[PackedUnit, ...]:
         """What is packed at the moment, perhaps nothing, perhaps stale."""
