@@ -4,6 +4,8 @@
 // across the stable ABI it arrives as a RuntimeError with the same sentence.
 #pragma once
 
+#include <cstdint>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -20,6 +22,20 @@ template <typename... Parts>
 template <typename... Parts>
 inline void check(bool ok, const Parts&... parts) {
   if (!ok) fail(parts...);
+}
+
+// Who refuses an argument: an op, or one of several convolutions that it was given.
+struct OpName {
+  const char* op;
+  int64_t convolution = -1;
+
+  OpName(const char* name) : op(name) {}
+  OpName(const char* name, int64_t index) : op(name), convolution(index) {}
+};
+
+inline std::ostream& operator<<(std::ostream& text, const OpName& name) {
+  text << name.op;
+  return name.convolution < 0 ? text : text << ": convolution " << name.convolution;
 }
 
 // "(1, 64, 56, 56)", as Python prints a shape; works for any range of integers.

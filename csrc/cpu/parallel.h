@@ -34,6 +34,9 @@ void for_each_job(int64_t count, const Job& job) {
   torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) { work(); });
 }
 
+// Elements of a pass over memory below which a second thread costs more than it brings.
+constexpr int64_t kSpanGrain = 16384;
+
 // Runs span(begin, end) over [0, count) in one contiguous part per thread, at least `grain` long.
 template <typename Span>
 void for_each_span(int64_t count, int64_t grain, const Span& span) {

@@ -41,7 +41,7 @@ inline constexpr PlanInfo kPlans[] = {
 
 inline const PlanInfo& plan_info(Plan plan) { return kPlans[static_cast<int>(plan)]; }
 
-inline const PlanInfo& parse_plan(const char* op, const std::string& name) {
+inline const PlanInfo& parse_plan(const OpName& op, const std::string& name) {
   std::string names;
   for (const PlanInfo& info : kPlans) {
     if (name == info.name) return info;
@@ -67,7 +67,7 @@ inline std::vector<int64_t> packed_shape(const PlanInfo& plan, const ConvShape& 
   return shape;
 }
 
-inline void check_plan_dtype(const char* op, const PlanInfo& plan, DType dtype) {
+inline void check_plan_dtype(const OpName& op, const PlanInfo& plan, DType dtype) {
   check(dtype != DType::kFloat64, op, ": plan \"", plan.name,
         "\" takes float32, bfloat16 or float16, got float64");
   check(plan.pack == 1 || dtype == DType::kBFloat16, op, ": plan \"", plan.name,
@@ -75,14 +75,14 @@ inline void check_plan_dtype(const char* op, const PlanInfo& plan, DType dtype) 
 }
 
 // What the plan demands of the weights, checked when they are packed and when they are used.
-inline void check_plan_weight(const char* op, const PlanInfo& plan, const ConvShape& s) {
+inline void check_plan_weight(const OpName& op, const PlanInfo& plan, const ConvShape& s) {
   if (!plan.is_winograd()) return;
   check(s.kernel_h == 3 && s.kernel_w == 3 && s.groups == 1, op, ": plan \"", plan.name,
         "\" takes 3 x 3 kernels in one group, got ", s.kernel_h, " x ", s.kernel_w, " in ",
         s.groups);
 }
 
-inline void check_plan_geometry(const char* op, const PlanInfo& plan, const ConvShape& s) {
+inline void check_plan_geometry(const OpName& op, const PlanInfo& plan, const ConvShape& s) {
   if (!plan.is_winograd()) return;
   const int64_t stride = plan.tiling.stride;
   check(s.stride_h == stride && s.stride_w == stride && s.dilation_h == 1 && s.dilation_w == 1, op,

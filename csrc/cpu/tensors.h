@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <string>
 
 #include "check.h"
@@ -46,7 +47,7 @@ inline std::string dtype_name(ScalarType type) {
 }
 
 // The kernels' dtype of a tensor; `op` and `name` go into the sentence that refuses others.
-inline DType kernel_dtype(const Tensor& tensor, const char* op, const char* name) {
+inline DType kernel_dtype(const Tensor& tensor, const OpName& op, const char* name) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
       return DType::kFloat32;
@@ -62,18 +63,18 @@ inline DType kernel_dtype(const Tensor& tensor, const char* op, const char* name
   }
 }
 
-inline void check_dtype(const Tensor& tensor, ScalarType expected, const char* op,
+inline void check_dtype(const Tensor& tensor, ScalarType expected, const OpName& op,
                         const char* name) {
   check(tensor.scalar_type() == expected, op, ": ", name, " must be ", dtype_name(expected),
         ", got ", dtype_name(tensor.scalar_type()));
 }
 
-inline void check_cpu(const Tensor& tensor, const char* op, const char* name) {
+inline void check_cpu(const Tensor& tensor, const OpName& op, const char* name) {
   check(tensor.is_cpu(), op, ": ", name, " must be on cpu, where x is, got another device");
 }
 
 template <typename Range>
-void check_shape(const Tensor& tensor, const Range& expected, const char* op, const char* name) {
+void check_shape(const Tensor& tensor, const Range& expected, const OpName& op, const char* name) {
   const auto sizes = tensor.sizes();
   bool same = sizes.size() == expected.size();
   for (size_t i = 0; same && i < sizes.size(); ++i) same = sizes[i] == expected[i];
@@ -99,11 +100,19 @@ inline bool has_nhwc_strides(const Tensor& tensor) {
          tensor.stride(0) == h * w * c;
 }
 
-// A 4-D tensor (N, C, H, W) of canonical channels_last strides, also where a dimension is 1 or 0;
-// the Python fakes build theirs the same way.
+// A 4-D CPU tensor (N, C, H, W) of canonical channels_last strides, also where a dimension is 1 or
+// 0; the Python fakes build theirs the same way.
 inline Tensor empty_nhwc(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
-  const Tensor rows = torch::stable::new_empty(like, {n, h, w, c});
-  return torch::stable::transpose(torch::stable::transpose(rows, 2, 3), 1, 2);
+  const auto step = [](int64_t size) { return std::max<int64_t>(size, 1); };
+  const int64_t sizes[] = {n, c, h, w};
+  const int64_t strides[] = {step(h) * step(w) * step(c), 1, step(w) * step(c), step(c)};
+  int32_t dtype = 0;
+  AtenTensorHandle handle = nullptr;
+  // Not through the dispatcher, whose three ops for this would cost 4 us.
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // The tensor itself where it already is dense NHWC, else a dense NHWC copy.
