@@ -11,33 +11,36 @@ namespace {
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
 struct Arena {
-  float* block = nullptr;
-  int64_t count = 0;
+  void* block = nullptr;
+  int64_t size = 0;
 
   ~Arena() { std::free(block); }
 
-  void reserve(int64_t wanted) {
-    if (wanted <= count) return;
+  void* reserve(int64_t bytes) {
+    if (bytes <= size) return block;
     std::free(block);
     block = nullptr;
-    count = 0;
-    const int64_t bytes = wanted * static_cast<int64_t>(sizeof(float));
+    size = 0;
     const int64_t unit = bytes >= kHugePage ? kHugePage : 64;
     const int64_t rounded = (bytes + unit - 1) / unit * unit;
-    block = static_cast<float*>(
-        std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(rounded)));
+    block = std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(rounded));
     if (!block) throw std::bad_alloc();
     advise_huge_pages(block, rounded);
-    count = rounded / static_cast<int64_t>(sizeof(float));
+    size = rounded;
+    return block;
   }
 };
 
 }  // namespace
 
 float* thread_scratch(int64_t count) {
+  static thread_local Arena scratch;
+  return static_cast<float*>(scratch.reserve(count * static_cast<int64_t>(sizeof(float))));
+}
+
+void* thread_arena(int64_t bytes) {
   static thread_local Arena arena;
-  arena.reserve(count);
-  return arena.block;
+  return arena.reserve(bytes);
 }
 
 void advise_huge_pages(void* block, int64_t bytes) {

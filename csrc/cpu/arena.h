@@ -1,14 +1,18 @@
-// Scratch memory that a thread keeps between calls.
+// Memory that a thread keeps between calls: in steady state nothing is allocated, and it is still
+// warm in the cache.
 #pragma once
 
 #include <cstdint>
 
 namespace resnet_fused {
 
-// At least `count` floats, 64-byte aligned, valid until the next call on the same thread. The
-// memory stays with the thread: in steady state nothing is allocated, and it is still warm in the
-// cache.
+// At least `count` floats of scratch for a job, 64-byte aligned, valid until the next call on the
+// same thread.
 float* thread_scratch(int64_t count);
+
+// At least `bytes` bytes, 64-byte aligned, beside the scratch memory, valid likewise: what an op
+// keeps while its jobs run, of which the calling thread takes some itself.
+void* thread_arena(int64_t bytes);
 
 // Asks for huge pages for a large, freshly allocated and untouched block: packed weights are read
 // once per call, front to back, and 4 KiB pages then cost a TLB miss every 32 panel rows.

@@ -70,7 +70,11 @@ Cut direct_cut(const ConvShape& shape, int64_t pack, int64_t threads) {
     cut.job_rows = std::max(ceil_div(cut.job_rows, 2), kMinRows);
   }
   while (cut.count() < wanted && cut.job_panels > 1) cut.job_panels = ceil_div(cut.job_panels, 2);
-  cut.job_rows = ceil_div(pixels, cut.row_jobs());  // equal jobs instead of a short last one
+  // Equal jobs instead of a short last one, and as many for every thread: 7 jobs of 112 rows keep 2
+  // threads as long as 8 do.
+  int64_t row_jobs = cut.row_jobs();
+  if (cut.count() < 8 * threads) row_jobs = ceil_div(row_jobs, threads) * threads;
+  cut.job_rows = ceil_div(pixels, std::min(row_jobs, pixels));
   cut.scratch = cut.job_rows * (cut.slice * segments.chunks() * kChunk + cut.job_panels * kPanel);
   return cut;
 }

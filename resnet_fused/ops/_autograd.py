@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -113,12 +114,20 @@ torch.library.register_autograd(
 )
 
 
+def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors among an op's positional arguments and in their lists."""
+    for arg in args:
+        for value in arg if isinstance(arg, (list, tuple)) else (arg,):
+            if isinstance(value, Tensor):
+                yield value
+
+
 def _forward_only(name: str) -> None:
     """Refuses inputs that need gradients instead of losing the gradients silently."""
     op = getattr(_ops, name).default
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
             raise RuntimeError(
                 f"{name}: is forward only: call it under torch.no_grad(), "
                 "or conv_bn_act for gradients"
@@ -131,3 +140,4 @@ def _forward_only(name: str) -> None:
 
 _forward_only("pack_conv")
 _forward_only("conv_bn_act_packed")
+_forward_only("residual_block")

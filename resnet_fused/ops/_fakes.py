@@ -10,6 +10,8 @@ import torch
 from .. import check
 from ._library import NAMESPACE, library
 from ._shapes import (
+    block_convs,
+    check_block,
     check_pack,
     check_packed,
     empty_in_format,
@@ -75,3 +77,9 @@ def _conv_bn_act_packed_fake(
         x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act, plan
     )
     return empty_nhwc(x, shape)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::residual_block", lib=library)
+def _residual_block_fake(x, packed, scales, shifts, *, has_shortcut, **lists):
+    convs = block_convs(has_shortcut, packed, scales=scales, shifts=shifts, **lists)
+    return empty_nhwc(x, check_block(x, convs, has_shortcut))

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from .. import check, reference, select
 from ._library import extension_error, library
-from ._shapes import check_pack, check_packed, empty_in_format, empty_nhwc
+from ._shapes import (
+    block_convs,
+    check_block,
+    check_pack,
+    check_packed,
+    empty_in_format,
+    empty_nhwc,
+)
 
 _ops = torch.ops.resnet_fused
 
@@ -138,6 +145,24 @@ def _conv_bn_act_packed(
         act=act,
     )
     return _dense_nhwc(y)
+
+
+@_impl("residual_block")
+def _residual_block(x, packed, scales, shifts, *, has_shortcut, **lists):
+    def checked():
+        convs = block_convs(has_shortcut, packed, scales=scales, shifts=shifts, **lists)
+        check_block(x, convs, has_shortcut)
+        return convs
+
+    convs = _as_runtime_error(checked)
+    for conv in convs:
+        _refuse_ours("residual_block", conv["plan"], x)
+    *main, last = convs[:-1] if has_shortcut else convs
+    shortcut = _ops.conv_bn_act_packed(x, **convs[-1]) if has_shortcut else x
+    y = x
+    for conv in main:
+        y = _ops.conv_bn_act_packed(y, **conv)
+    return _ops.conv_bn_act_packed(y, residual=shortcut, **last)
 
 
 def _refuse_ours(op: str, plan: str, where: Tensor) -> None:

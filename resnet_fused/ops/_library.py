@@ -24,6 +24,9 @@ _SCHEMAS = (
     "pack_conv(Tensor weight, int groups=1, *, str plan) -> Tensor",
     f"conv_bn_act_packed(Tensor x, Tensor packed, Tensor scale, Tensor shift, "
     f"Tensor? residual=None, *, int[2] kernel_size, {_CONV_KEYWORDS}, str plan) -> Tensor",
+    "residual_block(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
+    "int[] kernel_sizes, int[] strides, int[] paddings, int[] dilations, int[] groups, "
+    "str[] acts, str[] plans, bool has_shortcut) -> Tensor",
     "content_sample(Tensor[] tensors) -> Tensor",
     "content_equal(Tensor[] tensors, Tensor sample) -> bool",
     "content_hash(Tensor[] tensors) -> int",
@@ -32,6 +35,7 @@ _SCHEMAS = (
     "cpu_features() -> str",
     'multiply_peak(float seconds, str dtype="float32") -> float',
     "read_words(Tensor[] tensors) -> int",
+    "set_block_budget(int bytes) -> ()",
 )
 for _schema in _SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

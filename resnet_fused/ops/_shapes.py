@@ -78,8 +78,8 @@ def check_packed(
     groups: int,
     act: str,
     plan: str,
+    op: str = "conv_bn_act_packed",
 ) -> tuple[int, ...]:
-    op = "conv_bn_act_packed"
     check.image(op, "x", x)
     check.channel_vector(op, "scale", scale)
     kernel = check.pair(op, "kernel_size", kernel_size, 1)
@@ -92,3 +92,66 @@ def check_packed(
     return check.conv_args(
         op, x, weight_shape, scale, shift, residual, stride, padding, dilation, groups, act
     )
+
+
+_PER_CONV = {
+    "scales": 1,
+    "shifts": 1,
+    "kernel_sizes": 2,
+    "strides": 2,
+    "paddings": 2,
+    "dilations": 2,
+    "groups": 1,
+    "acts": 1,
+    "plans": 1,
+}
+
+
+def block_convs(has_shortcut: bool, packed: list[Tensor], **lists: list) -> list[dict[str, Any]]:
+    """residual_block's lists as the arguments of check_packed and conv_bn_act_packed, for each
+    convolution."""
+    op, count, least = "residual_block", len(packed), 2 if has_shortcut else 1
+    if count < least:
+        raise ValueError(
+            f"{op}: packed must have at least {least} convolution{'s' * (least - 1)}, got {count}"
+        )
+    for name, each in _PER_CONV.items():
+        if len(lists[name]) != each * count:
+            words = {1: "one", 2: "two"}[each]
+            raise ValueError(
+                f"{op}: {name} must have {words} for each of the {count} convolutions, "
+                f"got {len(lists[name])}"
+            )
+    convs = []
+    for i in range(count):
+        conv = {"packed": packed[i]}
+        for name, each in _PER_CONV.items():
+            values = lists[name]
+            singular = name if name == "groups" else name.removesuffix("s")
+            conv[singular] = values[i] if each == 1 else tuple(values[2 * i : 2 * i + 2])
+        convs.append(conv)
+    return convs
+
+
+def check_block(x: Tensor, convs: list[dict[str, Any]], has_shortcut: bool) -> tuple[int, ...]:
+    """Checks residual_block's convolutions, as block_convs gives them; returns its output's shape.
+
+    convs: the main path's in order, then the shortcut's if has_shortcut.
+    """
+    op = "residual_block"
+    check.image(op, "x", x)
+
+    def output(i: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+        # As good as a tensor of that shape, without its memory.
+        image = x if i == 0 else x.new_empty((1,) * len(shape)).expand(shape)
+        return check_packed(image, residual=None, op=f"{op}: convolution {i}", **convs[i])
+
+    main = shortcut = tuple(x.shape)
+    for i in range(len(convs) - has_shortcut):
+        main = output(i, main)
+    if has_shortcut:
+        shortcut = output(len(convs) - 1, shortcut)
+    if shortcut != main:
+        what = "the shortcut's output" if has_shortcut else "x, added as it is,"
+        raise ValueError(f"{op}: {what} must have the main path's shape {main}, got {shortcut}")
+    return main
