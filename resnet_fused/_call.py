@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 # Wide enough that no cell is cut where the output goes to a file or a pipe.
-_FILE_WIDTH = 400
+_FILE_WIDTH = 4000
 
 
 def check_example(op: str, x: Any) -> None:

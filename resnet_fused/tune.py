@@ -32,14 +32,13 @@ from .select import ConvShape, milliseconds
 class Row:
     """One convolution of the model.
 
-    shape, batch: what was measured. count: how many convolutions of the model are like this.
-    ms: plan -> median in milliseconds, None where it is not exact enough; empty where only one
+    shape: what was measured, with its batch. count: how many convolutions of the model are like
+    it. ms: plan -> median in milliseconds, None where it is not exact enough; empty where only one
     plan can compute it. errors: plan -> relative L2 against float64. plan: the fastest, by_rule
     where none is faster beyond chance. by_rule: what is chosen where nothing was measured.
     """
 
     shape: ConvShape
-    batch: int
     count: int
     ms: dict[str, float | None]
     errors: dict[str, float]
@@ -77,7 +76,7 @@ class Tuning(Sequence[Row]):
         rows = []
         for row in self:
             times = [_time(row.ms[plan]) if plan in row.ms else "" for plan in self.plans]
-            start = [str(row.shape), str(row.batch), str(row.count)]
+            start = [str(row.shape), str(row.shape.batch), str(row.count)]
             rows.append([*start, *times, row.plan, row.by_rule])
         return headings, rows
 
@@ -142,7 +141,7 @@ def tune(
         rows = _measure_all(found, tuple(allow), weight_bytes, seconds, progress)
     finally:
         refresh(fused)
-    answers = {str(r.shape): Answer(r.batch, r.plan, r.ms) for r in rows if r.ms.get(r.plan)}
+    answers = {str(r.shape): Answer(r.shape.batch, r.plan, r.ms) for r in rows if r.ms.get(r.plan)}
     return Tuning(rows, tuned.learn(answers) if answers else None)
 
 
@@ -175,7 +174,7 @@ def _convolutions(fused: nn.Module, x: Any, modules: Sequence[FusedModule]) -> l
         if not any(module is m for m in modules):  # another thread's
             return
         for call in _calls(module, x, dtype):
-            if call.batch > 0:
+            if call.shape.batch > 0:
                 calls.setdefault(str(call.shape), Counter())[call] += 1
 
     refresh(fused)  # what is packed already is not asked for
@@ -187,9 +186,9 @@ def _convolutions(fused: nn.Module, x: Any, modules: Sequence[FusedModule]) -> l
 def _calls(module: FusedModule, x: Tensor, dtype: torch.dtype) -> Iterator[ConvCall]:
     units = module._units
     batch = x.shape[0] if x.dim() == 4 else 1
-    for unit, shape in zip(units, module.conv_shapes(x, dtype), strict=True):
+    for unit, shape in zip(units, module.conv_shapes(x, dtype, batch), strict=True):
         residual = module.adds_shortcut and unit is units[-1]
-        yield ConvCall(shape, batch, packing.pair_padding(unit.conv), unit.act, residual)
+        yield ConvCall(shape, packing.pair_padding(unit.conv), unit.act, residual)
 
 
 @contextmanager
@@ -232,7 +231,7 @@ def _row(
     by_rule = select.by_rule(shape).plan
     plans = select.candidates(shape, allow=allow)
     if len(plans) == 1:
-        return Row(shape, call.batch, f.count, {}, {}, plans[0], by_rule)
+        return Row(shape, f.count, {}, {}, plans[0], by_rule)
     m = measure(
         call,
         plans,
@@ -242,7 +241,7 @@ def _row(
         seconds=seconds,
         on_round=on_round,
     )
-    return Row(shape, call.batch, f.count, m.ms, m.errors, m.plan, by_rule)
+    return Row(shape, f.count, m.ms, m.errors, m.plan, by_rule)
 
 
 def _time(ms: float | None) -> str:

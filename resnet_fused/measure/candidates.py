@@ -36,10 +36,9 @@ _ops = torch.ops.resnet_fused
 
 @dataclass(frozen=True)
 class ConvCall:
-    """A convolution as a model calls it: shape, images, zero padding, epilogue."""
+    """A convolution as a model calls it: shape with batch, zero padding, epilogue."""
 
     shape: ConvShape
-    batch: int
     padding: tuple[int, int]
     act: str
     residual: bool
@@ -133,7 +132,7 @@ def _operands(call: ConvCall) -> _Operands:
         return torch.randn(size, generator=g).to(s.dtype)
 
     def image(channels: int, size: tuple[int, int]) -> Tensor:
-        return draw(call.batch, *size, channels).movedim(-1, 1)  # channels_last
+        return draw(call.shape.batch, *size, channels).movedim(-1, 1)  # channels_last
 
     weight = draw(*call.weight_shape)
     wide = torch.float64 if s.dtype == torch.float64 else torch.float32
@@ -193,8 +192,8 @@ def _verify(call: ConvCall, o: _Operands, plans: Sequence[str]) -> tuple[dict[st
         found = _distance(_run(call, o, plan, _pack(call, o, plan)), exact)
         if not (found.relative <= WRONG * limit and found.largest <= WRONG * furthest):
             raise WrongCandidate(
-                f"tune: {plan} on {call.shape}, batch {call.batch}: the error against float64 "
-                f"must be at most {limit:.2g}, got {found.relative:.2g}, "
+                f"tune: {plan} on {call.shape}, batch {call.shape.batch}: the error against "
+                f"float64 must be at most {limit:.2g}, got {found.relative:.2g}, "
                 f"{found.largest:.2g} in one element"
             )
         errors[plan] = found.relative
@@ -220,7 +219,7 @@ def _exact(call: ConvCall, o: _Operands) -> Tensor:
     """In float64, a few images at a time."""
     weight, scale, shift = (t.double() for t in (o.weight, o.scale, o.shift))
     parts = []
-    for i in range(0, call.batch, CHUNK):
+    for i in range(0, call.shape.batch, CHUNK):
         images = slice(i, i + CHUNK)
         residual = None if o.residual is None else o.residual[images].double()
         x = o.x[images].double()
