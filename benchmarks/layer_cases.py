@@ -139,7 +139,7 @@ def prepare(layer: Layer, batch: int, dtype: torch.dtype, weights: str = WARM) -
     """Packs the weights for both, as many copies as `weights` asks for, and runs ours once."""
     unit = layer.unit()
     x, residual = operands(layer, batch, dtype)
-    choice = packing.choose(unit.conv, dtype, layer.out_size, exact_nonfinite=False)
+    choice = select.choose(packing.conv_shape(unit.conv, dtype, layer.out_size, batch))
     first = packing.pack(unit, dtype, choice)
     copies = 1 if weights == WARM else copies_beyond_l3(_bytes(first.weight))
     packed = [first] + [packing.pack(unit, dtype, choice) for _ in range(copies - 1)]
@@ -241,7 +241,7 @@ def smallest_call() -> Callable[[], Tensor]:
     unit = layer.unit()
     with torch.inference_mode(), select.forced("direct"):
         x, _ = operands(layer, 1, torch.float32)
-        choice = packing.choose(unit.conv, x.dtype, layer.out_size, exact_nonfinite=False)
+        choice = select.choose(packing.conv_shape(unit.conv, x.dtype, layer.out_size))
         packed = packing.pack(unit, x.dtype, choice)
     return lambda: packed(x)
 
