@@ -103,10 +103,11 @@ def _table(title: str) -> Table:
 
 def _title(net: str, measured: Sequence[Measured]) -> str:
     first = measured[0]
+    peak = median(m.peak for m in measured)
     ours = sum(m.seconds * m.layer.count for m in measured)
     text = (
         f"{net}, {dtype_name(first.dtype)}, batch {first.batch}, {first.weights} weights, "
-        f"peak {2e-9 * median(m.peak for m in measured):.0f} GFLOP/s: together {milliseconds(ours)} ms"
+        f"peak {2e-9 * peak:.0f} GFLOP/s: together {milliseconds(ours)} ms"
     )
     if all(m.peer_seconds is not None for m in measured):
         peer = sum(m.peer_seconds * m.layer.count for m in measured)
