@@ -152,6 +152,12 @@ class FusedModule(Wrapper):
     def _run_original(self, x: Tensor) -> Tensor:
         return self.original()(x)
 
+    def _run_at_once(
+        self, x: Tensor, dtype: torch.dtype, packed: tuple[packing.PackedUnit, ...]
+    ) -> Tensor | None:
+        """What _compose would return, by one op for all units; None where there is none."""
+        return None
+
     # -- forward ----------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -165,7 +171,7 @@ class FusedModule(Wrapper):
         else:
             self._check_input(x)
             eager = self._why_eager_now(x) is not None
-            y = self._run_original(x) if eager else self._compose(x, self._runner(x))
+            y = self._run_original(x) if eager else self._compute(x)
         if self.output_format == "contiguous" or (
             self.output_format == "preserve" and not _is_channels_last(x)
         ):
@@ -237,7 +243,7 @@ class FusedModule(Wrapper):
             return torch.get_autocast_dtype(x.device.type)
         return self._units[0].conv.weight.dtype
 
-    def _runner(self, x: Tensor) -> Run:
+    def _compute(self, x: Tensor) -> Tensor:
         dtype = self._compute_dtype(x)
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and self._needs_grad(x):
@@ -246,14 +252,20 @@ class FusedModule(Wrapper):
                 if compiling
                 else self._differentiable(x, dtype)
             )
+        elif compiling:
+            runner = self._packed_in_graph(x, dtype)
         else:
-            runner = self._packed_in_graph(x, dtype) if compiling else self._packed(x, dtype)
+            packed = self._packed_units(x, dtype)
+            y = self._run_at_once(x, dtype, packed)
+            if y is not None:
+                return y
+            runner = self._packed(packed)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # Under autocast the input and an identity shortcut come in another dtype.
             return runner(i, x.to(dtype), residual if residual is None else residual.to(dtype))
 
-        return run
+        return self._compose(x, run)
 
     def _needs_grad(self, x: Tensor) -> bool:
         # Not self.parameters(): a site's BN is no child of the module that computes it.
@@ -270,13 +282,13 @@ class FusedModule(Wrapper):
         ]
 
     def _choose_all(
-        self, x: Tensor, dtype: torch.dtype, batch: int = 1
+        self, x: Tensor, dtype: torch.dtype, batch: int, packed_once: bool = True
     ) -> tuple[select.Choice, ...]:
         for watcher in watchers:
             watcher(self, x, dtype)
         return tuple(
             [
-                select.choose(shape, exact_nonfinite=self.exact_nonfinite)
+                select.choose(shape, packed_once=packed_once, exact_nonfinite=self.exact_nonfinite)
                 for shape in self.conv_shapes(x, dtype, batch)
             ]
         )
@@ -288,9 +300,8 @@ class FusedModule(Wrapper):
             self._units, dtype, context, lambda: self._choose_all(x, dtype, batch)
         )
 
-    def _packed(self, x: Tensor, dtype: torch.dtype) -> Run:
-        packed = self._packed_units(x, dtype)
-
+    @staticmethod
+    def _packed(packed: tuple[packing.PackedUnit, ...]) -> Run:
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
             with torch._C._AutoDispatchBelowAutograd():
@@ -300,7 +311,9 @@ class FusedModule(Wrapper):
 
     def _packed_in_graph(self, x: Tensor, dtype: torch.dtype) -> Run:
         """Packs inside the graph, where freezing folds it into a constant."""
-        choices = self._choose_all(x, dtype)
+        frozen = select.graphs_are_frozen()
+        batch = x.shape[0] if x.dim() == 4 and frozen and select.is_static(x.shape[0]) else 1
+        choices = self._choose_all(x, dtype, batch, packed_once=frozen)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # no_grad would not do: strict export replays the graph without it.

@@ -213,6 +213,7 @@ class PackCache:
         self._choices: dict[Any, tuple[select.Choice, ...]] = {}
         self._largest_batch = 0
         self._doubted = False
+        self.derived: Any = None  # what a module made of the packed units, kept as long as they are
 
     def largest_batch(self, batch: int) -> int:
         """The largest batch since the weights were last dropped, this one included.
@@ -229,7 +230,7 @@ class PackCache:
         self._doubted = True
 
     def drop(self) -> None:
-        self._entry = None
+        self._entry = self.derived = None
         self._choices = {}
         self._largest_batch = 0
 
@@ -268,5 +269,5 @@ class PackCache:
             packed = tuple(
                 pack(unit, dtype, choice) for unit, choice in zip(units, choices, strict=True)
             )
-        self._entry = ((dtype, choices), stamp, packed)
+        self._entry, self.derived = ((dtype, choices), stamp, packed), None
         return packed

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from . import check, packing, reference
 from ._fused import FusedModule, Run, links_below
 from .match import match_block
 from .recipe import BlockRecipe, NoMatch
+
+_residual_block = torch.ops.resnet_fused.residual_block.default
 
 
 class FusedResidual(FusedModule):
@@ -62,6 +65,20 @@ class FusedResidual(FusedModule):
             sizes.append(size)  # the addition demands it
         return sizes
 
+    def _run_at_once(
+        self, x: Tensor, dtype: torch.dtype, packed: tuple[packing.PackedUnit, ...]
+    ) -> Tensor | None:
+        block = self._cache.derived
+        if block is None or block.packed is not packed:
+            block = self._cache.derived = _PackedBlock(packed, self._recipe)
+        if block.arguments is None or not block.adds(x.shape[-2:]):
+            return None
+        if x.dtype != dtype:
+            x = x.to(dtype)
+        # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
+        with torch._C._AutoDispatchBelowAutograd():
+            return _residual_block(x, *block.arguments[0], **block.arguments[1])
+
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         recipe = self._recipe
         last = len(recipe.units()) - 1
@@ -75,6 +92,57 @@ class FusedResidual(FusedModule):
         if shortcut.shape[-2:] != packing.out_size(recipe.main[-1].conv, y.shape[-2:]):
             return self._run_original(x)  # eager broadcasts, or says what is wrong
         return run(last, y, shortcut)
+
+
+class _PackedBlock:
+    """A block's packed units as residual_block takes them, made once for each packing."""
+
+    def __init__(self, packed: tuple[packing.PackedUnit, ...], recipe: BlockRecipe) -> None:
+        self.packed = packed
+        self.recipe = recipe
+        self.arguments = None  # None: it must go one convolution at a time
+        self._adds: dict[tuple[int, ...], bool] = {}
+        if recipe.pool is not None or any(unit.keywords["plan"] == "torch" for unit in packed):
+            return
+        # From the order in which a block runs its units to main path first, then the shortcut.
+        order = list(packed)
+        if recipe.shortcut is not None:
+            order.append(order.pop(-2))
+        keywords = [unit.keywords for unit in order]
+
+        def flat(name: str) -> list[int]:
+            return [int(value) for k in keywords for value in k[name]]
+
+        self.arguments = (
+            [[unit.weight for unit in order], [u.scale for u in order], [u.shift for u in order]],
+            {
+                "kernel_sizes": flat("kernel_size"),
+                "strides": flat("stride"),
+                "paddings": flat("padding"),
+                "dilations": flat("dilation"),
+                "groups": [k["groups"] for k in keywords],
+                "acts": [k["act"] for k in keywords],
+                "plans": [k["plan"] for k in keywords],
+                "has_shortcut": recipe.shortcut is not None,
+            },
+        )
+
+    def adds(self, size: tuple[int, ...]) -> bool:
+        """Whether both paths end in the same size for an image of `size`, so that they add up."""
+        found = self._adds.get(size)
+        if found is None:
+            main = shortcut = tuple(size)
+            for unit in self.recipe.main:
+                main = packing.out_size(unit.conv, main)
+            if self.recipe.shortcut is not None:
+                shortcut = packing.out_size(self.recipe.shortcut.conv, shortcut)
+            if len(self._adds) > _MOST_SIZES:
+                self._adds.clear()
+            found = self._adds[size] = main == shortcut
+        return found
+
+
+_MOST_SIZES = 256  # of images, remembered
 
 
 class FusedBottleneck(FusedResidual):

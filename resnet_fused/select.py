@@ -22,6 +22,7 @@ op from the real shape, so that packed weights and compiled graphs serve every b
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,11 +201,27 @@ def milliseconds(ms: float) -> str:
 
 def _has_one_size(shape: ConvShape) -> bool:
     """False in a graph that is captured for every size of the map."""
+    return is_static(shape.out_size[0]) and is_static(shape.out_size[1])
+
+
+def is_static(size: int) -> bool:
+    """Whether a size is one number: not in a graph that is captured for all of them."""
     if not torch.compiler.is_compiling():
         return True
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
-    return has_static_value(shape.out_size[0]) and has_static_value(shape.out_size[1])
+    return has_static_value(size)
+
+
+@ops.constant_in_graphs
+def graphs_are_frozen() -> bool:
+    """Whether inductor folds what a graph computes from parameters, such as packed weights.
+
+    Otherwise a graph packs at every call: not worth a Winograd transform, which takes three times
+    as long as a fused block.
+    """
+    config = sys.modules.get("torch._inductor.config")
+    return config is not None and bool(config.freezing)
 
 
 def by_rule(
