@@ -84,6 +84,28 @@ def test_interleave_keeps_to_its_budget(monkeypatch):
     assert interleave({}, budget_s=1) == {}
 
 
+def test_interleave_rests_before_each_sample(monkeypatch):
+    clock, log = Clock(monkeypatch), []
+
+    def sleep(seconds):
+        clock.now += seconds
+        log.append(seconds)
+
+    monkeypatch.setattr(timing.time, "sleep", sleep)
+    runners = {name: clock.runner(0.5, log, name) for name in "ab"}
+    result = interleave(runners, budget_s=16, warmup_s=0, rest_s=1.5)
+    assert [s.median for s in result.values()] == [0.5, 0.5], "rests are not timed"
+    timed = log[4:]
+    assert len(timed) == 2 * 2 * 5, "16 s are enough for 4 rounds, 5 is the least"
+    assert timed[::2] == [1.5] * 10
+    log.clear()
+    interleave(runners, budget_s=40, warmup_s=0, rest_s=1.5)
+    assert log.count(1.5) == 2 * 10
+    log.clear()
+    interleave(runners, rounds=3)
+    assert set(log) == {"a", "b"}
+
+
 def test_context_is_entered_around_samples_and_not_timed(monkeypatch):
     clock, inside = Clock(monkeypatch), []
 
