@@ -56,27 +56,38 @@ def require() -> None:
     extra(_import, "matplotlib", "a picture")
 
 
-def save_speed(path: Path, title: str, panels: Sequence[Panel], footer: str) -> None:
-    """A chart with one panel of horizontal bars below the other; all lengths here are inches."""
+def save_speed(
+    path: Path, title: str, panels: Sequence[Panel], footer: str, *, columns: int = 1
+) -> None:
+    """A chart of panels with horizontal bars, `columns` side by side; all lengths are inches.
+
+    Panels in one row have the same engines, which stand at its left.
+    """
     matplotlib, new_figure = extra(_import, "matplotlib", "a picture")
     with matplotlib.rc_context(STYLE):
-        rows = sum(len(p.results) for p in panels)
-        height = 1.0 + 0.42 * rows + 0.65 * len(panels) + 0.45
-        figure = new_figure(figsize=(9, height))
-        figure.text(0.03, 1 - 0.42 / height, title, fontsize=15, fontweight="bold", va="center")
+        columns = min(columns, len(panels))
+        bars = [len(panel.results) for panel in panels[::columns]]
+        rows = sum(bars)
+        height = 1.0 + 0.42 * rows + 0.65 * len(bars) + 0.45
+        width = 9 + 6 * (columns - 1)
+        figure = new_figure(figsize=(width, height))
+        figure.text(
+            0.27 / width, 1 - 0.42 / height, title, fontsize=15, fontweight="bold", va="center"
+        )
         grid = figure.add_gridspec(
-            len(panels),
-            1,
-            left=0.21,
-            right=0.97,
+            len(bars),
+            columns,
+            left=1.9 / width,
+            right=1 - 0.27 / width,
             top=1 - 1.15 / height,
             bottom=0.6 / height,
-            height_ratios=[len(p.results) for p in panels],
-            hspace=0.65 * len(panels) / (0.42 * rows),
+            height_ratios=bars,
+            hspace=0.65 * len(bars) / (0.42 * rows),
+            wspace=0.08,
         )
         for i, panel in enumerate(panels):
-            _bars(figure.add_subplot(grid[i]), panel, names=True)
-        figure.text(0.03, 0.25 / height, footer, fontsize=7.5, color=FAINT, va="center")
+            _bars(figure.add_subplot(grid[i]), panel, names=i % columns == 0)
+        figure.text(0.27 / width, 0.25 / height, footer, fontsize=7.5, color=FAINT, va="center")
         figure.savefig(path)
 
 
@@ -148,7 +159,8 @@ def _bars(ax, panel: Panel, *, names: bool) -> None:
             ax.text(0.015 * longest, y, "not available here", va="center", fontsize=9, color=FAINT)
             continue
         median, (q1, q3) = result.samples.median, result.samples.quartiles
-        ax.barh(y, median, height=0.68, color=COLOURS[result.engine])
+        colour = COLOURS.get(result.engine, COLOURS[COMPILE])
+        ax.barh(y, median, height=0.68, color=colour)
         ax.plot([q1, q3], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
         label = f"{milliseconds(median)} ms"
         if result is not panel.standard and panel.standard is not None:

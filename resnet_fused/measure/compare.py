@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .engines import EAGER, FUSED, OURS, PEERS, Engine, Unavailable, prepare
+from .engines import EAGER, OWN, Engine, Unavailable, prepare
 from .error import error_limit, relative_error
 from .timing import WARMUP_S, Samples, interleave
 
@@ -92,7 +92,7 @@ def compare(
 
 def best_peer(results: list[Result]) -> Result | None:
     """The fastest result that is not ours."""
-    peers = [r for r in results if r.engine in PEERS and r.samples]
+    peers = [r for r in results if r.engine not in OWN and r.samples]
     return min(peers, key=lambda r: r.samples.median, default=None)
 
 
@@ -113,7 +113,7 @@ def _verify(results: Mapping[str, Result], dtype: torch.dtype) -> None:
     if eager is None or eager.error is None:
         return  # nothing of the same precision to hold ours against
     limit = error_limit(eager.error, dtype)
-    for name in (FUSED, OURS):
+    for name in OWN:
         if name in results and not results[name].error <= limit:
             raise WrongResult(
                 f"{name}: relative error of the logits against fp64 must be at most {limit:.2g}, "

@@ -22,7 +22,7 @@ CHANNELS_LAST = "eager channels_last"
 COMPILE = "torch.compile"
 FUSED = "fused"
 OURS = "fused, own kernels"
-PEERS = (EAGER, CHANNELS_LAST, COMPILE)
+OWN = (FUSED, OURS)  # all others are peers
 
 Engine = Callable[[nn.Module, Tensor], Runner]
 
@@ -53,7 +53,7 @@ def prepare(name: str, engine: Engine, model: nn.Module, x: Tensor) -> tuple[Run
         runner = engine(model, x)
         return runner, runner.run()
     except Exception as error:  # a peer may fail in any way: no compiler, a dtype it lacks
-        if name in (FUSED, OURS):
+        if name in OWN:
             raise
         raise Unavailable(one_line(error)) from error
 
