@@ -3,19 +3,32 @@
 It lives in resnet_fused.measure so that an installed package has it; this folder is not installed.
 """
 
-from resnet_fused.commands.console import console, progress_bar
+from resnet_fused.commands.console import console, milliseconds, progress_bar
 from resnet_fused.commands.tables import add_results, speed_table
 from resnet_fused.measure.compare import Result, best_peer, compare, of_engine, ratio
-from resnet_fused.measure.engines import engines, prepare
+from resnet_fused.measure.engines import (
+    CHANNELS_LAST,
+    COMPILE,
+    FUSED,
+    Unavailable,
+    engines,
+    one_line,
+    prepare,
+)
 from resnet_fused.measure.error import error_limit, exact_logits, relative_error
 from resnet_fused.measure.machine import machine
 from resnet_fused.measure.networks import plain_net, random_images
-from resnet_fused.measure.timing import Runner, Samples, interleave
+from resnet_fused.measure.timing import Runner, Samples, Timed, interleave
 
 __all__ = [
+    "CHANNELS_LAST",
+    "COMPILE",
+    "FUSED",
     "Result",
     "Runner",
     "Samples",
+    "Timed",
+    "Unavailable",
     "add_results",
     "best_peer",
     "compare",
@@ -25,7 +38,9 @@ __all__ = [
     "exact_logits",
     "interleave",
     "machine",
+    "milliseconds",
     "of_engine",
+    "one_line",
     "plain_net",
     "prepare",
     "progress_bar",

@@ -1,0 +1,110 @@
+"""The JSON that bench_engines writes: surroundings, versions, thresholds, one entry a case.
+
+    {"when", "machine", "setup", "versions", "goals", "accuracy": [...], "cases": {name: {"model",
+     "dtype", "batch", "when", "error_limit", "settings", "results": [...]}}}
+
+Times are milliseconds per call, errors relative L2 norms of the logits against float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .cases import Case
+from .common import CHANNELS_LAST, Result, Samples, error_limit, machine
+from .contest import Setup
+from .goals import GOALS
+from .peers import ENTRANTS, version
+
+Record = dict[str, Any]
+
+
+def new(setup: Setup) -> Record:
+    packages = {name for e in ENTRANTS for name in e.packages + e.converts}
+    return {
+        "when": now(),
+        "machine": machine().record(),
+        "setup": {
+            "threads": setup.threads,
+            "size": setup.size,
+            "seconds": setup.seconds,
+            "rounds": setup.rounds,
+            "rest_s": setup.rest_s,
+        },
+        "versions": {name: version(name) for name in sorted(packages, key=str.lower)},
+        "goals": [dataclasses.asdict(goal) | {"case": str(goal.case)} for goal in GOALS],
+        "accuracy": [],
+        "cases": {},
+    }
+
+
+def case_entry(case: Case, results: list[Result], settings: Mapping[str, str]) -> Record:
+    eager = next((r.error for r in results if r.engine == CHANNELS_LAST), None)
+    return {
+        **dataclasses.asdict(case),
+        "when": now(),
+        "error_limit": _limit(eager, getattr(torch, case.dtype)),
+        "settings": dict(settings),
+        "results": [r.record() for r in results],
+    }
+
+
+def results_of(entry: Mapping[str, Any]) -> list[Result]:
+    """A case's results with samples that have the recorded median and quartiles."""
+    results = []
+    for row in entry["results"]:
+        samples = None
+        if "median_ms" in row:
+            q1, median, q3 = (1e-3 * row[key] for key in ("q1_ms", "median_ms", "q3_ms"))
+            samples = Samples((q1, q1, median, q3, q3))
+        results.append(Result(row["engine"], row["batch"], samples, row["error"], row["reason"]))
+    return results
+
+
+def read(path: Path) -> Record:
+    """Raises ValueError in one sentence for anything but a record."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not (isinstance(record, dict) and record.keys() >= {"machine", "setup", "cases"}):
+        raise ValueError(f"{path} must be a record of bench_engines")
+    return record
+
+
+def write(path: Path, record: Record) -> None:
+    """All or nothing: a run that is broken off leaves the last whole record."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(new, path)
+
+
+def difference(old: Record, new: Record) -> str:
+    """What keeps the cases of two records from standing side by side, "" if nothing does."""
+    for key in ("cpu", "isa_in_use", "package"):
+        if old["machine"][key] != new["machine"][key]:
+            return f"{key} {old['machine'][key]}, not {new['machine'][key]}"
+    for key in ("threads", "size"):
+        if old["setup"][key] != new["setup"][key]:
+            return f"{key} {old['setup'][key]}, not {new['setup'][key]}"
+    for name, there in old["versions"].items():
+        if there != new["versions"].get(name):
+            return f"{name} {there}, not {new['versions'].get(name)}"
+    return ""
+
+
+def _limit(eager: float | None, dtype: torch.dtype) -> float | None:
+    """What the fused net's error may be; None in bfloat16 without eager's to hold it against."""
+    return error_limit(0.0, dtype) or None if eager is None else error_limit(eager, dtype)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
