@@ -24,9 +24,8 @@ demo: $(VENV)/.installed ## train a ResNet-18 on digits, fuse it, compare answer
 test: $(VENV)/.installed ## run the tests (ARGS="-k build" picks some)
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.installed ## measure eager, torch.compile and fused on this machine
-	$(BIN)/resnet-fused bench $(ARGS)
-	@$(MAKE) --no-print-directory bench-layers ARGS='--net resnet18'
+bench: $(VENV)/.peers ## time fused nets beside other engines (ARGS="--check" holds the goals)
+	$(BIN)/python -m benchmarks.bench_engines $(ARGS)
 
 install: $(VENV)/.installed ## set up .venv and compile the kernels, nothing more
 
@@ -80,6 +79,10 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
 	@$(PIP) --editable '.[demo,test]'
 	@$(BIN)/python resnet_fused/_build_info.py
 	@touch $@
+
+$(VENV)/.peers: pyproject.toml | $(VENV)/.installed
+	@echo "installing ONNX Runtime, OpenVINO, ncnn and MNN into $(VENV), to compare with"
+	@$(PIP) --editable '.[demo,test,bench]' && touch $@ || echo "those that are missing are skipped"
 
 $(VENV)/.linters: pyproject.toml | $(VENV)/.installed
 	@$(PIP) --editable '.[demo,test,dev]'
