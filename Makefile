@@ -26,6 +26,7 @@ test: $(VENV)/.installed ## run the tests (ARGS="-k build" picks some)
 
 bench: $(VENV)/.peers ## time fused nets beside other engines (ARGS="--check" holds the goals)
 	$(BIN)/python -m benchmarks.bench_engines $(ARGS)
+	@$(MAKE) --no-print-directory bench-layers ARGS='--net resnet18'
 
 install: $(VENV)/.installed ## set up .venv and compile the kernels, nothing more
 
