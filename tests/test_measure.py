@@ -106,6 +106,15 @@ def test_interleave_rests_before_each_sample(monkeypatch):
     assert set(log) == {"a", "b"}
 
 
+def test_interleave_repeats_short_calls(monkeypatch):
+    clock, log = Clock(monkeypatch), []
+    runners = {"a": clock.runner(0.03, log, "a"), "b": clock.runner(0.2, log, "b")}
+    interleave(runners, rounds=1, warmup_s=0, min_sample_s=0.1)
+    warm_up, untimed = 2, 1
+    assert log.count("a") == warm_up + untimed + 4
+    assert log.count("b") == warm_up + 1
+
+
 def test_context_is_entered_around_samples_and_not_timed(monkeypatch):
     clock, inside = Clock(monkeypatch), []
 

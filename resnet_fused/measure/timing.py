@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-MIN_SAMPLE_S = 0.04  # shorter calls are repeated within one sample, after one untimed call
+MIN_SAMPLE_S = 0.04  # shorter calls are repeated within a sample, after one untimed call
 WARMUP_S = 0.3
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 
@@ -73,18 +73,20 @@ def interleave(
     rounds: int | None = None,
     warmup_s: float = WARMUP_S,
     rest_s: float = 0.0,
+    min_sample_s: float = MIN_SAMPLE_S,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Samples]:
     """Times the runners in turn, one sample each a round, each round in an order of its own.
 
     budget_s: seconds for the timed rounds together, from which their number follows (5 to 200).
     rounds: fixes their number instead. rest_s: pause before each sample, in which the threads of
-    the sample before stop spinning. on_round(done, total) is called after each round.
+    the sample before stop spinning. min_sample_s: a sample repeats calls that are shorter.
+    on_round(done, total) is called after each round.
     """
     repeats, costs = {}, {}
     for name, runner in runners.items():
         once = _warm_up(runner, warmup_s)
-        repeats[name] = max(1, math.ceil(MIN_SAMPLE_S / once))
+        repeats[name] = max(1, math.ceil(min_sample_s / once))
         costs[name] = once * (repeats[name] + (repeats[name] > 1)) + rest_s
     if rounds is None:
         rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(budget_s / max(sum(costs.values()), 1e-9))))
