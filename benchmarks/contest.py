@@ -1,7 +1,9 @@
 """One case: every entrant loaded in its own process, its logits against float64, all interleaved.
 
-Before each sample everybody rests: ONNX Runtime's threads spin for 45 ms of processor time after a
-run, ncnn's for 10, PyTorch's, OpenVINO's and MNN's for less than 1 (measured, two threads).
+Before each sample everybody rests. After a run the threads of PyTorch and ncnn (OpenMP) spin for
+some 10 ms, those of OpenVINO and MNN for less; ONNX Runtime's would for 45. Without a rest ncnn
+took 18.7 ms (ResNet-18, two cores), with 0.1 s 15.4, about what it takes alone; with 0.3 s all but
+one became slower again, after longer sleep. So rests are short, and samples long beside waking up.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from .common import (
 from .peers import Entrant, Job
 from .remote import Worker
 
-REST_S = 0.1
+REST_S = 0.05
+SAMPLE_S = 0.1
 OnStage = Callable[[str, int, int], None]
 
 
@@ -99,6 +102,7 @@ class Contest:
                     budget_s=self.setup.seconds,
                     rounds=self.setup.rounds,
                     rest_s=self.setup.rest_s,
+                    min_sample_s=SAMPLE_S,
                     on_round=lambda done, total: on_stage("timing, interleaved", done, total),
                 )
                 break

@@ -33,15 +33,15 @@ class Worker:
         self.failed = ""  # why, once a method has raised
         near, far = socket.socketpair()
         command = [sys.executable, "-m", "benchmarks.worker", entrant.module, str(far.fileno())]
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with far, log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[far.fileno()],
+                cwd=ROOT,  # where -m finds this package
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path},
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             )
         self._connection = Connection(near.detach())
 

