@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = ("relu", "none")
+LARGEST = 2**31 - 1  # of a stride, padding, dilation or kernel: kernels compute in 64 bits
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _is_int(value: Any) -> bool:
 
 
 def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
-    """An int or a pair of ints, each at least `least`, as a pair."""
+    """An int or a pair of ints, each at least `least` and at most LARGEST, as a pair."""
     both = (value, value) if _is_int(value) else value
     if not isinstance(both, Sequence) or isinstance(both, str) or not all(map(_is_int, both)):
         _wrong_type(op, name, "an int or a pair of ints", value)
@@ -117,6 +118,9 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     if min(both) < least:
         got = value if _is_int(value) else tuple(value)
         raise ValueError(f"{op}: {name} must be at least {least}, got {got}")
+    if max(both) > LARGEST:
+        got = value if _is_int(value) else tuple(value)
+        raise ValueError(f"{op}: {name} must be at most {LARGEST}, got {got}")
     return (both[0], both[1])
 
 

@@ -165,9 +165,15 @@ CONV = [
     ({"stride": (1, 0)}, ValueError, "stride must be at least 1, got (1, 0)"),
     ({"stride": (-2, 1)}, ValueError, "stride must be at least 1, got (-2, 1)"),
     ({"stride": (1, 2, 3)}, ValueError, f"stride must be {PAIR}, got (1, 2, 3)"),
+    ({"stride": (1, 2**31)}, ValueError, f"stride must be at most {2**31 - 1}, got (1, {2**31})"),
     ({"padding": (-1, -1)}, ValueError, "padding must be at least 0, got (-1, -1)"),
     ({"padding": (0, -3)}, ValueError, "padding must be at least 0, got (0, -3)"),
     ({"padding": (1, 1, 1, 1)}, ValueError, f"padding must be {PAIR}, got (1, 1, 1, 1)"),
+    (
+        {"padding": (2**62, 0)},
+        ValueError,
+        f"padding must be at most {2**31 - 1}, got ({2**62}, 0)",
+    ),
     ({"dilation": (0, 1)}, ValueError, "dilation must be at least 1, got (0, 1)"),
     ({"dilation": ()}, ValueError, f"dilation must be {PAIR}, got ()"),
     ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
@@ -395,7 +401,12 @@ PACKED = [
     ({"residual": ones(2, 40, 8, 7, dtype=BF16)}, "residual must be float32, got bfloat16"),
     ({"kernel_size": (0, 3)}, "kernel_size must be at least 1, got (0, 3)"),
     ({"kernel_size": (3, 3, 3)}, f"kernel_size must be {PAIR}, got (3, 3, 3)"),
+    (
+        {"kernel_size": (2**31, 3)},
+        f"kernel_size must be at most {2**31 - 1}, got ({2**31}, 3)",
+    ),
     ({"stride": (0, 1)}, "stride must be at least 1, got (0, 1)"),
+    ({"dilation": (1, 2**63 - 1)}, f"dilation must be at most {2**31 - 1}, got (1, {2**63 - 1})"),
     ({"padding": (0, -1)}, "padding must be at least 0, got (0, -1)"),
     ({"dilation": (0, 0)}, "dilation must be at least 1, got (0, 0)"),
     ({"groups": 0}, "groups must be at least 1, got 0"),
@@ -485,11 +496,12 @@ def test_packed_on_another_device(name):
 
 # ---- sizes beyond all memory --------------------------------------------------------------------
 
+LARGEST = 2**31 - 1
 HUGE = 2**62
 
 
 @pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
-@pytest.mark.parametrize("size", [2**31, 2**40, HUGE])
+@pytest.mark.parametrize("size", [LARGEST, 2**31, 2**40, HUGE])
 def test_absurd_sizes_do_not_crash(name, size):
     """An exception at worst: no crash, no endless loop, no wrong shape."""
     for plan in ("torch", "direct"):
@@ -505,6 +517,30 @@ def test_absurd_sizes_do_not_crash(name, size):
                     y = call(**arguments)
                     assert name == "stride"
                     assert min(y.shape[2:]) == 1
+
+
+@needs_extension
+def test_sizes_that_cannot_be_counted():
+    """Products of sizes that are fine one by one must not overflow into a size that fits."""
+    arguments = good_packed("direct") | {"residual": None, "padding": (LARGEST, LARGEST)}
+    arguments["x"] = ones(2, 6, 2, 2)
+    got = raised(RuntimeError, lambda: _ops.conv_bn_act_packed(**arguments))
+    output = (2, 40, 2 * LARGEST, 2 * LARGEST)
+    many = "must have fewer than 2**63 elements, got shape"
+    assert got == f"conv_bn_act_packed: the output {many} {output}"
+    arguments["kernel_size"] = (LARGEST, LARGEST)
+    got = raised(RuntimeError, lambda: _ops.conv_bn_act_packed(**arguments))
+    assert got == f"conv_bn_act_packed: weight {many} (40, 6, {LARGEST}, {LARGEST})"
+
+
+@needs_extension
+def test_a_sample_must_be_as_it_was_returned():
+    weight = ones(8, 4)
+    sample = _ops.content_sample([weight])
+    assert _ops.content_equal([weight], sample)
+    spread = torch.zeros(1, dtype=torch.uint8).expand(len(sample))
+    got = raised(RuntimeError, lambda: _ops.content_equal([weight], spread))
+    assert got == "content_equal: sample must be contiguous, as content_sample returned it"
 
 
 # ---- settings -----------------------------------------------------------------------------------

@@ -11,9 +11,22 @@ namespace {
 
 using IntPair = std::vector<int64_t>;
 
+// Sums and products of two such values and a size stay within 64 bits.
+constexpr int64_t kLargest = (int64_t{1} << 31) - 1;
+
 void check_pair(const OpName& op, const char* name, const int64_t* pair, int64_t least) {
   check(pair[0] >= least && pair[1] >= least, op, ": ", name, " must be at least ", least, ", got ",
         "(", pair[0], ", ", pair[1], ")");
+  check(pair[0] <= kLargest && pair[1] <= kLargest, op, ": ", name, " must be at most ", kLargest,
+        ", got (", pair[0], ", ", pair[1], ")");
+}
+
+void check_countable(const OpName& op, const char* name, const std::array<int64_t, 4>& sizes) {
+  int64_t count = 1;
+  for (const int64_t size : sizes) {
+    check(!__builtin_mul_overflow(count, size, &count), op, ": ", name,
+          " must have fewer than 2**63 elements, got shape ", shape_text(sizes));
+  }
 }
 
 void check_vector(const OpName& op, const char* name, const Tensor& vector, DType dtype) {
@@ -154,6 +167,8 @@ ConvCall check_conv(const OpName& op, const InputShape& x, const Tensor& packed,
   check(padded_h >= reach_h && padded_w >= reach_w, op,
         ": x must be at least as large as the kernel: the padded input is ", padded_h, " x ",
         padded_w, ", the kernel spans ", reach_h, " x ", reach_w);
+  check_countable(op, "weight", {outputs, shape.group_in(), shape.kernel_h, shape.kernel_w});
+  check_countable(op, "the output", {shape.batch, outputs, shape.out_h(), shape.out_w()});
 
   ConvCall call{shape,  x.dtype,      s.act == "relu", parse_plan(op, s.plan).plan,
                 packed, dense(scale), dense(shift)};

@@ -63,6 +63,8 @@ Tensor sample_op(const std::vector<Tensor>& tensors) {
 
 bool equal_op(const std::vector<Tensor>& tensors, const Tensor& sample) {
   check_dtype(sample, ScalarType::Byte, "content_equal", "sample");
+  check(sample.is_contiguous(),
+        "content_equal: sample must be contiguous, as content_sample returned it");
   return content_equal(tensors, static_cast<const char*>(sample.const_data_ptr()), sample.numel());
 }
 
