@@ -3,7 +3,12 @@
 #include <sys/mman.h>
 
 #include <cstdlib>
-#include <new>
+
+#include "check.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace resnet_fused {
 namespace {
@@ -16,18 +21,28 @@ struct Arena {
 
   ~Arena() { std::free(block); }
 
-  void* reserve(int64_t bytes) {
-    if (bytes <= size) return block;
+  // Under AddressSanitizer what lies beyond the `wanted` bytes may not be touched.
+  void* at_least(int64_t wanted) {
+    reserve(wanted);
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(block, static_cast<size_t>(wanted));
+    __asan_poison_memory_region(static_cast<char*>(block) + wanted,
+                                static_cast<size_t>(size - wanted));
+#endif
+    return block;
+  }
+
+  void reserve(int64_t bytes) {
+    if (bytes <= size) return;
     std::free(block);
     block = nullptr;
     size = 0;
     const int64_t unit = bytes >= kHugePage ? kHugePage : 64;
     const int64_t rounded = (bytes + unit - 1) / unit * unit;
     block = std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(rounded));
-    if (!block) throw std::bad_alloc();
+    check(block, "out of memory: a thread needs ", rounded, " bytes of scratch memory");
     advise_huge_pages(block, rounded);
     size = rounded;
-    return block;
   }
 };
 
@@ -35,12 +50,12 @@ struct Arena {
 
 float* thread_scratch(int64_t count) {
   static thread_local Arena scratch;
-  return static_cast<float*>(scratch.reserve(count * static_cast<int64_t>(sizeof(float))));
+  return static_cast<float*>(scratch.at_least(count * static_cast<int64_t>(sizeof(float))));
 }
 
 void* thread_arena(int64_t bytes) {
   static thread_local Arena arena;
-  return arena.reserve(bytes);
+  return arena.at_least(bytes);
 }
 
 void advise_huge_pages(void* block, int64_t bytes) {
