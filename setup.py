@@ -7,6 +7,8 @@ Everything static is in pyproject.toml. Environment variables that are honoured 
     MAX_JOBS                    how many files are compiled at once; else ninja's choice
     DEBUG=1                     unoptimised, with debug symbols and assertions
     FORCE_CPU=1                 CPU kernels only, which is all that there is so far
+    SANITIZE=address,undefined  or SANITIZE=thread: kernels that are checked as they run, for
+                                `make sanitize`
 """
 
 import importlib.metadata
@@ -94,13 +96,26 @@ def find_torch():
     return version if tuple(map(int, re.findall(r"\d+", version)[:2])) >= OLDEST_TORCH else None
 
 
-def cpu_sources():
-    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cpu/*.cpp"))
+def cpu_sources(environ=os.environ):
+    folders = ["cpu", *(["sanitize"] if sanitizer_flags(environ) else [])]
+    files = [path for folder in folders for path in ROOT.glob(f"csrc/{folder}/*.cpp")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in files)
+
+
+def sanitizer_flags(environ=os.environ):
+    """What compiling and linking have in common; empty for an ordinary build."""
+    names = environ.get("SANITIZE", "")
+    return [f"-fsanitize={names}", "-fno-sanitize-recover=all"] if names else []
 
 
 def compile_flags(environ=os.environ):
     """Our own flags; they follow the interpreter's, which may hold -O2, -g, -fwrapv or not."""
     flags = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", TORCH_TARGET]
+    if sanitizer_flags(environ):
+        # gcc 12 takes deliberately undefined operands inside its own intrinsics for a mistake.
+        flags += ["-O1", "-g1", "-fno-wrapv", "-fno-omit-frame-pointer", "-Wno-uninitialized"]
+        flags += ["-D_GLIBCXX_ASSERTIONS", "-include", "sanitize/intrinsics.h"]
+        return [*flags, *sanitizer_flags(environ)]
     if is_set(environ, "DEBUG"):
         return [*flags, "-O0", "-g", "-UNDEBUG"]
     return [*flags, "-O3", "-g0", "-fno-wrapv"]
@@ -130,6 +145,7 @@ def kernels(plan):
         include_dirs=[str(ROOT / "csrc")],
         # torch's headers are named again as system headers, which are compiled without warnings.
         extra_compile_args=[*compile_flags(), *(f"-isystem{path}" for path in include_paths())],
+        extra_link_args=sanitizer_flags(),
         py_limited_api=True,
     )
     return [extension], BuildKernels

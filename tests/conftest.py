@@ -12,6 +12,7 @@ os.environ["RESNET_FUSED_TUNE_FILE"] = "none"
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 import resnet_fused as rf
@@ -27,6 +28,26 @@ DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 NAN = float("nan")
 
 needs_extension = pytest.mark.skipif(not NATIVE, reason="the C++ extension is not loaded")
+
+
+# How many examples hypothesis draws; `make sanitize` takes the fewer ones.
+settings.register_profile(
+    "full",
+    deadline=None,
+    derandomize=True,
+    max_examples=250,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("sanitized", settings.get_profile("full"), max_examples=60)
+settings.load_profile("full")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """What tests ops runs kernels."""
+    for item in items:
+        if item.path.name.startswith("test_ops_"):
+            item.add_marker("kernels")
 
 
 # ---- fixtures ----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import nn
 import resnet_fused as rf
 from resnet_fused import select
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("one_thread")]
 
 INF = float("inf")
 ONE = (1, 1)

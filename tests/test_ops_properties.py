@@ -20,17 +20,10 @@ from conftest import (
     normals,
     use_isa,
 )
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import resnet_fused as rf
-
-SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=250,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +65,6 @@ words = st.sampled_from(["ours", "winograd4", "winograd2", "torch"])
 
 
 @given(cases(), st.sampled_from(DTYPES), layouts, layouts, words, st.sampled_from(ISAS))
-@SETTINGS
 def test_whole_numbers(case, dtype, x_layout, residual_layout, word, isa):
     use_isa(isa)
     o = integers(case).to(dtype).laid_out(x_layout, residual_layout)
@@ -86,7 +78,6 @@ def test_whole_numbers(case, dtype, x_layout, residual_layout, word, isa):
 
 
 @given(cases(), st.sampled_from(DTYPES), layouts, words, st.sampled_from(ISAS))
-@SETTINGS
 def test_errors_are_eagers(case, dtype, layout, word, isa):
     assume(case.n != 0)
     use_isa(isa)
@@ -96,7 +87,6 @@ def test_errors_are_eagers(case, dtype, layout, word, isa):
 
 
 @given(cases(), st.data())
-@SETTINGS
 def test_one_wrong_size_is_a_sentence(case, data):
     """Any operand with one size changed: ValueError that names an operand, never a result."""
     o = integers(case).to(torch.float32)
@@ -121,7 +111,6 @@ def test_one_wrong_size_is_a_sentence(case, data):
     st.sampled_from(DTYPES),
     st.sampled_from(ISAS),
 )
-@SETTINGS
 def test_add_relu_in_any_order_of_dimensions(shape, a_order, b_order, dtype, isa):
     use_isa(isa)
     operands = []

@@ -405,6 +405,7 @@ def test_vmap():
 # ---- without the extension ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NATIVE, reason="this already is the run without the extension")
 def test_everything_holds_without_the_extension():
     """The same tests on the fallback in plain PyTorch, in a process without the kernels."""

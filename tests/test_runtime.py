@@ -41,8 +41,8 @@ import os, re, torch
 torch.set_num_threads(2)
 
 def runtimes():
-    files = (line.split()[-1] for line in open("/proc/self/maps"))
-    return {os.path.realpath(f) for f in files if re.match(r"lib[a-z]*omp\\d*\\b", os.path.basename(f))}
+    files = {os.path.realpath(line.split()[-1]) for line in open("/proc/self/maps")}
+    return [f for f in sorted(files) if re.match(r"lib[a-z]*omp\\d*\\b", os.path.basename(f))]
 
 torch.nn.functional.conv2d(torch.randn(2, 64, 28, 28), torch.randn(64, 64, 3, 3))
 before = runtimes()
@@ -51,7 +51,7 @@ assert rf.ops.extension_error is None
 vector = torch.ones(64)
 rf.ops.conv_bn_act(torch.randn(2, 64, 28, 28), torch.randn(64, 64, 3, 3), vector, vector)
 rf.ops.add_relu(torch.randn(99999), torch.randn(99999))
-print(len(before), len(runtimes()), sorted(runtimes()))
+print(len(before), len(runtimes()), runtimes())
 """
 
 
@@ -216,5 +216,5 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_a_forked_process_computes_in_one_thread():
-    """As PyTorch's own operations do, and its DataLoader's workers; OpenMP's threads stay behind."""
+    """Like PyTorch's own operations and its DataLoader's workers: OpenMP's threads stay behind."""
     assert run(FORK) == "0\n"

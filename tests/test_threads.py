@@ -11,7 +11,9 @@ import torch
 from conftest import Case, assert_same, exact, fused, integers, normals, randomize
 
 import resnet_fused as rf
-from resnet_fused import select
+from resnet_fused import check, select
+
+pytestmark = [pytest.mark.kernels, pytest.mark.threads]
 
 CASES = [
     Case(2, 64, 14, 14, 64, (3, 3), padding=(1, 1)),
@@ -20,8 +22,8 @@ CASES = [
     Case(1, 256, 5, 5, 96, (1, 1)),
     Case(4, 32, 7, 6, 48, (3, 3), stride=(2, 2), padding=(1, 1), groups=2),
     Case(1, 640, 3, 3, 33, (3, 3), padding=(1, 1)),
+    Case(1, 48, 11, 12, 70, (3, 3), stride=(2, 2), padding=(1, 1)),
 ]
-WORDS = ("direct", "winograd4", "winograd2", "torch")
 
 
 def in_threads(count, work):
@@ -36,12 +38,17 @@ def in_threads(count, work):
         return list(pool.map(run, range(count)))
 
 
+def operands_for(plan, case):
+    """In a dtype that the plan computes; one that cannot compute the shape gives way to direct."""
+    return normals(case).to(check.PLAN_TRAITS[plan].dtypes[0])
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", check.PLANS)
 def test_several_threads_with_different_shapes(word, count, threads):
     """Scratch memory is a thread's own: growing and reused shapes do not disturb each other."""
     threads(count)
-    operands = [normals(case).to(torch.float32) for case in CASES]
+    operands = [operands_for(word, case) for case in CASES]
     with select.forced(word):
         want = [
             rf.ops.conv_bn_act(*o.args(), **case.keywords)
@@ -62,13 +69,13 @@ def test_several_threads_with_different_shapes(word, count, threads):
                 assert_same(y, want[at], f"({CASES[at]})")
 
 
-@pytest.mark.parametrize("word", WORDS[:3])
+@pytest.mark.parametrize("word", [plan for plan in check.PLANS if plan != "torch"])
 def test_bits_do_not_depend_on_when_a_job_runs(word, threads):
     """No atomics, no order of arrival: ten runs with the same number of threads agree."""
     for count in (1, 2, 4):
         threads(count)
         for case in CASES:
-            o = normals(case).to(torch.float32)
+            o = operands_for(word, case)
             first = fused(o, case, word)
             for _ in range(5):
                 assert_same(fused(o, case, word), first, f"({count} threads, {case})")
@@ -92,6 +99,28 @@ def test_epilogue_behind_pytorchs_convolution_in_parts(count, dtype, isa, thread
         case = Case(3, 4, 70, 41, k, (1, 1))
         o = integers(case).to(dtype)
         assert_same(fused(o, case, "torch"), exact(o, case).to(dtype))
+
+
+def test_add_relu_and_hashes_in_several_threads(threads):
+    """Large enough that each is cut into parts for PyTorch's threads."""
+    threads(2)
+    images = [torch.randn(2, 24, 40, 40, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    weights = [torch.randn(256, 512), torch.randn(512, 300)]
+    sums = [(x + x.flip(0)).clamp_min(0) for x in images]
+    hashes = [torch.ops.resnet_fused.content_hash([w]) for w in weights]
+
+    def work(i):
+        torch.set_num_threads(2)
+        x, w = images[i % 2], weights[i % 2]
+        return [
+            (i % 2, rf.ops.add_relu(x, x.flip(0)), torch.ops.resnet_fused.content_hash([w]))
+            for _ in range(10)
+        ]
+
+    for results in in_threads(4, work):
+        for at, y, found in results:
+            assert_same(y, sums[at])
+            assert found == hashes[at]
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -192,7 +221,7 @@ def test_global_settings_of_torch_are_left_alone():
     x = torch.randn(1, 16, 20, 20)
     before = flags()
     with torch.no_grad():
-        for word in WORDS:
+        for word in check.PLANS:
             with select.forced(word):
                 block(x)
     block(x).sum().backward()

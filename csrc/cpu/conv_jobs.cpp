@@ -15,11 +15,19 @@ Cut cut_conv(const ConvShape& shape, const PlanInfo& plan, int64_t threads) {
                             : direct_cut(shape, plan.pack, threads);
 }
 
+// The set in use may have changed since the plan was checked.
+const Kernels* kernels_for(const PlanInfo& plan) {
+  const Kernels& isa = kernels();
+  check(plan.pack == 1 || isa.bf16_products, "ConvJobs: plan \"", plan.name,
+        "\" needs avx512_bf16, the kernels in use are ", isa.isa);
+  return &isa;
+}
+
 }  // namespace
 
 ConvJobs::ConvJobs(const ConvArgs& conv, int64_t threads)
     : args(conv),
-      isa(&kernels()),
+      isa(kernels_for(plan_info(conv.plan))),
       cut(cut_conv(conv.shape, plan_info(conv.plan), threads)),
       count(cut.count()) {}
 
