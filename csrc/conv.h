@@ -19,6 +19,7 @@ enum class Plan {
   kDirectBf16,
   kWinograd2Bf16,
   kWinograd2S2Bf16,
+  kStem,
   kTorch,
 };
 

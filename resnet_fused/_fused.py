@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from . import check, packing, select
+from . import check, packing, reference, select
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
 from .recipe import ConvUnit
@@ -100,11 +100,14 @@ def has_global_hooks() -> bool:
 
 
 class _ConvBnAct(torch.autograd.Function):
-    """conv_bn_act on packed weights, for eval() with gradients: packs once, not at every call."""
+    """conv_bn_act on packed weights, for eval() with gradients: packs once, not at every call.
+
+    Without the max-pool, which is PyTorch's own there: its backward needs what it pooled.
+    """
 
     @staticmethod
     def forward(ctx, unit, x, weight, scale, shift, residual):
-        keywords = unit.keywords
+        keywords = unit.keywords | {"pool": False}
         y = _ops.conv_bn_act_packed(x, unit.weight, scale, shift, residual, **keywords)
         ctx.keywords = {name: keywords[name] for name in packing.CONV_KEYWORDS}
         ctx.save_for_backward(x, weight, scale, y if keywords["act"] == "relu" else None)
@@ -329,7 +332,8 @@ class FusedModule(Wrapper):
             unit = self._units[i]
             scale, shift = packing.fold(unit)
             weight = unit.conv.weight.to(dtype)
-            return _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
+            y = _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
+            return reference.max_pool(y) if unit.pool else y
 
         return run
 
@@ -339,7 +343,8 @@ class FusedModule(Wrapper):
             scale, shift = packing.fold(unit)
             weight = unit.conv.weight.to(dtype)
             keywords = packing.conv_keywords(unit)
-            return _ops.conv_bn_act(x, weight, scale, shift, residual, **keywords)
+            y = _ops.conv_bn_act(x, weight, scale, shift, residual, **keywords)
+            return reference.max_pool(y) if unit.pool else y
 
         return run
 
@@ -370,7 +375,7 @@ class FusedModule(Wrapper):
             backend = ", ".join(
                 f"{n}: {u.choice.backend}" for n, u in zip(names, held, strict=True)
             )
-        reasons = dict.fromkeys(unit.choice.reason for unit in held)
+        reasons = dict.fromkeys(unit.reason for unit in held)
         return Status(True, backend, "; ".join(reasons), size)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -139,6 +139,19 @@ def _refuse_tensors(layer: nn.Module, name: str) -> None:
         raise NoMatch(f"{name} mixes dtypes")
 
 
+def refuse_pool(pool: nn.MaxPool2d, name: str) -> None:
+    """Any max-pool but a stem's: 3x3, stride 2, padding 1."""
+    sizes = ((pool.kernel_size, 3), (pool.stride, 2), (pool.padding, 1), (pool.dilation, 1))
+    if not all(_is_pair(value, number) for value, number in sizes):
+        raise NoMatch(f"{name} does not pool 3x3 pixels with stride 2 and padding 1")
+    if pool.ceil_mode or pool.return_indices:
+        raise NoMatch(f"{name} rounds up or returns indices")
+
+
+def _is_pair(value: object, number: int) -> bool:
+    return value == number or value == (number, number) or value == [number, number]
+
+
 def refuse_recipe(recipe: BlockRecipe) -> None:
     """Units that do not fit each other: channels, dtypes, devices."""
     for unit in recipe.units():

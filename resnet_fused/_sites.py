@@ -1,4 +1,4 @@
-"""Finds conv -> bn (-> ReLU module) among the direct children of a module."""
+"""Finds conv -> bn (-> ReLU) (-> max-pool) among the direct children of a module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ._dataflow import NORMS
-from ._refusals import refuse_altered, refuse_mixture, refuse_unit
+from ._refusals import refuse_altered, refuse_mixture, refuse_pool, refuse_unit
 from ._trace import MODES, any_child, record
 from .recipe import ConvUnit, NoMatch, Site
 
@@ -22,8 +22,9 @@ def find_sites(
 
     A convolution and a batch norm are a site where parent.forward, in every mode, calls each of
     them once and hands the convolution's result to the batch norm and to nothing else. A ReLU child
-    that alone reads the batch norm and is called nowhere else belongs to the site. If parent cannot
-    be traced, the one reason has the name "". `graphs`: what `call_graphs(parent)` returned.
+    that alone reads the batch norm and is called nowhere else belongs to the site, and so does a
+    stem's max-pool behind it. If parent cannot be traced, the one reason has the name "".
+    `graphs`: what `call_graphs(parent)` returned.
     """
     if not _has_pair(parent):
         return [], []
@@ -38,7 +39,8 @@ def find_sites(
         try:
             if any(found not in pairs for pairs in per_mode):
                 raise NoMatch(f"{found[1]} does not follow it in every mode, train() or eval()")
-            sites.append(_site(parent, found))
+            pools = {pairs[found] for pairs in per_mode}
+            sites.append(_site(parent, found, pools.pop() if len(pools) == 1 else None))
         except NoMatch as reason:
             refused.append((found[0], str(reason)))
     return sites, refused
@@ -63,8 +65,11 @@ def _has_pair(parent: nn.Module) -> bool:
     return all(any(isinstance(c, kind) for c in children) for kind in (_ConvNd, NORMS))
 
 
-def _pairs(graph: fx.Graph, parent: nn.Module) -> list[Found]:
-    """Convolutions whose one reader is a norm, with the ReLU that is the norm's one reader."""
+def _pairs(graph: fx.Graph, parent: nn.Module) -> dict[Found, str | None]:
+    """Convolutions whose one reader is a norm, with the ReLU that is the norm's one reader.
+
+    Each with the name of the max-pool that alone reads the result, or None.
+    """
     called = {n: parent.get_submodule(n.target) for n in graph.nodes if n.op == "call_module"}
     calls = Counter(id(module) for module in called.values())
     children = Counter(id(child) for child in parent._modules.values())
@@ -81,23 +86,42 @@ def _pairs(graph: fx.Graph, parent: nn.Module) -> list[Found]:
             return None
         return users[0] if users[0].meta["ambient"] == node.meta["ambient"] else None
 
-    pairs: list[Found] = []
+    def reader_of(node: fx.Node, kind: type[nn.Module]) -> fx.Node | None:
+        user = reader(node)
+        return user if user is not None and type(called[user]) is kind else None
+
+    pairs: dict[Found, str | None] = {}
     for conv, module in called.items():
         bn = reader(conv) if isinstance(module, _ConvNd) and once(conv) else None
         if bn is not None and isinstance(called[bn], NORMS):
-            act = reader(bn)
-            relu = act is not None and type(called[act]) is nn.ReLU
-            pairs.append((conv.target, bn.target, act.target if relu else None))
+            act = reader_of(bn, nn.ReLU)
+            pool = reader_of(act or bn, nn.MaxPool2d)
+            names = (conv.target, bn.target, act.target if act is not None else None)
+            pairs[names] = pool.target if pool is not None else None
     return pairs
 
 
-def _site(parent: nn.Module, found: Found) -> Site:
+def _site(parent: nn.Module, found: Found, pool_name: str | None) -> Site:
     conv_name, bn_name, act_name = found
     layers = {name: parent.get_submodule(name) for name in found if name is not None}
     for name, layer in layers.items():
         refuse_altered(layer, name)
+    pool = _stem_pool(parent, pool_name)
     act = "relu" if act_name else "none"
-    unit = ConvUnit(layers[conv_name], layers[bn_name], act, conv_name, bn_name)
+    unit = ConvUnit(layers[conv_name], layers[bn_name], act, conv_name, bn_name, pool is not None)
     refuse_unit(unit)
     refuse_mixture((unit,))
-    return Site(unit, act_name)
+    return Site(unit, act_name, pool, pool_name if pool is not None else None)
+
+
+def _stem_pool(parent: nn.Module, name: str | None) -> nn.MaxPool2d | None:
+    """The max-pool behind a site if the site can compute it too; else it stays as it is."""
+    if name is None:
+        return None
+    pool = parent.get_submodule(name)
+    try:
+        refuse_altered(pool, name)
+        refuse_pool(pool, name)
+    except NoMatch:
+        return None
+    return pool

@@ -25,6 +25,7 @@ class PlanTraits:
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES[:3]
     kernel: int | None = None  # side of the only kernel, in one group, undilated; None: any kernel
     stride: int = 1  # the only one, where `kernel` is set
+    any_columns: bool = False  # `kernel` and `stride` are those of the rows, the columns' are free
     isa: str = ""  # the only instruction set, csrc/cpu/isa.cpp; "": any
     spreads: bool = False  # NaN, Inf and near overflow reach the neighbours: no exact_nonfinite
     opt_in: bool = False  # error above a convolution's bound: only for those who ask for it
@@ -46,6 +47,7 @@ PLAN_TRAITS = {
     "winograd2s2_bf16": PlanTraits(
         dtypes=_BF16, kernel=3, stride=2, spreads=True, isa="avx512bf16"
     ),
+    "stem": PlanTraits(kernel=7, stride=2, any_columns=True, spreads=True),
     "torch": PlanTraits(dtypes=FLOAT_DTYPES),
 }
 PLANS = tuple(PLAN_TRAITS)
@@ -167,20 +169,41 @@ def plan_weight(
         raise TypeError(f'{op}: plan "{plan}" takes {names}, got {dtype_name(dtype)}')
     if traits.kernel is None:
         return
-    side = traits.kernel
-    if tuple(kernel) != (side, side) or groups != 1:
+    side, step = traits.kernel, traits.stride
+    expected = f"kernels of {side} rows" if traits.any_columns else f"{side} x {side} kernels"
+    if not _is_side(kernel, side, traits) or groups != 1:
         raise ValueError(
-            f'{op}: plan "{plan}" takes {side} x {side} kernels in one group, '
+            f'{op}: plan "{plan}" takes {expected} in one group, '
             f"got {kernel[0]} x {kernel[1]} in {groups}"
         )
     if stride is None:
         return  # packing, which does not know
     stride, dilation = pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)
-    if stride != (traits.stride, traits.stride) or dilation != (1, 1):
+    if not _is_side(stride, step, traits) or dilation != (1, 1):
+        where = " along the rows" if traits.any_columns else ""
         raise ValueError(
-            f'{op}: plan "{plan}" takes stride {traits.stride} and dilation 1, '
+            f'{op}: plan "{plan}" takes stride {step}{where} and dilation 1, '
             f"got stride {stride} and dilation {dilation}"
         )
+
+
+def _is_side(pair: Sequence[int], number: int, traits: PlanTraits) -> bool:
+    return pair[0] == number and (traits.any_columns or pair[1] == number)
+
+
+def fits_plan(
+    plan: str,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> bool:
+    """Whether a plan's kernel computes convolutions of this geometry."""
+    traits = PLAN_TRAITS[plan]
+    if traits.kernel is None:
+        return True
+    sides = _is_side(kernel, traits.kernel, traits) and _is_side(stride, traits.stride, traits)
+    return sides and (dilation, groups) == ((1, 1), 1)
 
 
 def image(op: str, name: str, x: Any) -> None:
@@ -209,6 +232,11 @@ def output_size(
             f"{padded[0]} x {padded[1]}, the kernel spans {reach[0]} x {reach[1]}"
         )
     return ((padded[0] - reach[0]) // stride[0] + 1, (padded[1] - reach[1]) // stride[1] + 1)
+
+
+def pooled_size(size: int) -> int:
+    """Rows or columns behind the 3x3 max-pool of stride 2 and padding 1."""
+    return (size - 1) // 2 + 1
 
 
 def _scale_and_shift(op: str, scale: Any, shift: Any, x: Tensor, out_channels: int) -> None:

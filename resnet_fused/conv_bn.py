@@ -1,8 +1,9 @@
-"""Convolution + BN (+ ReLU) outside residual blocks: a module of its own, or inside a parent."""
+"""Convolution + BN (+ ReLU, + max-pool) outside residual blocks, by itself or inside a parent."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -67,6 +68,11 @@ class FusedConvBN(_OneUnit):
         super().__init__(plain, (unit,), tuple(links_below(plain)))
 
 
+def _pool_settings(pool: nn.MaxPool2d) -> tuple[Any, ...]:
+    sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return (*sizes, pool.ceil_mode, pool.return_indices)
+
+
 @dataclass(eq=False)
 class _Installed:
     """A site in its parent, seen by all of its slots: they agree at every call on who does what."""
@@ -75,6 +81,7 @@ class _Installed:
     site: Site
     names: tuple[str, ...]  # of the slots in the parent
     slots: list[Wrapper] = field(default_factory=list)
+    pool_settings: tuple[Any, ...] | None = None
 
     def broken(self) -> str | None:
         """Why each slot must act as its own original; None while the site is whole."""
@@ -88,6 +95,9 @@ class _Installed:
             reason = changed(slot.link)
             if reason is not None:
                 return reason
+        pool = self.site.pool
+        if pool is not None and _pool_settings(pool) != self.pool_settings:
+            return f"{self.site.pool_name} has other settings than it had"
         return None
 
 
@@ -101,7 +111,7 @@ def _run_plainly(slot: Wrapper, x: Tensor) -> Tensor:
 
 
 class ConvSlot(_OneUnit):
-    """In the place of a convolution, with its keys: computes it, its BN and its ReLU."""
+    """In the place of a convolution, with its keys: computes it, its BN, its ReLU, its max-pool."""
 
     def __init__(self, installed: _Installed) -> None:
         unit = installed.site.unit
@@ -136,7 +146,7 @@ class ConvSlot(_OneUnit):
 
 
 class PassSlot(Wrapper):
-    """In the place of a BN or ReLU that the ConvSlot has computed already: passes its input on."""
+    """In the place of a layer that the ConvSlot has computed already: passes its input on."""
 
     def __init__(self, original: nn.Module, name: str, installed: _Installed) -> None:
         super().__init__(original)
@@ -151,10 +161,12 @@ class PassSlot(Wrapper):
 
 
 def install_site(parent: nn.Module, site: Site) -> ConvSlot:
-    """Fuses one site of a parent: slots take the places of its convolution, BN and ReLU."""
-    unit = site.unit
-    names = (unit.conv_name, unit.bn_name) + ((site.act_name,) if site.act_name else ())
+    """Fuses one site of a parent: slots take the places of all its layers."""
+    layers = (site.unit.conv_name, site.unit.bn_name, site.act_name, site.pool_name)
+    names = tuple(name for name in layers if name is not None)
     installed = _Installed(parent, site, names)
+    if site.pool is not None:
+        installed.pool_settings = _pool_settings(site.pool)
     originals = [parent._modules[name] for name in names]
     first = ConvSlot(installed)
     others = zip(originals[1:], names[1:], strict=True)

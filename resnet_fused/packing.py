@@ -101,6 +101,14 @@ class PackedUnit:
         )
 
     @property
+    def reason(self) -> str:
+        """Why it runs as it does, for reports."""
+        if not self.keywords["pool"]:
+            return self.choice.reason
+        how = "in the same pass" if self.choice.plan == "stem" else "in a second pass"
+        return f"{self.choice.reason}; its max-pool {how}"
+
+    @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.weight, self.scale, self.shift))
 
@@ -125,8 +133,8 @@ def pack(unit: ConvUnit, dtype: torch.dtype, choice: select.Choice) -> PackedUni
     scale, shift = (t.detach() for t in fold(unit))
     weight = unit.conv.weight.detach().to(dtype)
     weight = _ops.pack_conv(weight, unit.conv.groups, plan=choice.plan)
-    keywords = conv_keywords(unit) | {"kernel_size": kernel_size(unit.conv), "plan": choice.plan}
-    return PackedUnit(weight, scale, shift, keywords, choice)
+    keywords = {"kernel_size": kernel_size(unit.conv), "plan": choice.plan, "pool": unit.pool}
+    return PackedUnit(weight, scale, shift, conv_keywords(unit) | keywords, choice)
 
 
 def places(unit: ConvUnit) -> list[tuple[dict[str, Tensor | None], str]]:

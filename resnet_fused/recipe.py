@@ -9,13 +9,17 @@ from torch import nn
 
 @dataclass(frozen=True, eq=False)
 class ConvUnit:
-    """A convolution, the batch norm behind it if there is one, and the activation after both."""
+    """A convolution, the batch norm behind it if there is one, and the activation after both.
+
+    pool: with a stem's max-pool behind the activation, 3x3, stride 2, padding 1.
+    """
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d | None
     act: str  # "relu" | "none"
     conv_name: str  # dotted path below the block or parent, "downsample.0"
     bn_name: str | None
+    pool: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +43,14 @@ class BlockRecipe:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """conv -> bn (-> ReLU module) among one parent's direct children, outside residual blocks."""
+    """conv -> bn (-> ReLU) (-> max-pool) among one parent's direct children, outside blocks."""
 
     unit: ConvUnit
     act_name: (
         str | None
     )  # the ReLU child that the site absorbs; None where the activation is not a module
+    pool: nn.MaxPool2d | None = None  # the child behind it that the site absorbs too
+    pool_name: str | None = None
 
 
 class NoMatch(ValueError):

@@ -43,6 +43,11 @@ def conv_bn_act(
     return scale_shift_act(y, scale, shift, residual, act)
 
 
+def max_pool(y: Tensor) -> Tensor:
+    """The max-pool of a stem: 3x3, stride 2, padding 1; NaN passes. y: (..., C, H, W)."""
+    return F.max_pool2d(y, 3, 2, 1)
+
+
 def add_relu(a: Tensor, b: Tensor) -> Tensor:
     """relu(a + b)."""
     return F.relu(a + b)

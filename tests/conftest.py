@@ -242,6 +242,12 @@ class Case:
         steps = (self.stride, self.dilation, self.groups)
         return self.kernel == (3, 3) and steps == ((1, 1), (1, 1), 1)
 
+    @property
+    def is_stem(self) -> bool:
+        """Whether the stem's kernel can compute it."""
+        steps = (self.stride[0], self.dilation, self.groups)
+        return self.kernel[0] == 7 and steps == (2, (1, 1), 1)
+
     def but(self, **changes) -> Case:
         return replace(self, **changes)
 

@@ -10,6 +10,7 @@ import ctypes
 import mmap
 
 import torch
+import torch.nn.functional as F
 from conftest import (
     ISAS,
     KERNEL_DTYPES,
@@ -54,6 +55,7 @@ CASES = [
     *(Case(1, c, 5, 5, k, (3, 3), padding=(1, 1)) for c, k in ((1, 1), (3, 5), (17, 33), (15, 31))),
     *(Case(2, c, 3, 4, k, (1, 1)) for c, k in ((1, 3), (7, 9), (16, 17), (33, 50), (513, 2))),
     Case(1, 3, 9, 9, 20, (7, 7), stride=(2, 2), padding=(3, 3)),
+    *(Case(1, 3, h, h + 3, 17, (7, 5), stride=(2, 1), padding=(3, 1)) for h in (6, 13)),
     Case(1, 5, 6, 7, 3, (2, 2)),
     Case(1, 5, 9, 8, 3, (3, 3), stride=(2, 3), dilation=(2, 1)),
     Case(1, 12, 5, 5, 6, (3, 3), padding=(1, 1), groups=3),
@@ -74,15 +76,26 @@ def main() -> None:
                 o.x, o.residual = channels_last(o.x), channels_last(o.residual)
                 for at_end in (True, False):
                     operands = [guarded(t, at_end) for t in o.args()]
-                    for word in ("direct", "winograd4", "winograd2", "torch"):
+                    for word in ("direct", "winograd4", "winograd2", "stem", "torch"):
                         # PyTorch's convolution is not what is tested here.
                         first = [o.x, o.weight] if word == "torch" else operands[:2]
                         with select.forced(word):
                             got = rf.ops.conv_bn_act(*first, *operands[2:], **case.keywords)
-                        if word == "winograd4":
+                        if word == "winograd4" or (word == "stem" and case.is_stem):
                             assert_nearly_whole(got, want, 0.05)
                         else:
                             assert_same(got, want.to(dtype))
+                        count += 1
+                    for plan in ("direct", "stem") if case.is_stem else ("direct",):
+                        packed = rf.ops.pack_conv(operands[1], case.groups, plan=plan)
+                        pooled = torch.ops.resnet_fused.conv_bn_act_packed(
+                            *(operands[0], guarded(packed, at_end), *operands[2:]),
+                            **case.keywords,
+                            kernel_size=case.kernel,
+                            plan=plan,
+                            pool=True,
+                        )
+                        assert_nearly_whole(pooled, F.max_pool2d(want, 3, 2, 1), 0.05)
                         count += 1
                     rf.ops.add_relu(operands[4], guarded(o.residual, at_end))
                     rf.ops.add_relu(operands[4].flatten(1), o.residual.flatten(1))

@@ -836,6 +836,7 @@ LAYERS = {
     "relu": lambda: nn.ReLU(inplace=True),
     "gelu": nn.GELU,
     "pool": lambda: nn.MaxPool2d(3, 1, 1),
+    "stem_pool": lambda: nn.MaxPool2d(3, 2, 1),
     "dropout": lambda: nn.Dropout(0.3),
     "block": lambda: BasicBlock(8, 8),
     "bottleneck": lambda: Bottleneck(8, 2),

@@ -5,6 +5,7 @@
 #include "cpu/conv_jobs.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/pooled_stem.h"
 
 namespace resnet_fused {
 namespace {
@@ -61,9 +62,16 @@ const void* pointer(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-Tensor run_ours(const ConvCall& call, const Tensor& x, const std::optional<Tensor>& residual) {
+Tensor empty_pooled(const ConvShape& s, const Tensor& like) {
+  return empty_nhwc(like, s.batch, s.out_channels, pooled(s.out_h()), pooled(s.out_w()));
+}
+
+// pool: in the same pass, which only the plan "stem" can.
+Tensor run_ours(const ConvCall& call, const Tensor& x, const std::optional<Tensor>& residual,
+                bool pool) {
   const ConvShape& s = call.shape;
-  const Tensor y = empty_nhwc(x, s.batch, s.out_channels, s.out_h(), s.out_w());
+  const Tensor y =
+      pool ? empty_pooled(s, x) : empty_nhwc(x, s.batch, s.out_channels, s.out_h(), s.out_w());
   const ConvArgs args{s,
                       call.dtype,
                       call.plan,
@@ -74,7 +82,12 @@ Tensor run_ours(const ConvCall& call, const Tensor& x, const std::optional<Tenso
                       static_cast<const float*>(call.shift.const_data_ptr()),
                       pointer(residual),
                       y.mutable_data_ptr()};
-  run_conv(ConvJobs(args, thread_count()));
+  const ConvJobs jobs(args, thread_count());
+  if (pool) {
+    run_pooled_stem(jobs);
+  } else {
+    run_conv(jobs);
+  }
   return y;
 }
 
@@ -113,6 +126,17 @@ Tensor run_torch(const ConvCall& call, const Tensor& x, const std::optional<Tens
   const Kernels& isa = kernels();
   for_each_span(s.out_pixels(), ceil_div(kSpanGrain, s.out_channels),
                 [&](int64_t begin, int64_t end) { isa.epilogue(args, begin, end); });
+  return y;
+}
+
+Tensor run_pool(const ConvCall& call, const Tensor& x) {
+  const ConvShape& s = call.shape;
+  const Tensor y = empty_pooled(s, x);
+  const PoolArgs args{call.dtype,     s.out_h(),          s.out_w(),
+                      s.out_channels, x.const_data_ptr(), y.mutable_data_ptr()};
+  const Kernels& isa = kernels();
+  for_each_span(s.batch * pooled(s.out_h()), ceil_div(kSpanGrain, 2 * s.out_w() * s.out_channels),
+                [&](int64_t begin, int64_t end) { isa.max_pool(args, begin, end); });
   return y;
 }
 
@@ -176,13 +200,18 @@ ConvCall check_conv(const OpName& op, const InputShape& x, const Tensor& packed,
   return call;
 }
 
-Tensor run_call(const ConvCall& call, const Tensor& x, const std::optional<Tensor>& residual) {
+Tensor run_call(const ConvCall& call, const Tensor& x, const std::optional<Tensor>& residual,
+                bool pool) {
   const ConvShape& s = call.shape;
-  if (s.out_pixels() == 0) return empty_nhwc(x, s.batch, s.out_channels, s.out_h(), s.out_w());
+  if (s.out_pixels() == 0) {
+    return pool ? empty_pooled(s, x) : empty_nhwc(x, s.batch, s.out_channels, s.out_h(), s.out_w());
+  }
   std::optional<Tensor> dense_residual;
   if (residual) dense_residual = to_nhwc(*residual);
-  return call.plan == Plan::kTorch ? run_torch(call, to_nhwc(x), dense_residual)
-                                   : run_ours(call, to_nhwc(x), dense_residual);
+  const bool at_once = pool && call.plan == Plan::kStem;
+  const Tensor y = call.plan == Plan::kTorch ? run_torch(call, to_nhwc(x), dense_residual)
+                                             : run_ours(call, to_nhwc(x), dense_residual, at_once);
+  return pool && !at_once ? run_pool(call, y) : y;
 }
 
 }  // namespace resnet_fused

@@ -58,6 +58,8 @@ ConvCall check_conv(const OpName& op, const InputShape& x, const Tensor& packed,
                     const Tensor& scale, const Tensor& shift, const ConvSettings& settings);
 
 // The output, dense NHWC. x and residual: 4-D of the shapes that the call has, any strides.
-Tensor run_call(const ConvCall& call, const Tensor& x, const std::optional<Tensor>& residual);
+// pool: with a stem's max-pool behind the activation (pool.h).
+Tensor run_call(const ConvCall& call, const Tensor& x, const std::optional<Tensor>& residual,
+                bool pool = false);
 
 }  // namespace resnet_fused

@@ -11,6 +11,7 @@ namespace {
 Cut cut_conv(const ConvShape& shape, const PlanInfo& plan, int64_t threads) {
   check(plan.plan != Plan::kTorch, "ConvJobs: plan \"torch\" has no jobs");
   if (shape.out_pixels() == 0 || shape.out_channels == 0) return {};
+  if (plan.plan == Plan::kStem) return stem_cut(shape, threads);
   return plan.is_winograd() ? winograd_cut(shape, plan.tiling, plan.pack, threads)
                             : direct_cut(shape, plan.pack, threads);
 }
@@ -38,6 +39,10 @@ void ConvJobs::run(int64_t index, int64_t previous) const {
     const WinogradJob job{range.row_begin, range.row_end, range.panel_begin, range.panel_end,
                           same_rows(cut, index, previous)};
     isa->winograd_job(args, job, scratch);
+  } else if (args.plan == Plan::kStem) {
+    const StemJob job{range.row_begin, range.row_end, range.panel_begin,
+                      range.panel_end, false,         nullptr};
+    isa->stem_job(args, job, scratch);
   } else {
     const DirectJob job{range.row_begin,   range.row_end,   range.group,
                         range.panel_begin, range.panel_end, cut.slice};

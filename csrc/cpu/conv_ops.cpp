@@ -54,6 +54,8 @@ Tensor pack_conv(const Tensor& weight, int64_t groups, StringHandle plan_name) {
   const float* source = static_cast<const float*>(dense.const_data_ptr());
   if (plan.is_winograd()) {
     winograd_pack(plan.plan, shape, source, packed.mutable_data_ptr());
+  } else if (plan.plan == Plan::kStem) {
+    stem_pack(shape, source, static_cast<float*>(packed.mutable_data_ptr()));
   } else {
     direct_pack(plan.plan, shape, source, packed.mutable_data_ptr());
   }
@@ -81,7 +83,7 @@ Tensor conv_bn_act_packed(const Tensor& x, const Tensor& packed, const Tensor& s
                           const Tensor& shift, const std::optional<Tensor>& residual,
                           const IntPair& kernel_size, const IntPair& stride, const IntPair& padding,
                           const IntPair& dilation, int64_t groups, StringHandle act,
-                          StringHandle plan) {
+                          StringHandle plan, bool pool) {
   const OpName op = "conv_bn_act_packed";
   ConvSettings settings{};
   settings.act = take_string(act);
@@ -98,7 +100,7 @@ Tensor conv_bn_act_packed(const Tensor& x, const Tensor& packed, const Tensor& s
     check_residual(op, *residual, call, image);
     images = image.batched ? *residual : torch::stable::unsqueeze(*residual, 0);
   }
-  return image.like_input(run_call(call, image.x, images));
+  return image.like_input(run_call(call, image.x, images, pool));
 }
 
 }  // namespace

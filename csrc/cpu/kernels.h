@@ -6,6 +6,8 @@
 #include "cpu/direct.h"
 #include "cpu/peak.h"
 #include "cpu/pointwise.h"
+#include "cpu/pool.h"
+#include "cpu/stem.h"
 #include "cpu/winograd.h"
 
 namespace resnet_fused {
@@ -15,8 +17,11 @@ struct Kernels {
   bool bf16_products;  // runs the plans that multiply bfloat16
   void (*direct_job)(const ConvArgs&, const DirectJob&, float* scratch);
   void (*winograd_job)(const ConvArgs&, const WinogradJob&, float* scratch);
+  void (*stem_job)(const ConvArgs&, const StemJob&, float* scratch);
+  void (*stem_join)(const ConvArgs&, const StemJob&, const float* edge);
   void (*epilogue)(const EpilogueArgs&, int64_t begin, int64_t end);
   void (*add_relu)(const AddReluArgs&, int64_t begin, int64_t end);
+  void (*max_pool)(const PoolArgs&, int64_t begin, int64_t end);
   // kChains chains of `steps` multiply-adds of `lanes` floats (peak.h), and the same of `lanes`
   // pairs of bfloat16, null without bf16_products.
   void (*multiply_chains)(int64_t steps);

@@ -17,21 +17,20 @@
 #include "cpu/direct_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
+#include "cpu/pool_body.h"
+#include "cpu/stem_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
 
 namespace resnet_fused {
 
 const Kernels kAvx2Kernels = {
-    "avx2",
-    false,
-    avx2::direct_job,
-    avx2::winograd_job,
-    avx2::epilogue,
-    avx2::add_relu,
-    avx2::multiply_chains<avx2::FloatProduct>,
-    nullptr,
-    avx2::Vec::kWidth,
+    "avx2",           false,
+    avx2::direct_job, avx2::winograd_job,
+    avx2::stem_job,   avx2::stem_join,
+    avx2::epilogue,   avx2::add_relu,
+    avx2::max_pool,   avx2::multiply_chains<avx2::FloatProduct>,
+    nullptr,          avx2::Vec::kWidth,
 };
 
 }  // namespace resnet_fused

@@ -19,6 +19,8 @@
 #include "cpu/direct_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
+#include "cpu/pool_body.h"
+#include "cpu/stem_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
 
@@ -29,8 +31,11 @@ const Kernels kAvx512Kernels = {
     false,
     avx512::direct_job,
     avx512::winograd_job,
+    avx512::stem_job,
+    avx512::stem_join,
     avx512::epilogue,
     avx512::add_relu,
+    avx512::max_pool,
     avx512::multiply_chains<avx512::FloatProduct>,
     nullptr,
     avx512::Vec::kWidth,

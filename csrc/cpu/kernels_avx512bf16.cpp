@@ -21,6 +21,8 @@
 #include "cpu/direct_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
+#include "cpu/pool_body.h"
+#include "cpu/stem_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
 
@@ -31,8 +33,11 @@ const Kernels kAvx512Bf16Kernels = {
     true,
     avx512bf16::direct_job,
     avx512bf16::winograd_job,
+    avx512bf16::stem_job,
+    avx512bf16::stem_join,
     avx512bf16::epilogue,
     avx512bf16::add_relu,
+    avx512bf16::max_pool,
     avx512bf16::multiply_chains<avx512bf16::FloatProduct>,
     avx512bf16::multiply_chains<avx512bf16::Bf16Product>,
     avx512bf16::Vec::kWidth,

@@ -11,6 +11,8 @@
 #include "cpu/direct_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
+#include "cpu/pool_body.h"
+#include "cpu/stem_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
 
@@ -21,8 +23,11 @@ const Kernels kScalarKernels = {
     false,
     scalar::direct_job,
     scalar::winograd_job,
+    scalar::stem_job,
+    scalar::stem_join,
     scalar::epilogue,
     scalar::add_relu,
+    scalar::max_pool,
     scalar::multiply_chains<scalar::FloatProduct>,
     nullptr,
     scalar::Vec::kWidth,

@@ -7,6 +7,7 @@
 #include "check.h"
 #include "conv.h"
 #include "cpu/direct.h"
+#include "cpu/stem.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_points.h"
 
@@ -36,6 +37,7 @@ inline constexpr PlanInfo kPlans[] = {
     {Plan::kDirectBf16, "direct_bf16", 2, {}},
     {Plan::kWinograd2Bf16, "winograd2_bf16", 2, tiling_of<Winograd2>()},
     {Plan::kWinograd2S2Bf16, "winograd2s2_bf16", 2, tiling_of<Winograd2S2>()},
+    {Plan::kStem, "stem", 1, {}},
     {Plan::kTorch, "torch", 1, {}},
 };
 
@@ -59,6 +61,8 @@ inline std::vector<int64_t> packed_shape(const PlanInfo& plan, const ConvShape& 
   if (plan.is_winograd()) {
     const int64_t points = plan.tiling.points * plan.tiling.points;
     shape = {panels_of(s.out_channels), points, window_words(s, plan.pack), kPanel};
+  } else if (plan.plan == Plan::kStem) {
+    shape = {panels_of(s.out_channels), kStemRows, stem_reduction(s), kPanel};
   } else {
     const Segments segments(s, plan.pack);
     shape = {s.groups * panels_of(s.group_out()), segments.count * segments.words(), kPanel};
@@ -76,6 +80,11 @@ inline void check_plan_dtype(const OpName& op, const PlanInfo& plan, DType dtype
 
 // What the plan demands of the weights, checked when they are packed and when they are used.
 inline void check_plan_weight(const OpName& op, const PlanInfo& plan, const ConvShape& s) {
+  if (plan.plan == Plan::kStem) {
+    check(s.kernel_h == kStemKernel && s.groups == 1, op, ": plan \"", plan.name,
+          "\" takes kernels of ", kStemKernel, " rows in one group, got ", s.kernel_h, " x ",
+          s.kernel_w, " in ", s.groups);
+  }
   if (!plan.is_winograd()) return;
   check(s.kernel_h == 3 && s.kernel_w == 3 && s.groups == 1, op, ": plan \"", plan.name,
         "\" takes 3 x 3 kernels in one group, got ", s.kernel_h, " x ", s.kernel_w, " in ",
@@ -83,12 +92,14 @@ inline void check_plan_weight(const OpName& op, const PlanInfo& plan, const Conv
 }
 
 inline void check_plan_geometry(const OpName& op, const PlanInfo& plan, const ConvShape& s) {
-  if (!plan.is_winograd()) return;
-  const int64_t stride = plan.tiling.stride;
-  check(s.stride_h == stride && s.stride_w == stride && s.dilation_h == 1 && s.dilation_w == 1, op,
-        ": plan \"", plan.name, "\" takes stride ", stride, " and dilation 1, got stride ",
-        shape_text(std::vector<int64_t>{s.stride_h, s.stride_w}), " and dilation ",
-        shape_text(std::vector<int64_t>{s.dilation_h, s.dilation_w}));
+  const bool stem = plan.plan == Plan::kStem;
+  if (!stem && !plan.is_winograd()) return;
+  const int64_t stride = stem ? kStemStride : plan.tiling.stride;
+  check(s.stride_h == stride && (stem || s.stride_w == stride) && s.dilation_h == 1 &&
+            s.dilation_w == 1,
+        op, ": plan \"", plan.name, "\" takes stride ", stride, stem ? " along the rows" : "",
+        " and dilation 1, got stride ", shape_text(std::vector<int64_t>{s.stride_h, s.stride_w}),
+        " and dilation ", shape_text(std::vector<int64_t>{s.dilation_h, s.dilation_w}));
 }
 
 }  // namespace resnet_fused

@@ -22,6 +22,10 @@ struct Vec {
   static Reg fnma(Reg a, Reg b, Reg c) { return _mm256_fnmadd_ps(a, b, c); }
   // vmaxps returns its second operand when either is NaN, so NaN in `value` passes.
   static Reg at_least(Reg value, Reg low) { return _mm256_max_ps(low, value); }
+  // The larger of the two; NaN in either passes.
+  static Reg max(Reg a, Reg b) {
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
 
   static Reg load(const float* source) { return _mm256_loadu_ps(source); }
   static Reg load(const BFloat16* source) { return widen_bf16(load_128(source)); }

@@ -22,6 +22,10 @@ struct Vec {
   static Reg fnma(Reg a, Reg b, Reg c) { return _mm512_fnmadd_ps(a, b, c); }
   // vmaxps returns its second operand when either is NaN, so NaN in `value` passes.
   static Reg at_least(Reg value, Reg low) { return _mm512_max_ps(low, value); }
+  // The larger of the two; NaN in either passes.
+  static Reg max(Reg a, Reg b) {
+    return _mm512_mask_max_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);
+  }
 
   static Reg load(const float* source) { return _mm512_loadu_ps(source); }
   static Reg load(const BFloat16* source) { return widen_bf16(load_256(source)); }

@@ -25,6 +25,12 @@ struct Vec {
     for (int i = 0; i < kWidth; ++i) result[i] = value[i] < low[i] ? low[i] : value[i];
     return result;
   }
+  // The larger of the two; NaN in either passes.
+  static Reg max(Reg a, Reg b) {
+    Reg result;
+    for (int i = 0; i < kWidth; ++i) result[i] = a[i] > b[i] || a[i] != a[i] ? a[i] : b[i];
+    return result;
+  }
 
   template <typename T>
   static Reg load(const T* source) {

@@ -72,9 +72,11 @@ def _conv_bn_act_packed_fake(
     groups=1,
     act="relu",
     plan,
+    pool=False,
 ):
     shape = check_packed(
-        x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act, plan
+        *(x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act),
+        *(plan, pool),
     )
     return empty_nhwc(x, shape)
 

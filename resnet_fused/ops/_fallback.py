@@ -113,23 +113,12 @@ def _conv_bn_act_packed(
     groups=1,
     act="relu",
     plan,
+    pool=False,
 ):
     _as_runtime_error(
         check_packed,
-        *(
-            x,
-            packed,
-            scale,
-            shift,
-            residual,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            act,
-            plan,
-        ),
+        *(x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act),
+        *(plan, pool),
     )
     _refuse_ours("conv_bn_act_packed", plan, x)
     y = reference.conv_bn_act(
@@ -144,7 +133,7 @@ def _conv_bn_act_packed(
         groups=groups,
         act=act,
     )
-    return _dense_nhwc(y)
+    return _dense_nhwc(reference.max_pool(y) if pool else y)
 
 
 @_impl("residual_block")

@@ -23,7 +23,8 @@ _SCHEMAS = (
     "add_relu(Tensor a, Tensor b) -> Tensor",
     "pack_conv(Tensor weight, int groups=1, *, str plan) -> Tensor",
     f"conv_bn_act_packed(Tensor x, Tensor packed, Tensor scale, Tensor shift, "
-    f"Tensor? residual=None, *, int[2] kernel_size, {_CONV_KEYWORDS}, str plan) -> Tensor",
+    f"Tensor? residual=None, *, int[2] kernel_size, {_CONV_KEYWORDS}, str plan, "
+    f"bool pool=False) -> Tensor",
     "residual_block(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
     "int[] kernel_sizes, int[] strides, int[] paddings, int[] dilations, int[] groups, "
     "str[] acts, str[] plans, bool has_shortcut) -> Tensor",

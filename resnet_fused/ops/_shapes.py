@@ -18,6 +18,7 @@ _WINOGRAD_POINTS = {
     "winograd4s2": 81,
     "winograd2s2": 25,
 }
+_STEM_ROWS = 13  # transformed rows, csrc/cpu/stem.h
 
 
 def empty_nhwc(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -47,6 +48,8 @@ def packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tuple
     words = -(-group_in // pack)
     if algorithm in _WINOGRAD_POINTS:
         shape = (panels, _WINOGRAD_POINTS[algorithm], words, _PANEL)
+    elif plan == "stem":
+        shape = (panels, _STEM_ROWS, kernel_w * group_in, _PANEL)
     else:
         shape = (groups * panels, kernel_h * kernel_w * words, _PANEL)
     return shape if pack == 1 else (*shape, pack)
@@ -78,6 +81,7 @@ def check_packed(
     groups: int,
     act: str,
     plan: str,
+    pool: bool = False,
     op: str = "conv_bn_act_packed",
 ) -> tuple[int, ...]:
     check.image(op, "x", x)
@@ -89,9 +93,12 @@ def check_packed(
     weight_shape = (scale.shape[0], x.shape[-3] // groups, *kernel)
     check.shape(op, "packed", packed, packed_shape(weight_shape, groups, plan))
     check.like(op, "packed", packed, x, x.dtype if plan == "torch" else packed_dtype(plan))
-    return check.conv_args(
+    *rest, height, width = check.conv_args(
         op, x, weight_shape, scale, shift, residual, stride, padding, dilation, groups, act
     )
+    if pool:
+        height, width = check.pooled_size(height), check.pooled_size(width)
+    return (*rest, height, width)
 
 
 _PER_CONV = {

@@ -1,0 +1,311 @@
+"""Sites with a max-pool: found, fused, reported, given up and taken out again."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import assert_same, is_dense_channels_last, needs_extension, randomize
+from torch import nn
+from torchvision_style import BasicBlock, ResNet
+
+import resnet_fused as rf
+from resnet_fused import select
+from resnet_fused.conv_bn import ConvSlot, PassSlot
+from resnet_fused.match import find_sites
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def sequential(channels=9, pool=None):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, channels, 7, 2, 3), nn.BatchNorm2d(channels), nn.ReLU()]
+    return randomize(nn.Sequential(*layers, pool or nn.MaxPool2d(3, 2, 1), nn.Tanh())).eval()
+
+
+def torchvision(channels=8):
+    torch.manual_seed(0)
+    return randomize(ResNet(BasicBlock, [1, 1, 1, 1], width=channels)).eval()
+
+
+def lesson(channels=64):
+    torch.manual_seed(0)
+    return randomize(rf.models.resnet18(10, block=rf.reference.Residual)).eval()
+
+
+NETS = {  # the net, and where conv, bn, relu and pool are
+    "sequential": (sequential, "", ["0", "1", "2", "3"]),
+    "torchvision": (torchvision, "", ["conv1", "bn1", "relu", "maxpool"]),
+    "lesson": (lesson, "0", ["0", "1", "2", "3"]),
+}
+
+
+@pytest.fixture(params=NETS)
+def net(request):
+    return NETS[request.param][0]()
+
+
+def image(size=(45, 38), dtype=torch.float32):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3)).to(dtype)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_stem_takes_its_pool(name):
+    build, parent, layers = NETS[name]
+    plain = build()
+    fused = rf.fuse(plain)
+    stem = fused.get_submodule(parent)
+    assert [type(stem.get_submodule(layer)) for layer in layers] == [ConvSlot] + 3 * [PassSlot]
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    assert [n for n, _ in fused.named_modules()] == [n for n, _ in plain.named_modules()]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image()), plain(image()), rtol=1e-4, atol=1e-4)
+    (row,) = [row for row in rf.report(fused, image()) if row.kind == "conv_bn"]
+    assert row.fused
+    assert "max-pool" in row.reason
+    back = rf.unfuse(fused)
+    assert [type(m) for m in back.modules()] == [type(m) for m in plain.modules()]
+    with torch.no_grad():
+        assert_same(back(image()), plain(image()))
+
+
+@needs_extension
+def test_report_says_how_the_pool_is_computed():
+    fused = rf.fuse(sequential())
+    with torch.no_grad():
+        for word, how in (("stem", "the same pass"), ("direct", "a second"), ("torch", "a second")):
+            with select.forced(word):
+                fused(image())
+            assert f"its max-pool in {how}" in fused[0].status().reason
+            assert fused[0].status().backend.startswith(word)
+
+
+@pytest.mark.parametrize("word", ["stem", "direct", "torch", "none"])
+def test_outputs(word, dtype):
+    plain = sequential(40).to(dtype)
+    fused = rf.fuse(plain)
+    x = image(dtype=dtype)
+    oracle = copy.deepcopy(plain).double()(x.double())
+    with torch.no_grad(), select.forced(word):
+        got = fused[0](x)
+        assert got.shape == (2, 40, 12, 10)
+        assert is_dense_channels_last(got)
+        ours, theirs = (m(x).double() - oracle for m in (fused, plain))
+        assert ours.norm() <= 2 * theirs.norm() + 2e-6 * oracle.norm()
+
+
+class Twice(nn.Module):
+    """The ReLU's output goes to the pool and to the result."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU()
+        self.pool = nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x):
+        y = self.relu(self.bn(self.conv(x)))
+        return self.pool(y), y
+
+
+class PoolTwice(Twice):
+    def forward(self, x):
+        return self.pool(self.pool(self.relu(self.bn(self.conv(x)))))
+
+
+class PoolInEval(Twice):
+    def forward(self, x):
+        y = self.relu(self.bn(self.conv(x)))
+        return y if self.training else self.pool(y)
+
+
+class OddPool(nn.MaxPool2d):
+    pass
+
+
+def hooked():
+    pool = nn.MaxPool2d(3, 2, 1)
+    pool.register_forward_hook(lambda *_: None)
+    return pool
+
+
+OTHER_POOLS = [
+    lambda: nn.MaxPool2d(2, 2, 1),
+    lambda: nn.MaxPool2d(3, 1, 1),
+    lambda: nn.MaxPool2d(3),
+    lambda: nn.MaxPool2d(3, 2, 0),
+    lambda: nn.MaxPool2d((3, 2), 2, 1),
+    lambda: nn.MaxPool2d(3, 2, 1, dilation=2),
+    lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    lambda: nn.AvgPool2d(3, 2, 1),
+    lambda: OddPool(3, 2, 1),
+    hooked,
+]
+
+
+@pytest.mark.parametrize("pool", OTHER_POOLS)
+def test_other_pools_stay(pool):
+    plain = sequential(pool=pool())
+    fused = rf.fuse(plain)
+    assert [type(m) for m in fused][:3] == [ConvSlot, PassSlot, PassSlot]
+    assert type(fused[3]) is type(plain[3])
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image()), plain(image()))
+
+
+@pytest.mark.parametrize("build", [Twice, PoolTwice, PoolInEval])
+def test_pools_that_are_not_the_only_reader_in_every_mode_stay(build):
+    (site,), refused = find_sites(build())
+    assert (site.act_name, site.pool, site.pool_name) == ("relu", None, None)
+    assert not site.unit.pool
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d((3, 3), (2, 2), (1, 1)), nn.MaxPool2d([3, 3], [2, 2], [1, 1])]
+)
+def test_settings_as_pairs(pool):
+    plain = sequential(pool=pool)
+    fused = rf.fuse(plain)
+    assert type(fused[3]) is PassSlot
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image()), plain(image()))
+
+
+def test_pool_without_relu():
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.MaxPool2d(3, 2, 1)]
+    plain = randomize(nn.Sequential(*layers)).eval()
+    fused = rf.fuse(plain)
+    assert type(fused[2]) is PassSlot
+    with torch.no_grad():
+        got = fused(image())
+        torch.testing.assert_close(got, plain(image()))
+    assert got.min() < 0
+
+
+# ---- what comes later ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_hooks_see_what_eager_shows(index):
+    plain, fused = sequential(), rf.fuse(sequential())
+    seen = []
+    for m in (fused, plain):
+        m[index].register_forward_hook(
+            lambda module, args, output: seen.append((args[0], output)) or output + 1
+        )
+    with torch.no_grad():
+        assert_same(fused(image()), plain(image()))
+    for a, b in zip(*seen, strict=True):
+        assert_same(a, b)
+    assert fused[0].status().reason == f"{index} has hooks"
+
+
+@pytest.mark.parametrize("new", [nn.Identity(), nn.MaxPool2d(2), nn.AvgPool2d(3, 2, 1)])
+def test_another_pool_in_its_place(new):
+    plain, fused = sequential(), rf.fuse(sequential())
+    plain[3] = fused[3] = new
+    with torch.no_grad():
+        assert_same(fused(image()), plain(image()))
+    assert fused[0].status().reason == "3 was replaced"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kernel_size", 2), ("stride", 1), ("padding", 0), ("dilation", 2), ("ceil_mode", True)],
+)
+def test_settings_of_the_pool_made_later(name, value):
+    plain, fused = sequential(), rf.fuse(sequential())
+    for m in (fused, plain):
+        setattr(m[3], name, value)
+    with torch.no_grad():
+        assert_same(fused(image()), plain(image()))
+    assert fused[0].status().reason == "3 has other settings than it had"
+    assert getattr(rf.unfuse(fused)[3], name) == value
+    setattr(fused[3], name, getattr(nn.MaxPool2d(3, 2, 1), name))
+    with torch.no_grad():
+        fused(image())
+    assert fused[0].status().fused
+
+
+def test_training_and_back(net):
+    fused = rf.fuse(net)
+    for m in (fused, net):
+        m.train()
+    torch.manual_seed(5)
+    want = net(image())
+    torch.manual_seed(5)
+    assert_same(fused(image()), want)
+    for m in (fused, net):
+        m.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image()), net(image()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("word", ["stem", "direct", "torch"])
+def test_gradients_in_eval(word):
+    plain, fused = sequential().double(), rf.fuse(sequential().double())
+    if word != "torch":
+        plain, fused = sequential(), rf.fuse(sequential())
+    results = []
+    for m in (plain, fused):
+        x = image(dtype=m[0].weight.dtype).requires_grad_()
+        with select.forced(word):
+            y = m(x)
+        (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+        results.append([y, x.grad, *(p.grad for p in m.parameters())])
+    assert fused[0].status().fused
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_independent(how):
+    fused = rf.fuse(sequential())
+    with torch.no_grad():
+        before = fused(image())
+        twin = how(fused)
+        assert_same(twin(image()), before)
+        twin[3].padding = 0
+        assert twin(image()).shape != before.shape
+        assert_same(fused(image()), before)
+        twin[3].padding = 1
+        assert_same(twin(image()), before)
+    twin[0].remove()
+    assert type(twin[3]) is nn.MaxPool2d
+    assert type(fused[3]) is PassSlot
+
+
+def test_autocast():
+    plain = sequential(32)
+    fused = rf.fuse(plain)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got, want = fused(image()), plain(image())
+    assert got.dtype == want.dtype
+    torch.testing.assert_close(got.float(), want.float(), rtol=3e-2, atol=3e-2)
+
+
+def test_preserve_gives_the_layout_back():
+    fused = rf.fuse(sequential(), output_format="preserve")
+    with torch.no_grad():
+        assert fused[:4](image()).is_contiguous()
+        x = image().contiguous(memory_format=torch.channels_last)
+        assert fused[:4](x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_compiled_and_exported(grad):
+    fused = rf.fuse(sequential())
+    with torch.set_grad_enabled(grad):
+        want = fused(image())
+        compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(image()), want)
+        exported = torch.export.export(fused, (image(),)).module()
+        torch.testing.assert_close(exported(image()), want)
+
+
+def test_empty_batch():
+    fused = rf.fuse(sequential())
+    with torch.no_grad():
+        assert fused(image()[:0]).shape == (0, 9, 12, 10)
