@@ -1,7 +1,8 @@
 """Runs convolutions whose operands end where readable memory ends; a program, run by test_ops_conv.
 
-Every operand lies flush against a page that may not be touched, once behind it and once before it,
-so that a vector that is loaded for a few lanes too many ends the process.
+Every operand, the packed weights among them, lies flush against a page that may not be touched,
+once behind it and once before it, so that a vector that is loaded for a few lanes too many ends the
+process.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ from conftest import (
     ISAS,
     KERNEL_DTYPES,
     Case,
-    assert_nearly_whole,
-    assert_same,
+    assert_whole,
     exact,
     integers,
     use_isa,
 )
 
 import resnet_fused as rf
-from resnet_fused import select
 
+_ops = torch.ops.resnet_fused
 _PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
-_alive: list[mmap.mmap] = []
 
 
 def guarded(t: torch.Tensor, at_end: bool) -> torch.Tensor:
@@ -39,7 +38,6 @@ def guarded(t: torch.Tensor, at_end: bool) -> torch.Tensor:
     for guard in (base, base + (pages + 1) * _PAGE):
         if _libc.mprotect(ctypes.c_void_p(guard), _PAGE, 0):
             raise OSError(ctypes.get_errno(), "mprotect")
-    _alive.append(memory)
     start = (pages + 1) * _PAGE - size if at_end else _PAGE
     flat = torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=start)
     order = sorted(range(t.dim()), key=t.stride, reverse=True)
@@ -52,13 +50,19 @@ def channels_last(t: torch.Tensor) -> torch.Tensor:
 
 
 CASES = [
-    *(Case(1, c, 5, 5, k, (3, 3), padding=(1, 1)) for c, k in ((1, 1), (3, 5), (17, 33), (15, 31))),
+    *(
+        Case(1, c, 5, 6, k, (3, 3), stride=(s, s), padding=(1, 1))
+        for c, k in ((1, 1), (3, 5), (17, 33), (15, 31), (33, 16))
+        for s in (1, 2)
+    ),
+    Case(1, 34, 13, 12, 17, (3, 3)),
+    Case(1, 34, 18, 19, 17, (3, 3), stride=(2, 2)),
     *(Case(2, c, 3, 4, k, (1, 1)) for c, k in ((1, 3), (7, 9), (16, 17), (33, 50), (513, 2))),
     Case(1, 3, 9, 9, 20, (7, 7), stride=(2, 2), padding=(3, 3)),
     *(Case(1, 3, h, h + 3, 17, (7, 5), stride=(2, 1), padding=(3, 1)) for h in (6, 13)),
     Case(1, 5, 6, 7, 3, (2, 2)),
     Case(1, 5, 9, 8, 3, (3, 3), stride=(2, 3), dilation=(2, 1)),
-    Case(1, 12, 5, 5, 6, (3, 3), padding=(1, 1), groups=3),
+    Case(1, 15, 5, 5, 6, (3, 3), padding=(1, 1), groups=3),
     Case(1, 6, 5, 5, 6, (3, 3), padding=(1, 1), groups=6),
 ]
 
@@ -75,33 +79,35 @@ def main() -> None:
                 o = whole.to(dtype)
                 o.x, o.residual = channels_last(o.x), channels_last(o.residual)
                 for at_end in (True, False):
-                    operands = [guarded(t, at_end) for t in o.args()]
-                    for word in ("direct", "winograd4", "winograd2", "stem", "torch"):
-                        # PyTorch's convolution is not what is tested here.
-                        first = [o.x, o.weight] if word == "torch" else operands[:2]
-                        with select.forced(word):
-                            got = rf.ops.conv_bn_act(*first, *operands[2:], **case.keywords)
-                        if word == "winograd4" or (word == "stem" and case.is_stem):
-                            assert_nearly_whole(got, want, 0.05)
+                    x, weight, scale, shift, residual = operands = [
+                        guarded(t, at_end) for t in o.args()
+                    ]
+                    for plan in case.plans(dtype):
+                        if plan == "torch":  # PyTorch's convolution is not what is tested here
+                            first = (o.x, rf.ops.pack_conv(o.weight, case.groups, plan=plan))
                         else:
-                            assert_same(got, want.to(dtype))
+                            packed = rf.ops.pack_conv(weight, case.groups, plan=plan)
+                            first = (x, guarded(packed, at_end))
+                        keywords = case.keywords | {"kernel_size": case.kernel, "plan": plan}
+                        got = _ops.conv_bn_act_packed(*first, scale, shift, residual, **keywords)
+                        assert_whole(got, want, plan, case)
                         count += 1
                     for plan in ("direct", "stem") if case.is_stem else ("direct",):
-                        packed = rf.ops.pack_conv(operands[1], case.groups, plan=plan)
-                        pooled = torch.ops.resnet_fused.conv_bn_act_packed(
+                        packed = rf.ops.pack_conv(weight, case.groups, plan=plan)
+                        pooled = _ops.conv_bn_act_packed(
                             *(operands[0], guarded(packed, at_end), *operands[2:]),
                             **case.keywords,
                             kernel_size=case.kernel,
                             plan=plan,
                             pool=True,
                         )
-                        assert_nearly_whole(pooled, F.max_pool2d(want, 3, 2, 1), 0.05)
+                        assert_whole(pooled, F.max_pool2d(want, 3, 2, 1), "stem", case)
                         count += 1
-                    rf.ops.add_relu(operands[4], guarded(o.residual, at_end))
-                    rf.ops.add_relu(operands[4].flatten(1), o.residual.flatten(1))
-                    torch.ops.resnet_fused.content_hash(operands)
-                    sample = torch.ops.resnet_fused.content_sample(operands)
-                    assert torch.ops.resnet_fused.content_equal(operands, sample)
+                    rf.ops.add_relu(residual, guarded(o.residual, at_end))
+                    rf.ops.add_relu(residual.flatten(1), o.residual.flatten(1))
+                    _ops.content_hash(operands)
+                    sample = _ops.content_sample(operands)
+                    assert _ops.content_equal(operands, sample)
     print(f"{count} convolutions, nothing touched beyond their operands")
 
 

@@ -13,7 +13,7 @@ from conftest import assert_same, needs_extension, randomize
 from torch import nn
 
 import resnet_fused as rf
-from resnet_fused import packing, select
+from resnet_fused import check, packing, select
 from resnet_fused.recipe import ConvUnit, Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -395,7 +395,7 @@ def test_contexts_taken_in_turns(build):
         wanted = {}
         for again in range(2):
             for low in (None, torch.bfloat16, torch.float16):
-                for word in ("none", "ours", "torch", "direct", "winograd4", "winograd2"):
+                for word in select.FORCES:
                     for i, x in enumerate((small, large)):
                         for exact in (False, True):
                             for m in module.modules():
@@ -420,7 +420,7 @@ def test_one_layout_at_a_time():
     module = conv_bn()
     sizes = set()
     with torch.no_grad():
-        for word in ("direct", "winograd4", "torch", "winograd2", "direct"):
+        for word in (*check.PLANS, "direct"):
             with select.forced(word):
                 module(image())
             held = module._cache.held()

@@ -13,11 +13,21 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import KERNEL_DTYPES, NAN, Case, needs_extension, normals, randomize
+from conftest import (
+    DTYPES,
+    KERNEL_DTYPES,
+    NAN,
+    Case,
+    needs_extension,
+    normals,
+    randomize,
+)
 from torch import nn
+from winograd_algorithms import algorithm
 
 import resnet_fused as rf
 from resnet_fused import select
+from resnet_fused.check import PLAN_TRAITS, PLANS
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("one_thread")]
 
@@ -27,6 +37,7 @@ CASES = [
     Case(2, 20, 9, 10, 33, (3, 3), padding=ONE),
     Case(1, 64, 7, 7, 32, (3, 3), padding=ONE),
     Case(1, 3, 12, 11, 40, (7, 7), stride=(2, 2), padding=(3, 3)),
+    Case(2, 19, 11, 9, 33, (3, 3), stride=(2, 2), padding=ONE),
     Case(1, 16, 6, 5, 17, (1, 1), stride=(2, 2)),
     Case(1, 8, 6, 5, 12, (3, 3), padding=(2, 2), dilation=(2, 2), groups=2),
     Case(1, 16, 1, 1, 20, (3, 3), padding=ONE),
@@ -77,17 +88,18 @@ def sprinkle(t, value, count, seed=0):
 @needs_extension
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("where", ["x", "weight", "scale", "shift", "residual"])
-@pytest.mark.parametrize("word", ["direct", "torch", "winograd4", "winograd2"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_nothing_wild_becomes_tame(case, word, where, value, isa):
-    for dtype in KERNEL_DTYPES if word != "torch" else (torch.float32, torch.float64):
+def test_nothing_wild_becomes_tame(case, where, value, isa):
+    for dtype in DTYPES:
         o = normals(case).to(dtype)
         setattr(o, where, sprinkle(getattr(o, where), value, 2))
         for act in ("relu", "none"):
             want = wild_in_eager(o, case, act)
-            got = fused(o, case, word, act)
-            tame = want & got.isfinite()
-            assert not tame.any(), f"{int(tame.sum())} elements, {act}, {dtype}"
+            for plan in case.plans(dtype):
+                if plan == "torch" and dtype in KERNEL_DTYPES[1:]:
+                    continue  # PyTorch's convolution rounds before the epilogue
+                tame = want & fused(o, case, plan, act).isfinite()
+                assert not tame.any(), f"{int(tame.sum())} elements, {plan}, {act}, {dtype}"
 
 
 @needs_extension
@@ -100,72 +112,109 @@ def test_direct_kernels_keep_them_in_place(case, where, value, isa):
         o = normals(case).to(dtype)
         setattr(o, where, sprinkle(getattr(o, where), value, 2))
         for act in ("relu", "none"):
-            want, got = eager(o, case, act), fused(o, case, "direct", act)
-            assert torch.equal(got.isnan(), want.isnan())
-            assert torch.equal(got == INF, want == INF)
-            assert torch.equal(got == -INF, want == -INF)
+            want = eager(o, case, act)
+            for plan in case.plans(dtype):
+                if PLAN_TRAITS[plan].spreads or plan == "torch":
+                    continue
+                got = fused(o, case, plan, act)
+                assert torch.equal(got.isnan(), want.isnan()), plan
+                assert torch.equal(got == INF, want == INF), plan
+                assert torch.equal(got == -INF, want == -INF), plan
 
 
 @needs_extension
-@pytest.mark.parametrize("word", ["winograd4", "winograd2"])
-def test_winograd_keeps_them_in_their_tile(word, isa):
-    """A tile is 4 x 4 or 2 x 2 outputs; its window reaches one pixel further."""
-    m = int(word[-1])
-    case = Case(1, 16, 12, 12, 16, (3, 3), padding=ONE, residual=False)
-    for row, col in ((0, 0), (5, 6), (11, 3), (4, 4), (7, 8)):
-        o = normals(case).to(torch.float32)
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if algorithm(plan)])
+def test_winograd_keeps_them_in_their_tile(plan, isa):
+    """Every output that meets the NaN has it, and none in a tile whose window does not."""
+    m, stride, window = (getattr(algorithm(plan), name) for name in ("out", "stride", "window"))
+    case = Case(1, 17, 25, 26, 16, (3, 3), padding=ONE, residual=False).fitted(plan)
+    dtype = PLAN_TRAITS[plan].dtypes[0]
+    if plan not in case.plans(dtype):
+        pytest.skip("another instruction set")
+
+    def reached(pixel, size):
+        """Outputs that meet this row or column, and those in a tile whose window has it."""
+        outputs = torch.arange(size)
+        first = outputs // m * m * stride - 1
+        meets = (outputs * stride - 1 <= pixel) & (pixel <= outputs * stride + 1)
+        return meets, (first <= pixel) & (pixel < first + window)
+
+    for row, col in ((0, 0), (5, 6), (24, 3), (4, 4), (7, 8), (10, 25), (16, 15)):
+        o = normals(case).to(dtype)
         o.x[0, 3, row, col] = NAN
-        spoiled = fused(o, case, word).isnan().any(dim=1)[0]
-        assert spoiled[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2].all()
-        first = [(max(p - 1, 0)) // m * m for p in (row, col)]
-        last = [(min(p + 1, 11)) // m * m + m for p in (row, col)]
-        spoiled[first[0] : last[0], first[1] : last[1]] = False
+        spoiled = fused(o, case, plan).isnan().any(dim=1)[0]
+        (rows, near_rows), (cols, near_cols) = (
+            reached(pixel, size) for pixel, size in zip((row, col), case.y_shape[-2:], strict=True)
+        )
+        assert spoiled[rows][:, cols].all(), (row, col)
+        spoiled &= ~(near_rows[:, None] & near_cols)
         assert not spoiled.any(), (row, col)
 
 
-@pytest.mark.parametrize("word", ["direct", "torch", "winograd4", "winograd2"])
-def test_overflow_is_infinite(word, isa):
+GEOMETRY = pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1)])
+
+
+def narrow_case(kernel, stride, k=16):
+    pad = kernel // 2
+    return Case(
+        *(1, 20, 6, 6, k, (kernel, kernel), (stride, stride), (pad, pad)),
+        residual=False,
+    )
+
+
+@GEOMETRY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_overflow_is_infinite(dtype, kernel, stride, isa):
     """Sums beyond float32 become what eager makes of them, never something finite."""
-    case = Case(1, 20, 6, 6, 16, (3, 3), padding=ONE, residual=False)
-    o = normals(case).to(torch.float32)
-    o.x = o.x.abs() * 1e38
-    o.weight = o.weight.abs() * 30
-    o.scale, o.shift = o.scale.abs(), o.shift
+    case = narrow_case(kernel, stride)
+    o = normals(case)
+    o.x, o.weight, o.scale = o.x.abs() * 1e38, o.weight.abs() * 30, o.scale.abs()
+    o = o.to(dtype)
     want = eager(o, case)
     assert wild(want).any()
-    assert not (wild(want) & fused(o, case, word).isfinite()).any()
+    for plan in case.plans(dtype):
+        assert not (wild(want) & fused(o, case, plan).isfinite()).any(), plan
 
 
-@pytest.mark.parametrize("word", ["direct", "torch"])
-def test_large_values_stay_finite_in_direct_kernels(word, isa):
-    case = Case(1, 20, 6, 6, 16, (3, 3), padding=ONE, residual=False)
-    o = normals(case).to(torch.float32)
+@GEOMETRY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_values_stay_finite_in_direct_kernels(dtype, kernel, stride, isa):
+    case = narrow_case(kernel, stride)
+    o = normals(case)
     o.x = o.x * 1e34
+    o = o.to(dtype)
     want = eager(o, case)
     assert want.isfinite().all()
-    torch.testing.assert_close(fused(o, case, word), want, rtol=1e-4, atol=1e29)
+    rtol = 1e-4 if dtype == torch.float32 else 0.01
+    for plan in case.plans(dtype):
+        if not PLAN_TRAITS[plan].spreads:
+            got = fused(o, case, plan)
+            torch.testing.assert_close(got, want.to(dtype), rtol=rtol, atol=rtol * 1e33)
 
 
-@pytest.mark.parametrize("word", ["direct", "torch", "winograd4", "winograd2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_relu_passes_nan_at_every_lane(word, dtype, isa):
-    case = Case(1, 4, 5, 5, 50, (3, 3), padding=ONE)
+@GEOMETRY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_relu_passes_nan_at_every_lane(dtype, kernel, stride, isa):
+    case = narrow_case(kernel, stride, k=50)
     for channel in range(case.k):
         o = normals(case).to(dtype)
         o.shift[channel] = NAN
-        got = fused(o, case, word)
-        assert got[:, channel].isnan().all()
-        rest = torch.cat([got[:, :channel], got[:, channel + 1 :]], dim=1)
-        assert rest.isfinite().all()
+        for plan in case.plans(dtype):
+            got = fused(o, case, plan)
+            assert got[:, channel].isnan().all(), plan
+            rest = torch.cat([got[:, :channel], got[:, channel + 1 :]], dim=1)
+            assert rest.isfinite().all(), plan
 
 
-def test_negative_infinity_becomes_zero(isa):
-    case = Case(1, 4, 5, 5, 50, (3, 3), padding=ONE)
-    o = normals(case).to(torch.float32)
+@GEOMETRY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_negative_infinity_becomes_zero(dtype, kernel, stride, isa):
+    case = narrow_case(kernel, stride, k=50)
+    o = normals(case).to(dtype)
     o.shift[7] = -INF
-    for word in ("direct", "torch", "winograd4", "winograd2"):
-        assert (fused(o, case, word)[:, 7] == 0).all()
-        assert (fused(o, case, word, "none")[:, 7] == -INF).all()
+    for plan in case.plans(dtype):
+        assert (fused(o, case, plan)[:, 7] == 0).all(), plan
+        assert (fused(o, case, plan, "none")[:, 7] == -INF).all(), plan
 
 
 # ---- modules -------------------------------------------------------------------------------------
@@ -199,7 +248,7 @@ def test_spoiled_norms_show(norm, name, value):
     fused_block = block()
     with torch.no_grad():
         getattr(getattr(fused_block, norm), name)[5] = value
-        for word in ("direct", "torch", "winograd4", "winograd2"):
+        for word in PLANS:
             with select.forced(word):
                 want = wild(fused_block.original()(image()))
                 assert not (want & fused_block(image()).isfinite()).any()

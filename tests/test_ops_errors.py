@@ -12,9 +12,11 @@ import pytest
 import torch
 from conftest import needs_extension
 from torch._subclasses.fake_tensor import FakeTensorMode
+from winograd_algorithms import algorithm
 
 import resnet_fused as rf
 from resnet_fused import select
+from resnet_fused.check import PLAN_TRAITS, PLANS
 
 _ops = torch.ops.resnet_fused
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -310,7 +312,46 @@ def test_add_relu_directly(a, b, error, sentence):
 
 # ---- pack_conv ----------------------------------------------------------------------------------
 
-PLAN_CHOICES = '"direct" or "winograd4" or "winograd2" or "torch"'
+PLAN_CHOICES = " or ".join(f'"{plan}"' for plan in PLANS)
+
+
+def name_of_dtype(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def wrong_dtypes(plan):
+    """Dtypes that the plan does not take, and the sentence."""
+    names = [name_of_dtype(dtype) for dtype in PLAN_TRAITS[plan].dtypes]
+    takes = " or ".join([", ".join(names[:-1])] * bool(names[:-1]) + names[-1:])
+    for dtype in (F32, BF16, torch.float16, F64):
+        if dtype not in PLAN_TRAITS[plan].dtypes:
+            yield dtype, f'plan "{plan}" takes {takes}, got {name_of_dtype(dtype)}'
+
+
+def wrong_weights(plan):
+    """Kernels and groups that the plan does not take, and the sentence."""
+    side = PLAN_TRAITS[plan].kernel
+    for kernel, groups in (((1, side), 1), ((side, side - 1), 1), ((side, side), 2)):
+        got = f"{kernel[0]} x {kernel[1]} in {groups}"
+        yield kernel, groups, f'plan "{plan}" takes {side} x {side} kernels in one group, got {got}'
+
+
+def wrong_steps(plan):
+    """Strides and dilations that the plan does not take, and the sentence."""
+    right = PLAN_TRAITS[plan].stride
+    other = 3 - right
+    for stride, dilation in (
+        ((other, other), (1, 1)),
+        ((right, other), (1, 1)),
+        ((other, right), (1, 1)),
+        ((right, right), (1, 2)),
+        ((right, right), (2, 1)),
+    ):
+        got = f"stride {stride} and dilation {dilation}"
+        yield stride, dilation, f'plan "{plan}" takes stride {right} and dilation 1, got {got}'
+
+
+PARTICULAR = [plan for plan in PLANS if PLAN_TRAITS[plan].kernel]  # take one kernel only
 PACK = [
     (
         {"weight": ones(4, 3, 3)},
@@ -327,20 +368,23 @@ PACK = [
     ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
     ({"groups": 3}, ValueError, "groups must divide the 4 output channels of weight, got 3"),
     ({"plan": "best"}, ValueError, f'plan must be {PLAN_CHOICES}, got "best"'),
-    (
-        {"weight": ones(4, 3, 3, 3, dtype=F64)},
-        TypeError,
-        'plan "direct" takes float32, bfloat16 or float16, got float64',
+    *(
+        ({"weight": ones(4, 3, 3, 3, dtype=dtype), "plan": plan}, TypeError, sentence)
+        for plan in PLANS
+        for dtype, sentence in wrong_dtypes(plan)
     ),
-    (
-        {"weight": ones(4, 3, 1, 3), "plan": "winograd4"},
-        ValueError,
-        'plan "winograd4" takes 3 x 3 kernels in one group, got 1 x 3 in 1',
-    ),
-    (
-        {"groups": 2, "plan": "winograd2"},
-        ValueError,
-        'plan "winograd2" takes 3 x 3 kernels in one group, got 3 x 3 in 2',
+    *(
+        (
+            {
+                "weight": ones(4, 3, *kernel, dtype=PLAN_TRAITS[plan].dtypes[0]),
+                "groups": groups,
+                "plan": plan,
+            },
+            ValueError,
+            sentence,
+        )
+        for plan in PARTICULAR
+        for kernel, groups, sentence in wrong_weights(plan)
     ),
 ]
 PACK_TYPES = [
@@ -370,16 +414,24 @@ def test_pack_conv_directly(bad, error, sentence):
 
 
 def good_packed(plan):
-    """Arguments of conv_bn_act_packed that are right: 6 channels to 40, 8 x 7 pixels."""
-    packed = {"direct": (2, 54, 32), "winograd4": (2, 36, 6, 32), "torch": (40, 6, 3, 3)}[plan]
+    """Arguments of conv_bn_act_packed that are right: 6 channels to 40, 8 x 7 pixels or half."""
+    dtype, stride = PLAN_TRAITS[plan].dtypes[0], PLAN_TRAITS[plan].stride
+    pairs = plan.endswith("_bf16")
+    words = 3 if pairs else 6
+    if plan == "torch":
+        packed = (40, 6, 3, 3)
+    elif algorithm(plan):
+        packed = (2, algorithm(plan).products ** 2, words, 32)
+    else:
+        packed = (2, 9 * words, 32)
     return {
-        "x": ones(2, 6, 8, 7),
-        "packed": ones(*packed),
+        "x": ones(2, 6, 8, 7, dtype=dtype),
+        "packed": ones(*packed, *[2] * pairs, dtype=dtype),
         "scale": ones(40),
         "shift": ones(40),
-        "residual": ones(2, 40, 8, 7),
+        "residual": ones(2, 40, 8 // stride, -(-7 // stride), dtype=dtype),
         "kernel_size": (3, 3),
-        "stride": (1, 1),
+        "stride": (stride, stride),
         "padding": (1, 1),
         "dilation": (1, 1),
         "groups": 1,
@@ -425,39 +477,40 @@ PACKED_DIRECT = [
     ({"x": ones(2, 5, 8, 7)}, "packed must have shape (2, 45, 32), got (2, 54, 32)"),
     ({"kernel_size": (1, 1)}, "packed must have shape (2, 6, 32), got (2, 54, 32)"),
     ({"groups": 2}, "packed must have shape (2, 27, 32), got (2, 54, 32)"),
-    (
-        {
-            "x": ones(2, 6, 8, 7, dtype=F64),
-            "scale": ones(40, dtype=F64),
-            "shift": ones(40, dtype=F64),
-            "residual": None,
-        },
-        'plan "direct" takes float32, bfloat16 or float16, got float64',
-    ),
 ]
-PACKED_WINOGRAD = [
-    ({"packed": ones(1, 36, 6, 32)}, "packed must have shape (2, 36, 6, 32), got (1, 36, 6, 32)"),
-    (
-        {"stride": (2, 1)},
-        'plan "winograd4" takes stride 1 and dilation 1, got stride (2, 1) and dilation (1, 1)',
-    ),
-    (
-        {"dilation": (1, 2)},
-        'plan "winograd4" takes stride 1 and dilation 1, got stride (1, 1) and dilation (1, 2)',
-    ),
-    (
-        {"kernel_size": (3, 2)},
-        'plan "winograd4" takes 3 x 3 kernels in one group, got 3 x 2 in 1',
-    ),
-    ({"groups": 2}, 'plan "winograd4" takes 3 x 3 kernels in one group, got 3 x 3 in 2'),
-]
+
+
+def particular_rows(plan):
+    """What a plan of one kernel refuses, and packed weights that are almost right."""
+    right = good_packed(plan)["packed"]
+    shape = tuple(right.shape)
+    for wrong in ((1, *shape[1:]), (2, shape[1] - 1, *shape[2:]), shape[:2], (*shape, 1)):
+        sentence = f"packed must have shape {shape}, got {wrong}"
+        yield {"packed": ones(*wrong, dtype=right.dtype)}, sentence
+    other = torch.float16
+    sentence = f"packed must be {name_of_dtype(right.dtype)}, got float16"
+    yield {"packed": right.to(other)}, sentence
+    for kernel, groups, sentence in wrong_weights(plan):
+        yield {"kernel_size": kernel, "groups": groups}, sentence
+    for stride, dilation, sentence in wrong_steps(plan):
+        yield {"stride": stride, "dilation": dilation}, sentence
+
+
+def dtype_rows(plan):
+    for dtype, sentence in wrong_dtypes(plan):
+        wide = F64 if dtype == F64 else F32
+        vectors = {"scale": ones(40, dtype=wide), "shift": ones(40, dtype=wide)}
+        yield {"x": ones(2, 6, 8, 7, dtype=dtype), "residual": None} | vectors, sentence
+
+
 PACKED_TORCH = [
     ({"packed": ones(40, 6, 3, 2)}, "packed must have shape (40, 6, 3, 3), got (40, 6, 3, 2)"),
     ({"packed": ones(40, 6, 3, 3, dtype=F64)}, "packed must be float32, got float64"),
 ]
 PACKED_ROWS = [("torch", *row) for row in PACKED + PACKED_TORCH]
 PACKED_ROWS += [("direct", *row) for row in PACKED + PACKED_DIRECT]
-PACKED_ROWS += [("winograd4", *row) for row in PACKED_WINOGRAD]
+PACKED_ROWS += [(plan, *row) for plan in PARTICULAR for row in particular_rows(plan)]
+PACKED_ROWS += [(plan, *row) for plan in PLANS for row in dtype_rows(plan)]
 
 
 @pytest.mark.parametrize(("plan", "bad", "sentence"), PACKED_ROWS, ids=name_of)
@@ -551,7 +604,7 @@ def test_forcing_an_unknown_plan():
         with select.forced("fastest"):
             pass
 
-    choices = "none, ours, direct, winograd4, winograd2, torch"
+    choices = ", ".join(["none", "ours", *PLANS])
     assert raised(ValueError, force) == f"forced: plan must be one of {choices}, got 'fastest'"
     assert select.force() == "none"
 
@@ -560,5 +613,5 @@ def test_forcing_an_unknown_plan():
 def test_choosing_an_unknown_instruction_set():
     before = rf.ops.cpu_isa()
     got = raised(RuntimeError, lambda: _ops.set_cpu_isa("sse9"))
-    assert got == "RESNET_FUSED_ISA: must be scalar, avx2 or avx512, got 'sse9'"
+    assert got == "RESNET_FUSED_ISA: must be scalar, avx2, avx512 or avx512bf16, got 'sse9'"
     assert rf.ops.cpu_isa() == before

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import (
     DTYPES,
+    EVERY_PLAN,
     KERNEL_DTYPES,
     LAYOUTS,
     NATIVE,
@@ -20,13 +21,13 @@ from conftest import (
     eager,
     exact,
     integers,
-    needs_extension,
     normals,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import resnet_fused as rf
 from resnet_fused import reference, select
+from resnet_fused.check import PLAN_TRAITS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _ops = torch.ops.resnet_fused
@@ -37,6 +38,7 @@ CASES = [
     Case(2, 5, 7, 6, 9, (3, 3), padding=ONE),
     Case(1, 32, 4, 4, 40, (3, 3), padding=ONE, residual=False, act="none"),
     Case(2, 6, 5, 5, 4, (2, 2), stride=TWO, groups=2),
+    Case(1, 7, 6, 5, 34, (3, 3), stride=TWO, padding=ONE),
     Case(3, 1, 1, 1, 1, (1, 1)),
     Case(2, 1, 4, 3, 6, (1, 1)),
     Case(2, 6, 4, 3, 1, (1, 1)),
@@ -45,13 +47,6 @@ CASES = [
     Case(None, 3, 5, 6, 7, (3, 3), padding=ONE),
     Case(None, 1, 1, 1, 1, (1, 1)),
 ]
-
-
-def plans_for(case, dtype):
-    plans = ["torch"]
-    if NATIVE and dtype != torch.float64:
-        plans += ["direct"] + (["winograd4", "winograd2"] if case.is_winograd else [])
-    return plans
 
 
 def packed_call(o, case, plan):
@@ -67,7 +62,8 @@ CHECKED = [
     (CASES[0], torch.float32),
     (CASES[1], torch.bfloat16),
     (CASES[2], torch.float64),
-    (CASES[8], torch.float16),
+    (CASES[3], torch.bfloat16),
+    (CASES[9], torch.float16),
 ]
 
 
@@ -86,7 +82,7 @@ def test_opcheck_conv_bn_act(case, layout, dtype):
 @pytest.mark.parametrize(("case", "dtype"), CHECKED)
 def test_opcheck_packed(case, layout, dtype):
     o = integers(case).to(dtype).laid_out(layout, layout)
-    for plan in plans_for(case, dtype):
+    for plan in case.plans(dtype):
         args, keywords = packed_call(o, case, plan)
         torch.library.opcheck(_ops.conv_bn_act_packed, args, keywords)
         torch.library.opcheck(_ops.pack_conv, (o.weight, case.groups), {"plan": plan})
@@ -127,14 +123,14 @@ def as_fake(mode, value):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fake_and_real_conv_agree(case, layout, dtype):
     o = integers(case).to(dtype).laid_out(layout, layout)
-    for force in ("ours", "torch", "winograd4"):
+    for force in ("ours", *case.plans(dtype)):
         with select.forced(force):
             real = _ops.conv_bn_act(*o.args(), **case.keywords)
         with FakeTensorMode() as mode:
             assert_agree(
                 real, _ops.conv_bn_act(*(as_fake(mode, t) for t in o.args()), **case.keywords)
             )
-    for plan in plans_for(case, dtype):
+    for plan in case.plans(dtype):
         args, keywords = packed_call(o, case, plan)
         real = _ops.conv_bn_act_packed(*args, **keywords)
         with FakeTensorMode() as mode:
@@ -287,11 +283,11 @@ def test_no_graph_where_no_gradient_is_needed():
     assert rf.ops.conv_bn_act(*o.args(), **CASES[0].keywords).grad_fn is not None
 
 
-@pytest.mark.parametrize("plan", ["torch", pytest.param("direct", marks=needs_extension)])
+@pytest.mark.parametrize("plan", EVERY_PLAN)
 def test_packed_ops_refuse_what_needs_gradients(plan):
-    case = CASES[0]
+    case = CASES[0].fitted(plan)
     for needs in range(5):
-        o = normals(case).to(torch.float32)
+        o = normals(case).to(PLAN_TRAITS[plan].dtypes[0])
         args, keywords = packed_call(o, case, plan)
         args[needs].requires_grad_()
         sentence = "conv_bn_act_packed: is forward only"

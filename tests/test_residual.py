@@ -682,8 +682,8 @@ def test_compiles_without_graph_breaks(row, mode, fresh_dynamo):
         "inference": torch.inference_mode,
         "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     }
-    # A graph that is not frozen takes direct kernels, eager mode Winograd: in bfloat16 they differ by
-    # a few roundings.
+    # A graph that is not frozen takes direct kernels, eager mode Winograd: a few roundings apart in
+    # bfloat16.
     tolerance = {"atol": 0.02, "rtol": 0.02} if mode == "autocast" else {}
     with contexts.get(mode, torch.enable_grad)():
         torch.testing.assert_close(compiled(x), fused(x), **tolerance)

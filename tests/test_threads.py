@@ -8,7 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import Case, assert_same, exact, fused, integers, normals, randomize
+from conftest import (
+    Case,
+    assert_same,
+    assert_whole,
+    exact,
+    fused,
+    integers,
+    normals,
+    randomize,
+)
 
 import resnet_fused as rf
 from resnet_fused import check, select
@@ -87,7 +96,9 @@ def test_every_thread_count_is_right(count, dtype, threads):
     threads(count)
     for case in CASES:
         o = integers(case).to(dtype)
-        assert_same(fused(o, case, "direct"), exact(o, case).to(dtype), f"({case})")
+        want = exact(o, case)
+        for plan in case.plans(dtype):
+            assert_whole(fused(o, case, plan), want, plan, case)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])

@@ -43,6 +43,19 @@ void check_addition(const InputShape& shortcut, const InputShape& main, bool has
        " must have the main path's shape ", shape_text(expected), ", got ", shape_text(got));
 }
 
+// What lies between the convolutions has no tensor whose allocation would refuse absurd sizes.
+void check_size(const ConvCall& call, int64_t index) {
+  const ConvShape& s = call.shape;
+  int64_t bytes = 4;
+  bool fits = true;
+  for (const int64_t size : {s.batch, s.out_channels, s.out_h(), s.out_w()}) {
+    fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
+  }
+  check(fits && bytes > 0 && bytes < int64_t{1} << 60, OpName(kOp, index),
+        ": the output must have fewer than 2^60 bytes, got shape ",
+        shape_text(Ints{s.batch, s.out_channels, s.out_h(), s.out_w()}));
+}
+
 const float* floats(const Tensor& tensor) {
   return static_cast<const float*>(tensor.const_data_ptr());
 }
@@ -51,6 +64,7 @@ Tensor run_block_on(const std::vector<ConvCall>& calls, bool has_shortcut, const
   std::vector<BlockConv> convs;
   convs.reserve(calls.size());
   for (const ConvCall& call : calls) {
+    check_size(call, static_cast<int64_t>(convs.size()));
     const Tensor& packed = call.packed;
     convs.push_back({call.shape, call.plan, call.relu, floats(packed), floats(call.scale),
                      floats(call.shift),
