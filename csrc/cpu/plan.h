@@ -72,10 +72,12 @@ inline std::vector<int64_t> packed_shape(const PlanInfo& plan, const ConvShape& 
 }
 
 inline void check_plan_dtype(const OpName& op, const PlanInfo& plan, DType dtype) {
-  check(dtype != DType::kFloat64, op, ": plan \"", plan.name,
-        "\" takes float32, bfloat16 or float16, got float64");
-  check(plan.pack == 1 || dtype == DType::kBFloat16, op, ": plan \"", plan.name,
-        "\" takes bfloat16, got ", dtype == DType::kFloat32 ? "float32" : "float16");
+  const char* taken = plan.pack > 1 ? "bfloat16" : "float32, bfloat16 or float16";
+  const char* got = dtype == DType::kFloat64   ? "float64"
+                    : dtype == DType::kFloat32 ? "float32"
+                                               : "float16";
+  const bool fits = plan.pack > 1 ? dtype == DType::kBFloat16 : dtype != DType::kFloat64;
+  check(fits, op, ": plan \"", plan.name, "\" takes ", taken, ", got ", got);
 }
 
 // What the plan demands of the weights, checked when they are packed and when they are used.
