@@ -12,8 +12,13 @@ from torch import nn
 
 import resnet_fused as rf
 from resnet_fused import select
+from resnet_fused.check import PLAN_TRAITS
 
 SEEDS = range(5)
+FLOAT32_PLANS = [plan for plan, traits in PLAN_TRAITS.items() if torch.float32 in traits.dtypes]
+BFLOAT16_PLANS = [
+    plan for plan, traits in PLAN_TRAITS.items() if traits.dtypes == (torch.bfloat16,)
+]
 
 
 @cache
@@ -45,7 +50,7 @@ def logits(net, x):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("word", ["none", "ours", "direct", "winograd4", "winograd2", "torch"])
+@pytest.mark.parametrize("word", ["none", "ours", *FLOAT32_PLANS])
 def test_float32(word, memory_format):
     """At most twice eager's error, or 2e-6."""
     plain, fused, x, oracle = setting(0)
@@ -57,10 +62,10 @@ def test_float32(word, memory_format):
     assert got <= max(2 * error(logits(plain, x), oracle), 2e-6)
 
 
-@pytest.mark.parametrize("word", ["none", "ours", "torch"])
+@pytest.mark.parametrize("word", ["none", "ours", *BFLOAT16_PLANS, "torch"])
 @pytest.mark.parametrize("how", ["cast", "autocast"])
 def test_bfloat16(how, word):
-    """At most 1.1 times eager's error, both the median of five seeds."""
+    """At most 1.1 times eager's error and 3.8e-3, each the median of five seeds."""
     errors = {"ours": [], "eager": []}
     for seed in SEEDS:
         plain, fused, x, oracle = setting(seed)
@@ -72,7 +77,8 @@ def test_bfloat16(how, word):
             with select.forced(word):
                 errors["ours"].append(error(logits(fused, x), oracle))
                 assert all(row.fused for row in rf.report(fused))
-    assert statistics.median(errors["ours"]) <= 1.1 * statistics.median(errors["eager"]), errors
+    ours, eagers = statistics.median(errors["ours"]), statistics.median(errors["eager"])
+    assert ours <= min(1.1 * eagers, 3.8e-3), errors
 
 
 @pytest.mark.parametrize("word", ["none", "ours"])

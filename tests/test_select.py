@@ -63,6 +63,51 @@ def test_rule_knows_what_the_cpu_multiplies_fast(monkeypatch):
         assert plan() == "winograd4"
 
 
+STAGE_4 = {"in_channels": 512, "out_channels": 512, "out_size": (7, 7)}
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("isa", "dtype", "changes", "expected"),
+    [
+        # Few tiles: their products must hide the loading of the weights, and F(4x4) has more.
+        ("avx2", torch.float32, STAGE_4 | {"batch": 1}, "winograd2"),
+        ("avx2", torch.float32, STAGE_4 | {"batch": 8}, "winograd4"),
+        ("avx512", torch.float32, STAGE_4 | {"batch": 1, "stride": (2, 2)}, "direct"),
+        ("avx512", torch.float32, STAGE_4 | {"batch": 8, "stride": (2, 2)}, "winograd4s2"),
+        ("avx512", torch.float16, {"stride": (2, 2)}, "winograd4s2"),
+        ("avx512", torch.bfloat16, {"stride": (2, 2)}, "winograd4s2"),
+        # Products of bfloat16 take half the time wherever there are some.
+        ("avx512bf16", torch.float32, {}, "winograd4"),
+        ("avx512bf16", torch.float16, {}, "winograd4"),
+        ("avx512bf16", torch.bfloat16, {}, "winograd2_bf16"),
+        ("avx512bf16", torch.bfloat16, {"stride": (2, 2)}, "winograd2s2_bf16"),
+        ("avx512bf16", torch.bfloat16, {"kernel": (1, 1)}, "direct_bf16"),
+        ("avx512bf16", torch.bfloat16, {"groups": 2}, "direct_bf16"),
+        ("avx512bf16", torch.bfloat16, {"out_size": (1, 1)}, "direct_bf16"),
+        ("avx512bf16", torch.bfloat16, STAGE_4 | {"batch": 8}, "winograd2_bf16"),
+    ],
+)
+def test_rule_by_batch_and_instruction_set(isa, dtype, changes, expected, monkeypatch):
+    """Of any CPU, whichever this one is."""
+    monkeypatch.setattr(_library, "CPU_FEATURES", frozenset())
+    monkeypatch.setattr(_library, "cpu_isa", lambda: isa)
+    assert select.by_rule(replace(STAGE_1, dtype=dtype, **changes)).plan == expected
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", check.FLOAT_DTYPES)
+def test_the_rule_takes_nothing_that_must_be_asked_for(dtype, isa):
+    for size, batch, stride in [(1, 1, 1), (7, 1, 1), (7, 32, 2), (56, 1, 1), (56, 32, 2)]:
+        changes = {"out_size": (size, size), "batch": batch, "stride": (stride, stride)}
+        for ours in (False, True):
+            shape = replace(STAGE_1, dtype=dtype, **changes)
+            chosen = select.by_rule(shape, ours=ours).plan
+            assert chosen in select.candidates(shape)
+            exact = select.by_rule(shape, ours=ours, exact_nonfinite=True).plan
+            assert not check.PLAN_TRAITS[exact].spreads
+
+
 @needs_extension
 def test_weights_for_one_call_are_not_transformed():
     assert select.choose(STAGE_1, packed_once=False).plan == "direct"
