@@ -275,18 +275,19 @@ class Case:
         ]
 
     def fitted(self, plan: str) -> Case:
-        """Changed as little as lets the plan compute it."""
+        """Changed as little as lets the plan compute it, with padding for a larger kernel."""
         traits = PLAN_TRAITS[plan]
         if traits.kernel is None:
             return self
         side, step = traits.kernel, traits.stride
-        return self.but(kernel=(side, side), stride=(step, step), dilation=(1, 1), groups=1)
-
-    @property
-    def is_stem(self) -> bool:
-        """Whether the stem's kernel can compute it."""
-        steps = (self.stride[0], self.dilation, self.groups)
-        return self.kernel[0] == 7 and steps == (2, (1, 1), 1)
+        least = side // 2 if side > max(self.kernel) else 0
+        return self.but(
+            kernel=(side, side),
+            stride=(step, step),
+            padding=tuple(max(pad, least) for pad in self.padding),
+            dilation=(1, 1),
+            groups=1,
+        )
 
     def but(self, **changes) -> Case:
         return replace(self, **changes)

@@ -330,25 +330,30 @@ def wrong_dtypes(plan):
 
 def wrong_weights(plan):
     """Kernels and groups that the plan does not take, and the sentence."""
-    side = PLAN_TRAITS[plan].kernel
-    for kernel, groups in (((1, side), 1), ((side, side - 1), 1), ((side, side), 2)):
+    traits = PLAN_TRAITS[plan]
+    side = traits.kernel
+    takes = f"kernels of {side} rows" if traits.any_columns else f"{side} x {side} kernels"
+    wrong = [((1, side), 1), ((side - 1, side), 1), ((side, side), 2)]
+    if not traits.any_columns:
+        wrong.append(((side, side - 1), 1))
+    for kernel, groups in wrong:
         got = f"{kernel[0]} x {kernel[1]} in {groups}"
-        yield kernel, groups, f'plan "{plan}" takes {side} x {side} kernels in one group, got {got}'
+        yield kernel, groups, f'plan "{plan}" takes {takes} in one group, got {got}'
 
 
 def wrong_steps(plan):
     """Strides and dilations that the plan does not take, and the sentence."""
-    right = PLAN_TRAITS[plan].stride
+    traits = PLAN_TRAITS[plan]
+    right = traits.stride
     other = 3 - right
-    for stride, dilation in (
-        ((other, other), (1, 1)),
-        ((right, other), (1, 1)),
-        ((other, right), (1, 1)),
-        ((right, right), (1, 2)),
-        ((right, right), (2, 1)),
-    ):
+    takes = f"stride {right} along the rows" if traits.any_columns else f"stride {right}"
+    wrong = [((other, other), (1, 1)), ((other, right), (1, 1))]
+    wrong += [((right, right), (1, 2)), ((right, right), (2, 1))]
+    if not traits.any_columns:
+        wrong.append(((right, other), (1, 1)))
+    for stride, dilation in wrong:
         got = f"stride {stride} and dilation {dilation}"
-        yield stride, dilation, f'plan "{plan}" takes stride {right} and dilation 1, got {got}'
+        yield stride, dilation, f'plan "{plan}" takes {takes} and dilation 1, got {got}'
 
 
 PARTICULAR = [plan for plan in PLANS if PLAN_TRAITS[plan].kernel]  # take one kernel only
@@ -416,10 +421,13 @@ def test_pack_conv_directly(bad, error, sentence):
 def good_packed(plan):
     """Arguments of conv_bn_act_packed that are right: 6 channels to 40, 8 x 7 pixels or half."""
     dtype, stride = PLAN_TRAITS[plan].dtypes[0], PLAN_TRAITS[plan].stride
+    side = PLAN_TRAITS[plan].kernel or 3
     pairs = plan.endswith("_bf16")
     words = 3 if pairs else 6
     if plan == "torch":
         packed = (40, 6, 3, 3)
+    elif plan == "stem":
+        packed = (2, 13, 7 * 6, 32)
     elif algorithm(plan):
         packed = (2, algorithm(plan).products ** 2, words, 32)
     else:
@@ -430,9 +438,9 @@ def good_packed(plan):
         "scale": ones(40),
         "shift": ones(40),
         "residual": ones(2, 40, 8 // stride, -(-7 // stride), dtype=dtype),
-        "kernel_size": (3, 3),
+        "kernel_size": (side, side),
         "stride": (stride, stride),
-        "padding": (1, 1),
+        "padding": (side // 2, side // 2),
         "dilation": (1, 1),
         "groups": 1,
         "act": "relu",

@@ -67,8 +67,9 @@ def test_packed_weights_give_the_same(case, plan, dtype):
 
 @pytest.mark.parametrize(("plan", "dtype"), PLAN_DTYPES)
 def test_packed_weight_is_a_copy(plan, dtype):
-    for shape in ((32, 16, 3, 3), (1, 1, 3, 3), (32, 1, 3, 3)):
-        weight = torch.ones(shape, dtype=dtype)
+    side = PLAN_TRAITS[plan].kernel or 3
+    for channels in ((32, 16), (1, 1), (32, 1)):
+        weight = torch.ones(*channels, side, side, dtype=dtype)
         packed = rf.ops.pack_conv(weight, plan=plan)
         before = packed.clone()
         weight.fill_(7)
@@ -168,7 +169,8 @@ def test_weights_of_another_plan_are_refused(packed_for, plan):
     case = DENSE.fitted(plan)
     dtype = PLAN_TRAITS[plan].dtypes[0]
     o = integers(case).to(dtype)
-    packed = rf.ops.pack_conv(o.weight.to(PLAN_TRAITS[packed_for].dtypes[0]), plan=packed_for)
+    weight = integers(DENSE.fitted(packed_for)).weight
+    packed = rf.ops.pack_conv(weight.to(PLAN_TRAITS[packed_for].dtypes[0]), plan=packed_for)
     with pytest.raises(RuntimeError) as caught:
         run(o, packed, case, plan)
     want = _shapes.packed_shape(case.weight_shape, 1, plan)

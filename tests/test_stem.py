@@ -242,15 +242,6 @@ POOLED = [
 ]
 
 
-def plans_of(case, dtype):
-    fitting = ["torch"]
-    if dtype != torch.float64:
-        fitting += ["direct"]
-        fitting += ["winograd4", "winograd2"] if case.is_winograd else []
-        fitting += ["stem"] if case.is_stem else []
-    return fitting
-
-
 @needs_extension
 @pytest.mark.parametrize("case", POOLED, ids=str)
 def test_max_pool_behind_every_plan(case, isa, threads):
@@ -260,7 +251,7 @@ def test_max_pool_behind_every_plan(case, isa, threads):
         for dtype in DTYPES:
             for variant in (case, case.but(act="none", residual=False)):
                 o = normals(variant).to(dtype)
-                for plan in plans_of(case, dtype):
+                for plan in case.plans(dtype):
                     want = F.max_pool2d(run(o, variant, plan), 3, 2, 1)
                     got = run(o, variant, plan, pool=True)
                     assert_same(got, want, f"({plan}, {dtype}, {count} threads)")
@@ -276,7 +267,7 @@ def test_max_pool_passes_nan(value, act, isa):
         for dtype in DTYPES:
             o = normals(case).to(dtype)
             o.residual = sprinkled(sprinkled(o.residual, value, 40), NAN, 9, 1)
-            for plan in plans_of(case, dtype):
+            for plan in case.plans(dtype):
                 plain = run(o, case, plan)
                 assert plain.isnan().any()
                 assert_same(run(o, case, plan, pool=True), F.max_pool2d(plain, 3, 2, 1), plan)
