@@ -284,14 +284,12 @@ class FusedModule(Wrapper):
             for unit, size in zip(self._units, sizes, strict=True)
         ]
 
-    def _choose_all(
-        self, x: Tensor, dtype: torch.dtype, batch: int, packed_once: bool = True
-    ) -> tuple[select.Choice, ...]:
+    def _choose_all(self, x: Tensor, dtype: torch.dtype, batch: int) -> tuple[select.Choice, ...]:
         for watcher in watchers:
             watcher(self, x, dtype)
         return tuple(
             [
-                select.choose(shape, packed_once=packed_once, exact_nonfinite=self.exact_nonfinite)
+                select.choose(shape, exact_nonfinite=self.exact_nonfinite)
                 for shape in self.conv_shapes(x, dtype, batch)
             ]
         )
@@ -314,9 +312,8 @@ class FusedModule(Wrapper):
 
     def _packed_in_graph(self, x: Tensor, dtype: torch.dtype) -> Run:
         """Packs inside the graph, where freezing folds it into a constant."""
-        frozen = select.graphs_are_frozen()
-        batch = x.shape[0] if x.dim() == 4 and frozen and select.is_static(x.shape[0]) else 1
-        choices = self._choose_all(x, dtype, batch, packed_once=frozen)
+        batch = x.shape[0] if x.dim() == 4 and select.is_static(x.shape[0]) else 1
+        choices = self._choose_all(x, dtype, batch)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # no_grad would not do: strict export replays the graph without it.

@@ -24,7 +24,6 @@ op from the real shape, so that packed weights and compiled graphs serve every b
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,17 +208,6 @@ def is_static(size: int) -> bool:
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
     return has_static_value(size)
-
-
-@ops.constant_in_graphs
-def graphs_are_frozen() -> bool:
-    """Whether inductor folds what a graph computes from parameters, such as packed weights.
-
-    Otherwise a graph packs at every call: not worth a Winograd transform, which takes three times
-    as long as a fused block.
-    """
-    config = sys.modules.get("torch._inductor.config")
-    return config is not None and bool(config.freezing)
 
 
 def by_rule(

@@ -206,7 +206,7 @@ def made_up_times(runners, *, on_round, **kwargs):
     for runner in runners.values():
         runner.run()
     on_round(1, 1)
-    return {plan: Samples((1e-3 * len(plan),) * 5) for plan in runners}
+    return {plan: Samples((1e-3 * (5 if plan == "torch" else 9),) * 5) for plan in runners}
 
 
 @needs_extension
@@ -226,7 +226,7 @@ def test_tune(tuning_file, monkeypatch):
     for shape, answer in answers.items():
         assert shape.endswith(" bfloat16 cpu")
         assert answer["batch"] == 2
-        assert answer["plan"] == "torch", "five letters, the fewest"
+        assert answer["plan"] == "torch"
         assert answer["ms"]["torch"] == 5.0
 
 

@@ -104,8 +104,10 @@ def test_rows(clock):
     assert first.shape == select.ConvShape(
         "cpu", torch.float32, 3, 64, (7, 7), (16, 16), stride=(2, 2), batch=3
     )
-    assert first.ms == {"direct": 2.0, "torch": 1.0}
-    assert (first.count, first.plan, first.by_rule) == (1, "torch", "direct")
+    assert first.ms["direct"] == 2.0
+    assert first.ms["torch"] == 1.0
+    assert set(first.ms) == {"direct", "stem", "torch"}
+    assert (first.count, first.plan, first.by_rule) == (1, "torch", "stem")
     assert all(0 < error < 2e-6 for row in rows for error in row.errors.values())
     assert {row.plan for row in rows} == {"torch"}
     assert rows[1:3] == (rows[1], rows[2])
