@@ -124,14 +124,14 @@ int64_t images_at_once(const BlockArgs& block) {
     weights += block.convs[i].packed_bytes;
     smallest_map = std::min(smallest_map, shape.out_h() * shape.out_w());
   }
-  int64_t together;
+  int64_t together;  // at most the batch: the products below then count what the op has checked
   if (const int64_t forced = forced_budget.load(std::memory_order_relaxed)) {
-    together = std::max<int64_t>(forced / image, 1);
+    together = std::clamp<int64_t>(forced / image, 1, first.batch);
   } else {
     const int64_t threads = thread_count(), cache = cache_bytes() * threads;
     const int64_t wanted = weights > 4 * cache ? weights : cache * 3 / 2;
-    together =
-        std::max({wanted / image, ceil_div(kPixelsPerThread * threads, smallest_map), int64_t{1}});
+    const int64_t pixels = ceil_div(kPixelsPerThread * threads, smallest_map);
+    together = std::clamp<int64_t>(std::max(wanted / image, pixels), 1, first.batch);
     if (together * image > 8 * cache) together = first.batch;
   }
   return ceil_div(first.batch, ceil_div(first.batch, together));  // equal slices
