@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import resnet_fused as rf
 from resnet_fused import check, reference, select
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("one_thread")]
 _ops = torch.ops.resnet_fused
 NAN = float("nan")
 
@@ -307,6 +307,7 @@ def test_float64_runs_on_torch():
         torch.testing.assert_close(got, eager(o, block), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("together", [0, 1, 2])
 @pytest.mark.parametrize("n", [0, 1, 3, 21])
 @pytest.mark.parametrize("block", BLOCKS[:8], ids=str)
@@ -366,6 +367,7 @@ def test_a_nan_stays_in_its_image(block, budget):
             assert_same(got[others], want[others])
 
 
+@pytest.mark.threads
 @needs_extension
 def test_intermediates_of_a_slice_are_all_there_is(budget, threads):
     """The memory that a thread keeps is that of a slice; the output is the only other one."""
@@ -397,6 +399,7 @@ def test_intermediates_of_a_slice_are_all_there_is(budget, threads):
     assert grown(1) < 8 << 20
 
 
+@pytest.mark.threads
 @needs_extension
 def test_threads_do_not_share_intermediates(threads):
     threads(2)

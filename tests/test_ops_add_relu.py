@@ -38,6 +38,7 @@ def test_every_length(length, isa, dtype):
     assert_same(add_relu(a, b), definition(a, b))
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("length", [16_383, 16_384, 16_385, 100_003])
 def test_several_threads(count, length, dtype, threads):

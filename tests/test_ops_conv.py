@@ -252,6 +252,7 @@ def test_every_reduction_length(isa, dtype):
             assert_whole(fused(operands.to(dtype), case, plan), want, plan, case)
 
 
+@pytest.mark.threads
 @needs_extension
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_every_way_to_cut_the_work(count, isa, threads):

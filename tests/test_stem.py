@@ -32,7 +32,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import resnet_fused as rf
 from resnet_fused import check, ops, reference, select
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("one_thread")]
 _ops = torch.ops.resnet_fused
 INF = float("inf")
 THREE = (3, 3)
@@ -112,6 +112,7 @@ def test_error(case, isa, dtype):
             assert (got.double() - oracle).norm() <= 2e-6 * oracle.norm()
 
 
+@pytest.mark.threads
 @needs_extension
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 def test_every_way_to_cut_the_work(dtype, isa, threads):
@@ -242,6 +243,7 @@ POOLED = [
 ]
 
 
+@pytest.mark.threads
 @needs_extension
 @pytest.mark.parametrize("case", POOLED, ids=str)
 def test_max_pool_behind_every_plan(case, isa, threads):
