@@ -26,7 +26,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from setuptools import Command, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
@@ -36,6 +36,7 @@ OLDEST_TORCH = (2, 11)
 TORCH_REQUIREMENT = "torch>=2.11"
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 OLDEST_PYTHON = "cp310"
+GUARD_SOURCE = "csrc/python/guard.cpp"
 SKIP_HINT = "RESNET_FUSED_SKIP_BUILD=1 installs without kernels."
 
 
@@ -139,7 +140,7 @@ def kernels(plan):
             except Exception as error:
                 sys.exit(f"{error}\n{PACKAGE}: the kernels did not compile, see above. {SKIP_HINT}")
 
-    extension = CppExtension(
+    kernels = CppExtension(
         f"{PACKAGE}._C",
         cpu_sources(),
         include_dirs=[str(ROOT / "csrc")],
@@ -148,7 +149,27 @@ def kernels(plan):
         extra_link_args=sanitizer_flags(),
         py_limited_api=True,
     )
-    return [extension], BuildKernels
+    return [kernels, *guard_extension()], BuildKernels
+
+
+def guard_extension():
+    """What checks Python objects quickly; it knows nothing of torch, but needs Python's headers."""
+    if not has_python_headers():
+        return []
+    return [
+        Extension(
+            f"{PACKAGE}._guard",
+            [GUARD_SOURCE],
+            language="c++",
+            extra_compile_args=compile_flags(),
+            extra_link_args=sanitizer_flags(),
+            py_limited_api=True,
+        )
+    ]
+
+
+def has_python_headers():
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def build_info(plan, torch):
@@ -159,17 +180,28 @@ def build_info(plan, torch):
         command = [*shlex.split(plan.compiler), "--version"]
         answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
         compiler = answer.partition("\n")[0]
-    extension = {
-        "built": built,
-        "reason": plan.reason,
-        "sources": cpu_sources() if built else [],
-        "flags": compile_flags() if built else [],
+    flags = compile_flags() if built else []
+    with_guard = built and has_python_headers()
+    no_headers = "Python.h is missing (python3-dev), so every call checks its module in Python"
+    extensions = {
+        "_C": {
+            "built": built,
+            "reason": plan.reason,
+            "sources": cpu_sources() if built else [],
+            "flags": flags,
+        },
+        "_guard": {
+            "built": with_guard,
+            "reason": no_headers if built and not with_guard else plan.reason,
+            "sources": [GUARD_SOURCE] if with_guard else [],
+            "flags": flags if with_guard else [],
+        },
     }
-    files = len(extension["sources"])
+    files = len(extensions["_C"]["sources"])
     result = f"built _C from {files} files with {compiler} against torch {torch}"
     return {
         "summary": f"{PACKAGE}: {result if built else f'kernels not built: {plan.reason}'}",
-        "extensions": {"_C": extension},
+        "extensions": extensions,
         "compiler": compiler,
         "torch": torch or "",
         "python": platform.python_version(),
@@ -200,7 +232,7 @@ class RecordBuild(Command):
             sys.exit(f"{PACKAGE}: {self.plan.reason}. {SKIP_HINT}")
         package = ROOT / PACKAGE if self.editable_mode else Path(self.build_lib, PACKAGE)
         if self.editable_mode and self.plan.action == "skip":
-            for stale in package.glob("_C.*so"):
+            for stale in (*package.glob("_C.*so"), *package.glob("_guard.*so")):
                 stale.unlink()
         info = build_info(self.plan, self.torch)
         (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from . import check, packing, reference, select
+from . import check, guard, packing, reference, select
+from ._ready import Ready, can_be_ready
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
 from .recipe import ConvUnit
@@ -84,6 +85,26 @@ def changed(link: Link) -> str | None:
     if "forward" in child.__dict__:
         return f"forward of {link.path} was patched"
     return None
+
+
+def facts_of(link: Link) -> list[guard.Fact]:
+    """What `changed` looks at."""
+    child, (children, parameters) = link.child, link.counts
+    return [
+        guard.item_is(link.children, link.name, child),
+        guard.type_is(child, link.kind),
+        guard.item_length(child.__dict__, "_modules", children),
+        guard.item_length(child.__dict__, "_parameters", parameters),
+        *hook_facts(child),
+        guard.absent(child.__dict__, "forward"),
+    ]
+
+
+def hook_facts(module: nn.Module) -> list[guard.Fact]:
+    return [guard.item_length(module.__dict__, name, 0) for name in _HOOKS]
+
+
+_GLOBAL_HOOK_FACTS = [guard.item_length(_module.__dict__, "_global" + name, 0) for name in _HOOKS]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -161,6 +182,19 @@ class FusedModule(Wrapper):
         """What _compose would return, by one op for all units; None where there is none."""
         return None
 
+    def _at_once(
+        self, size: tuple[int, ...], packed: tuple[packing.PackedUnit, ...]
+    ) -> packing.AtOnce | None:
+        """The arguments of one op for all units for an image of `size`; None if there is none."""
+        return None
+
+    def _structure_facts(self) -> list[guard.Fact]:
+        """What _why_changed looks at, apart from hooks on all modules."""
+        facts = [guard.item_is(self.__dict__, "_attribute_set", None)]
+        for link in self._links:
+            facts += facts_of(link)
+        return facts
+
     # -- forward ----------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -169,16 +203,29 @@ class FusedModule(Wrapper):
         Raises ValueError or TypeError if x does not fit.
         """
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
+        ready = None
+        if not torch.compiler.is_compiling() and type(x) is Tensor:
+            ready = self._cache.ready
+            serves = ready.get(x.shape)
+            y = serves(x) if serves is not None else None
+            if y is not None:
+                return self._formatted(x, y)
+        return self._formatted(x, self._forward(x, ready))
+
+    def _forward(self, x: Any, ready: dict[torch.Size, Ready] | None) -> Tensor:
+        """forward with every check; leaves in `ready` what serves the next such call."""
         if self._why_changed() is not None:
-            y = self._run_original(x)
-        else:
-            self._check_input(x)
-            eager = self._why_eager_now(x) is not None
-            y = self._run_original(x) if eager else self._compute(x)
+            return self._run_original(x)
+        self._check_input(x)
+        if self._why_eager_now(x) is not None:
+            return self._run_original(x)
+        return self._compute(x, ready)
+
+    def _formatted(self, x: Tensor, y: Tensor) -> Tensor:
         if self.output_format == "contiguous" or (
             self.output_format == "preserve" and not _is_channels_last(x)
         ):
-            y = y.contiguous()
+            return y.contiguous()
         return y
 
     def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -246,7 +293,7 @@ class FusedModule(Wrapper):
             return torch.get_autocast_dtype(x.device.type)
         return self._units[0].conv.weight.dtype
 
-    def _compute(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor, ready: dict[torch.Size, Ready] | None) -> Tensor:
         dtype = self._compute_dtype(x)
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and self._needs_grad(x):
@@ -259,6 +306,8 @@ class FusedModule(Wrapper):
             runner = self._packed_in_graph(x, dtype)
         else:
             packed = self._packed_units(x, dtype)
+            if ready is not None:
+                self._make_ready(x, dtype, packed, ready)
             y = self._run_at_once(x, dtype, packed)
             if y is not None:
                 return y
@@ -300,6 +349,34 @@ class FusedModule(Wrapper):
         return self._cache.get(
             self._units, dtype, context, lambda: self._choose_all(x, dtype, batch)
         )
+
+    def _make_ready(
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        packed: tuple[packing.PackedUnit, ...],
+        ready: dict[torch.Size, Ready],
+    ) -> None:
+        """Remembers how to serve further inputs like x, where one op can and all can be watched."""
+        if x.dtype != dtype or not can_be_ready(x):
+            return
+        arguments = self._at_once(tuple(x.shape[-2:]), packed)
+        if arguments is None:
+            return
+        stamp = self._cache.stamp_of(packed)
+        facts = stamp.facts() if stamp is not None else None
+        if facts is None:
+            return
+        facts += [*_GLOBAL_HOOK_FACTS, *self._structure_facts(), *select.facts()]
+        facts += [guard.item_is(self.__dict__, "training", False), _NOBODY_WATCHES]
+        facts.append(guard.attribute(self, "exact_nonfinite"))
+        for unit in self._units:
+            facts.append(guard.attribute(unit.conv, "padding_mode"))
+            if unit.bn is not None:
+                facts.append(guard.attribute(unit.bn, "training"))
+        if len(ready) >= _MOST_READY:
+            ready.clear()
+        ready[x.shape] = Ready(x, facts, arguments, stamp.on_cpu)
 
     @staticmethod
     def _packed(packed: tuple[packing.PackedUnit, ...]) -> Run:
@@ -386,6 +463,10 @@ class FusedModule(Wrapper):
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, original={type(self.__dict__['_original']).__name__}"
+
+
+_NOBODY_WATCHES = guard.item_length(globals(), "watchers", 0)
+_MOST_READY = 16  # shapes of inputs; those of a last, smaller batch and the like
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from . import check, packing
-from ._fused import FusedModule, Run, changed, has_global_hooks, has_hooks, link, links_below
+from . import check, guard, packing
+from ._fused import (
+    FusedModule,
+    Run,
+    changed,
+    facts_of,
+    has_global_hooks,
+    has_hooks,
+    hook_facts,
+    link,
+    links_below,
+)
 from ._refusals import refuse_altered, refuse_mixture, refuse_unit
 from ._wrapper import Wrapper
 from .recipe import ConvUnit, NoMatch, Site
@@ -40,6 +52,13 @@ class _OneUnit(FusedModule):
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         return run(0, x, None)
 
+    def _at_once(
+        self, size: tuple[int, ...], packed: tuple[packing.PackedUnit, ...]
+    ) -> packing.AtOnce | None:
+        joined = packing.at_once(packed)
+        one = {"has_shortcut": False, "adds": False, "pool": self._units[0].pool}
+        return packing.AtOnce(joined.tensors, joined.keywords | one)
+
 
 class FusedConvBN(_OneUnit):
     """act(bn(conv(x))) as one op in eval mode, for stems and other plain sequences.
@@ -68,9 +87,11 @@ class FusedConvBN(_OneUnit):
         super().__init__(plain, (unit,), tuple(links_below(plain)))
 
 
+_POOL_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+
+
 def _pool_settings(pool: nn.MaxPool2d) -> tuple[Any, ...]:
-    sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-    return (*sizes, pool.ceil_mode, pool.return_indices)
+    return tuple(getattr(pool, name) for name in _POOL_SETTINGS)
 
 
 @dataclass(eq=False)
@@ -82,6 +103,31 @@ class _Installed:
     names: tuple[str, ...]  # of the slots in the parent
     slots: list[Wrapper] = field(default_factory=list)
     pool_settings: tuple[Any, ...] | None = None
+    _guard: Callable[[], bool] | None = None  # made when the site was last found whole
+
+    def is_whole(self) -> bool:
+        """Whether nothing is broken; quickly, if the last call found the same."""
+        if torch.compiler.is_compiling():
+            return self.broken() is None
+        if self._guard is not None and self._guard():
+            return True
+        whole = self.broken() is None
+        self._guard = guard.watch(self.facts()) if whole else None
+        return whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_guard": None}
+
+    def facts(self) -> list[guard.Fact]:
+        """What `broken` looks at, while nothing is."""
+        facts = []
+        for name, slot in zip(self.names, self.slots, strict=True):
+            facts.append(guard.item_is(self.parent._modules, name, slot))
+            facts.append(guard.type_is(slot, type(slot)))
+            facts += [*hook_facts(slot), *facts_of(slot.link)]
+        if self.site.pool is not None:
+            facts += [guard.attribute(self.site.pool, name) for name in _POOL_SETTINGS]
+        return facts
 
     def broken(self) -> str | None:
         """Why each slot must act as its own original; None while the site is whole."""
@@ -124,6 +170,11 @@ class ConvSlot(_OneUnit):
             return "hooks on all modules are set"
         return self._installed.broken()
 
+    def _structure_facts(self) -> list[guard.Fact]:
+        # The flags, too, that _why_eager_now lets the originals follow.
+        flags = [guard.attribute(slot, "training") for slot in self._installed.slots]
+        return self._installed.facts() + flags
+
     def _why_eager_now(self, x: Tensor | None = None) -> str | None:
         for slot in self._installed.slots:
             slot.original()  # the BN's own training flag follows its slot's
@@ -154,7 +205,7 @@ class PassSlot(Wrapper):
         self.__dict__["link"] = link({name: original}, name, name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self._installed.broken() is None else _run_plainly(self, x)
+        return x if self._installed.is_whole() else _run_plainly(self, x)
 
     def extra_repr(self) -> str:
         return f"{type(self.__dict__['_original']).__name__}, computed by the convolution before it"

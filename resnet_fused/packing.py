@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import check, select
+from . import check, guard, select
 from .recipe import ConvUnit
+
+if TYPE_CHECKING:
+    from ._ready import Ready
 
 _ops = torch.ops.resnet_fused
 
@@ -113,6 +116,35 @@ class PackedUnit:
         return sum(t.numel() * t.element_size() for t in (self.weight, self.scale, self.shift))
 
 
+@dataclass(frozen=True, eq=False)
+class AtOnce:
+    """Several packed convolutions as one op takes them."""
+
+    tensors: tuple[list[Tensor], list[Tensor], list[Tensor]]  # packed weights, scales, shifts
+    keywords: dict[str, Any]
+
+
+def at_once(units: Sequence[PackedUnit]) -> AtOnce:
+    """The units in this order."""
+    keywords = [unit.keywords for unit in units]
+
+    def pairs(name: str) -> list[int]:
+        return [int(value) for k in keywords for value in k[name]]
+
+    return AtOnce(
+        ([u.weight for u in units], [u.scale for u in units], [u.shift for u in units]),
+        {
+            "kernel_sizes": pairs("kernel_size"),
+            "strides": pairs("stride"),
+            "paddings": pairs("padding"),
+            "dilations": pairs("dilation"),
+            "groups": [k["groups"] for k in keywords],
+            "acts": [k["act"] for k in keywords],
+            "plans": [k["plan"] for k in keywords],
+        },
+    )
+
+
 CONV_KEYWORDS = ("stride", "padding", "dilation", "groups", "act")
 
 
@@ -153,11 +185,14 @@ def tensors(unit: ConvUnit) -> list[Tensor]:
     return [tensor for tensor in held if tensor is not None]
 
 
+_CONV_SETTINGS = ("stride", "padding", "dilation", "groups")
+
+
 def _settings(unit: ConvUnit) -> tuple[Any, ...]:
     """Every attribute that packing reads and that can be edited in place."""
     conv, bn = unit.conv, unit.bn
     eps = bn.eps if bn is not None else None
-    return (conv.stride, conv.padding, conv.dilation, conv.groups, eps)
+    return (*[getattr(conv, name) for name in _CONV_SETTINGS], eps)
 
 
 def _version(tensor: Tensor | None) -> int | None:
@@ -175,6 +210,7 @@ class _Stamp:
     """What the tensors and settings of some units were when they were packed."""
 
     def __init__(self, units: Sequence[ConvUnit]) -> None:
+        self.units = units
         self.settings = [_settings(unit) for unit in units]
         self.tensors = [t for unit in units for t in tensors(unit)]
         # Straight from the modules' dicts: nn.Module's getattr would cost 0.4 us for each.
@@ -189,9 +225,27 @@ class _Stamp:
         self.sample = _ops.content_sample(self.on_cpu) if self.on_cpu else None
         self.hash = _ops.content_hash(self.tensors)
 
-    def fits(self, units: Sequence[ConvUnit]) -> bool:
+    def facts(self) -> list[guard.Fact] | None:
+        """What `fits` looks at, apart from what is in the tensors on the CPU and where that lies.
+
+        None where more must be looked at.
+        """
+        if self.copies or len(self.on_cpu) != len(self.tensors):
+            return None
+        facts = []
+        for unit in self.units:
+            facts += [guard.attribute(unit.conv, name) for name in _CONV_SETTINGS]
+            if unit.bn is not None:
+                facts.append(guard.attribute(unit.bn, "eps"))
+        for owner, key, tensor, version, _ in self.records:
+            facts.append(guard.item_is(owner, key, tensor))
+            if tensor is not None:
+                facts.append(guard.version_is(tensor, version))
+        return facts
+
+    def fits(self) -> bool:
         """Whether the units still hold what was packed, as far as every call checks."""
-        for unit, settings in zip(units, self.settings, strict=True):
+        for unit, settings in zip(self.units, self.settings, strict=True):
             if _settings(unit) != settings:
                 return False
         for owner, key, tensor, version, address in self.records:
@@ -222,6 +276,9 @@ class PackCache:
         self._largest_batch = 0
         self._doubted = False
         self.derived: Any = None  # what a module made of the packed units, kept as long as they are
+        # What serves the next call, by the input's shape. Another dict whenever what is in it may
+        # no longer do, so that a thread that is still packing leaves its own in the old one.
+        self.ready: dict[torch.Size, Ready] = {}
 
     def largest_batch(self, batch: int) -> int:
         """The largest batch since the weights were last dropped, this one included.
@@ -236,9 +293,11 @@ class PackCache:
     def doubt(self) -> None:
         """At the next call compare whole contents: train() and eval() were called."""
         self._doubted = True
+        self.ready = {}
 
     def drop(self) -> None:
         self._entry = self.derived = None
+        self.ready = {}
         self._choices = {}
         self._largest_batch = 0
 
@@ -246,6 +305,11 @@ class PackCache:
         """What is packed at the moment, perhaps nothing, perhaps stale."""
         entry = self._entry
         return entry[2] if entry else ()
+
+    def stamp_of(self, packed: tuple[PackedUnit, ...]) -> _Stamp | None:
+        """What the units were when `packed` was packed; None if that is no longer held."""
+        entry = self._entry
+        return entry[1] if entry is not None and entry[2] is packed else None
 
     def get(
         self,
@@ -261,7 +325,7 @@ class PackCache:
         """
         # Threads may pack at the same time; each entry is whole, the last one stays.
         entry = self._entry
-        fits = entry is not None and entry[1].fits(units)
+        fits = entry is not None and entry[1].fits()
         if fits and self._doubted:
             fits = entry[1].fits_wholly()
         self._doubted = False
@@ -277,5 +341,5 @@ class PackCache:
             packed = tuple(
                 pack(unit, dtype, choice) for unit, choice in zip(units, choices, strict=True)
             )
-        self._entry, self.derived = ((dtype, choices), stamp, packed), None
+        self._entry, self.derived, self.ready = ((dtype, choices), stamp, packed), None, {}
         return packed

@@ -65,19 +65,32 @@ class FusedResidual(FusedModule):
             sizes.append(size)  # the addition demands it
         return sizes
 
-    def _run_at_once(
-        self, x: Tensor, dtype: torch.dtype, packed: tuple[packing.PackedUnit, ...]
-    ) -> Tensor | None:
+    def _packed_block(self, packed: tuple[packing.PackedUnit, ...]) -> _PackedBlock:
         block = self._cache.derived
         if block is None or block.packed is not packed:
             block = self._cache.derived = _PackedBlock(packed, self._recipe)
-        if block.arguments is None or not block.adds(x.shape[-2:]):
+        return block
+
+    def _run_at_once(
+        self, x: Tensor, dtype: torch.dtype, packed: tuple[packing.PackedUnit, ...]
+    ) -> Tensor | None:
+        arguments = self._packed_block(packed).arguments_for(x.shape[-2:])
+        if arguments is None:
             return None
         if x.dtype != dtype:
             x = x.to(dtype)
         # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
         with torch._C._AutoDispatchBelowAutograd():
-            return _residual_block(x, *block.arguments[0], **block.arguments[1])
+            return _residual_block(x, *arguments.tensors, **arguments.keywords)
+
+    def _at_once(
+        self, size: tuple[int, ...], packed: tuple[packing.PackedUnit, ...]
+    ) -> packing.AtOnce | None:
+        arguments = self._packed_block(packed).arguments_for(size)
+        if arguments is None:
+            return None
+        keywords = arguments.keywords | {"adds": True, "pool": False}
+        return packing.AtOnce(arguments.tensors, keywords)
 
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         recipe = self._recipe
@@ -108,26 +121,15 @@ class _PackedBlock:
         order = list(packed)
         if recipe.shortcut is not None:
             order.append(order.pop(-2))
-        keywords = [unit.keywords for unit in order]
+        joined = packing.at_once(order)
+        keywords = joined.keywords | {"has_shortcut": recipe.shortcut is not None}
+        self.arguments = packing.AtOnce(joined.tensors, keywords)
 
-        def flat(name: str) -> list[int]:
-            return [int(value) for k in keywords for value in k[name]]
+    def arguments_for(self, size: tuple[int, ...]) -> packing.AtOnce | None:
+        """residual_block's for images of `size`; None where it cannot compute the block."""
+        return self.arguments if self.arguments is not None and self._adds_up(size) else None
 
-        self.arguments = (
-            [[unit.weight for unit in order], [u.scale for u in order], [u.shift for u in order]],
-            {
-                "kernel_sizes": flat("kernel_size"),
-                "strides": flat("stride"),
-                "paddings": flat("padding"),
-                "dilations": flat("dilation"),
-                "groups": [k["groups"] for k in keywords],
-                "acts": [k["act"] for k in keywords],
-                "plans": [k["plan"] for k in keywords],
-                "has_shortcut": recipe.shortcut is not None,
-            },
-        )
-
-    def adds(self, size: tuple[int, ...]) -> bool:
+    def _adds_up(self, size: tuple[int, ...]) -> bool:
         """Whether both paths end in the same size for an image of `size`, so that they add up."""
         found = self._adds.get(size)
         if found is None:

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from . import tuned
+from . import guard, tuned
 from .check import PLAN_TRAITS, PLANS, dtype_name, fits_plan
 from .ops import _library as ops
 
@@ -119,6 +119,15 @@ def force() -> str:
 def state() -> tuple[Any, ...]:
     """All that a choice depends on beside its arguments, cheaply: equal means the same choices."""
     return (force(), tuned.state())
+
+
+def facts() -> list[guard.Fact]:
+    """As `state`, for a guard."""
+    return [
+        guard.item_is(globals(), "_forced", _forced),
+        guard.returns(_forced.copy, list(_forced)),
+        *tuned.facts(),
+    ]
 
 
 def candidates(

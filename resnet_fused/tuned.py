@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from . import _tuning_file
+from . import _tuning_file, guard
 from ._cpuinfo import cpu_model
 from ._tuning_file import Answer, Machines
 from ._version import __version__
@@ -54,6 +54,17 @@ def answers() -> Mapping[str, Answer]:
 def state() -> tuple[int, int]:
     """Equal while no answer can have changed."""
     return (_revision, torch.get_num_threads() if _table else 0)
+
+
+def facts() -> list[guard.Fact]:
+    """As `state`, for a guard."""
+    facts = [
+        guard.item_is(globals(), "_table", _table),
+        guard.item_is(globals(), "_revision", _revision),
+    ]
+    if _table:
+        facts.append(guard.returns(torch.get_num_threads, torch.get_num_threads()))
+    return facts
 
 
 def load(environ: Mapping[str, str] = os.environ) -> None:

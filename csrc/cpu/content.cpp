@@ -45,6 +45,16 @@ bool visit_samples(const Tensor& tensor, const Visit& visit) {
   return true;
 }
 
+// Calls visit(value) for the address, the dtype, all sizes and strides.
+template <typename Visit>
+void visit_layout(const Tensor& tensor, const Visit& visit) {
+  visit(static_cast<int64_t>(reinterpret_cast<uintptr_t>(tensor.const_data_ptr())));
+  visit(static_cast<int64_t>(tensor.scalar_type()));
+  visit(tensor.dim());
+  for (const int64_t size : tensor.sizes()) visit(size);
+  for (const int64_t stride : tensor.strides()) visit(stride);
+}
+
 constexpr uint64_t kPrime = 0x9e3779b97f4a7c15u;
 constexpr int64_t kBlock = int64_t{1} << 18;  // bytes hashed by one job
 
@@ -111,6 +121,42 @@ bool content_equal(const std::vector<Tensor>& tensors, const char* sample, int64
     if (!same) return false;
   }
   return at == count;
+}
+
+ContentWatch::ContentWatch(const std::vector<Tensor>& tensors) : tensors_(tensors) {
+  for (const Tensor& tensor : tensors_) {
+    visit_layout(tensor, [&](int64_t value) { layout_.push_back(value); });
+    visit_samples(tensor, [&](const char* address, int64_t bytes) {
+      runs_.push_back({address, static_cast<size_t>(bytes)});
+      return true;
+    });
+  }
+  sample_ = content_sample(tensors_);
+}
+
+void ContentWatch::prefetch() const {
+  constexpr size_t kLine = 64;
+  for (const Run& run : runs_) {
+    for (size_t at = 0; at < run.bytes; at += kLine) __builtin_prefetch(run.address + at);
+  }
+}
+
+bool ContentWatch::holds() const {
+  size_t next = 0;
+  bool same = true;
+  for (const Tensor& tensor : tensors_) {
+    visit_layout(tensor, [&](int64_t value) {
+      same = same && next < layout_.size() && layout_[next] == value;
+      ++next;
+    });
+  }
+  if (!same) return false;
+  const char* expected = sample_.data();
+  for (const Run& run : runs_) {
+    if (std::memcmp(expected, run.address, run.bytes) != 0) return false;
+    expected += run.bytes;
+  }
+  return true;
 }
 
 int64_t content_hash(const std::vector<Tensor>& tensors) {

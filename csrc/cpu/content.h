@@ -21,6 +21,29 @@ std::vector<char> content_sample(const std::vector<torch::stable::Tensor>& tenso
 bool content_equal(const std::vector<torch::stable::Tensor>& tensors, const char* sample,
                    int64_t count);
 
+// content_equal again and again for the same tensors, quickly: where the samples lie is remembered.
+class ContentWatch {
+ public:
+  explicit ContentWatch(const std::vector<torch::stable::Tensor>& tensors);
+
+  // Starts loading what `holds` looks at: most of it is in no cache, and its pages' addresses
+  // neither.
+  void prefetch() const;
+
+  // Whether every tensor still lies where it did, with the samples that it had.
+  bool holds() const;
+
+ private:
+  struct Run {
+    const char* address;
+    size_t bytes;
+  };
+  std::vector<torch::stable::Tensor> tensors_;
+  std::vector<int64_t> layout_;  // of all tensors: address, dtype, sizes, strides
+  std::vector<Run> runs_;
+  std::vector<char> sample_;
+};
+
 // A 64-bit hash of every value of all tensors.
 int64_t content_hash(const std::vector<torch::stable::Tensor>& tensors);
 

@@ -141,3 +141,4 @@ def _forward_only(name: str) -> None:
 _forward_only("pack_conv")
 _forward_only("conv_bn_act_packed")
 _forward_only("residual_block")
+_forward_only("run_prepared")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
@@ -17,6 +18,10 @@ library = torch.library.Library(NAMESPACE, "DEF")
 _CONV_KEYWORDS = (
     'int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, str act="relu"'
 )
+_BLOCK_KEYWORDS = (
+    "int[] kernel_sizes, int[] strides, int[] paddings, int[] dilations, int[] groups, "
+    "str[] acts, str[] plans, bool has_shortcut"
+)
 _SCHEMAS = (
     f"conv_bn_act(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual=None, *, "
     f"{_CONV_KEYWORDS}) -> Tensor",
@@ -26,8 +31,10 @@ _SCHEMAS = (
     f"Tensor? residual=None, *, int[2] kernel_size, {_CONV_KEYWORDS}, str plan, "
     f"bool pool=False) -> Tensor",
     "residual_block(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
-    "int[] kernel_sizes, int[] strides, int[] paddings, int[] dilations, int[] groups, "
-    "str[] acts, str[] plans, bool has_shortcut) -> Tensor",
+    f"{_BLOCK_KEYWORDS}) -> Tensor",
+    "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "
+    f"{_BLOCK_KEYWORDS}, bool adds, bool pool) -> int",
+    "run_prepared(Tensor x, int prepared) -> Tensor?",
     "content_sample(Tensor[] tensors) -> Tensor",
     "content_equal(Tensor[] tensors, Tensor sample) -> bool",
     "content_hash(Tensor[] tensors) -> int",
@@ -68,6 +75,18 @@ def _load_extension() -> str | None:
 
 extension_error: str | None = _load_extension()
 """None where the C++ kernels are loaded, else why they are not."""
+
+
+def _load_release() -> Callable[[int], None]:
+    if extension_error is not None:
+        return lambda prepared: None
+    release = ctypes.CDLL(_binary).resnet_fused_release_prepared
+    release.argtypes, release.restype = [ctypes.c_int64], None
+    return release
+
+
+release_prepared: Callable[[int], None] = _load_release()
+"""Frees what the op `prepare` returned; no op, so that a finalizer may call it at any moment."""
 
 
 def constant_in_graphs(function: Callable) -> Callable:

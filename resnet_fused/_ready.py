@@ -1,0 +1,69 @@
+"""What serves a fused module's next call when nothing has changed since the last.
+
+The first call with an input of some shape checks everything in Python, chooses, packs and prepares;
+`Ready` keeps the facts that it found, as a guard, and the prepared op. As long as the facts hold,
+calls with such inputs take a few microseconds beside the kernels; else `FusedModule` starts again
+from the beginning. Measured within ResNet-18, whose weights push Python's own objects out of the
+caches: a block's checks and op took 130 us, now 25.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from . import guard, packing
+from .ops._library import extension_error, release_prepared
+
+_ops = torch.ops.resnet_fused
+_prepare, _run = _ops.prepare.default, _ops.run_prepared.default
+
+# Whether plain, untraced computation without gradients is going on.
+_ENVIRONMENT = (
+    guard.returns(torch.is_grad_enabled, False),
+    guard.returns(torch._C._is_any_autocast_enabled, False),
+    guard.returns(torch._C._functorch.peek_interpreter_stack, None),
+    guard.returns(torch._C._len_torch_function_stack, 0),
+    guard.returns(torch._C._len_torch_dispatch_stack, 0),
+    guard.returns(torch._C._get_tracing_state, None),
+)
+_is_plain = guard.watch(_ENVIRONMENT)
+
+
+def can_be_ready(x: Tensor) -> bool:
+    """Whether calls like the present one, with x, can be served by a Ready."""
+    return _is_plain is not None and extension_error is None and x.is_cpu and _is_plain()
+
+
+class Ready:
+    """Serves inputs of one shape and dtype.
+
+    x: such an input. facts: what must hold. arguments: of the op. watched: tensors on the CPU whose
+    address, strides and sampled values must stay what they are.
+    """
+
+    __slots__ = ("__weakref__", "_dtype", "_holds", "_prepared")
+
+    def __init__(
+        self,
+        x: Tensor,
+        facts: Iterable[guard.Fact],
+        arguments: packing.AtOnce,
+        watched: list[Tensor],
+    ) -> None:
+        self._dtype = x.dtype
+        self._holds = guard.watch([*_ENVIRONMENT, *facts])
+        self._prepared = _prepare(x, *arguments.tensors, watched, **arguments.keywords)
+        # Not at exit: then the whole process ends.
+        weakref.finalize(self, release_prepared, self._prepared).atexit = False
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """The module's output; None if anything is not as it was. x: of the shape prepared."""
+        if x.dtype is not self._dtype or not x.is_cpu or not self._holds():
+            return None
+        # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
+        with torch._C._AutoDispatchBelowAutograd():
+            return _run(x, self._prepared)
