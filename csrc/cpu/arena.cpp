@@ -1,10 +1,9 @@
 #include "cpu/arena.h"
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 
 #include "check.h"
+#include "cpu/pages.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -12,8 +11,6 @@
 
 namespace resnet_fused {
 namespace {
-
-constexpr int64_t kHugePage = int64_t{2} << 20;
 
 struct Arena {
   void* block = nullptr;
@@ -56,13 +53,6 @@ float* thread_scratch(int64_t count) {
 void* thread_arena(int64_t bytes) {
   static thread_local Arena arena;
   return arena.at_least(bytes);
-}
-
-void advise_huge_pages(void* block, int64_t bytes) {
-  const uintptr_t begin =
-      (reinterpret_cast<uintptr_t>(block) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(block) + bytes) / kHugePage * kHugePage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 }  // namespace resnet_fused

@@ -14,8 +14,4 @@ float* thread_scratch(int64_t count);
 // keeps while its jobs run, of which the calling thread takes some itself.
 void* thread_arena(int64_t bytes);
 
-// Asks for huge pages for a large, freshly allocated and untouched block: packed weights are read
-// once per call, front to back, and 4 KiB pages then cost a TLB miss every 32 panel rows.
-void advise_huge_pages(void* block, int64_t bytes);
-
 }  // namespace resnet_fused

@@ -4,9 +4,9 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/arena.h"
 #include "cpu/conv_call.h"
 #include "cpu/op_string.h"
+#include "cpu/pages.h"
 
 namespace resnet_fused {
 namespace {

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <string>
 
 #include "check.h"
@@ -102,18 +101,7 @@ inline bool has_nhwc_strides(const Tensor& tensor) {
 
 // A 4-D CPU tensor (N, C, H, W) of canonical channels_last strides, also where a dimension is 1 or
 // 0; the Python fakes build theirs the same way.
-inline Tensor empty_nhwc(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
-  const auto step = [](int64_t size) { return std::max<int64_t>(size, 1); };
-  const int64_t sizes[] = {n, c, h, w};
-  const int64_t strides[] = {step(h) * step(w) * step(c), 1, step(w) * step(c), step(c)};
-  int32_t dtype = 0;
-  AtenTensorHandle handle = nullptr;
-  // Not through the dispatcher, whose three ops for this would cost 4 us.
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
+Tensor empty_nhwc(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w);
 
 // The tensor itself where it already is dense NHWC, else a dense NHWC copy.
 inline Tensor to_nhwc(const Tensor& tensor) {
