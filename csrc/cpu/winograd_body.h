@@ -305,20 +305,21 @@ static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int6
   out.low = Vec::set1(args.relu ? 0.0f : -__builtin_inff());
   out.pixel_step = s.out_channels;
   out.row_step = out_w * s.out_channels;
-  for (int64_t col = 0; col < end; col += Vec::kWidth) {
-    const int64_t channel = panel * kPanel + col;
-    out.lanes = min_of(end - col, Vec::kWidth);
-    out.scale = Vec::load(args.scale + channel, out.lanes);
-    out.shift = Vec::load(args.shift + channel, out.lanes);
-    TileCursor tile(s, F::kOut, job.tile_begin);
-    for (int64_t t = 0; t < count; ++t, tile.next()) {
-      const int64_t top = tile.row * F::kOut, left = tile.col * F::kOut;
-      const int64_t at = ((tile.image * out_h + top) * out_w + left) * s.out_channels + channel;
-      out.rows = min_of(F::kOut, out_h - top);
-      out.cols = min_of(F::kOut, out_w - left);
+  TileCursor tile(s, F::kOut, job.tile_begin);
+  for (int64_t t = 0; t < count; ++t, tile.next()) {
+    const int64_t top = tile.row * F::kOut, left = tile.col * F::kOut;
+    const int64_t at = ((tile.image * out_h + top) * out_w + left) * s.out_channels;
+    out.rows = min_of(F::kOut, out_h - top);
+    out.cols = min_of(F::kOut, out_w - left);
+    // All vectors of a tile together, because in 16-bit types two of them share a cache line.
+    for (int64_t col = 0; col < end; col += Vec::kWidth) {
+      const int64_t channel = panel * kPanel + col;
+      out.lanes = min_of(end - col, Vec::kWidth);
+      out.scale = Vec::load(args.scale + channel, out.lanes);
+      out.shift = Vec::load(args.shift + channel, out.lanes);
       out.sums = sums + t * kPanel + col;
-      out.residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;
-      out.y = static_cast<T*>(args.y) + at;
+      out.residual = args.residual ? static_cast<const T*>(args.residual) + at + channel : nullptr;
+      out.y = static_cast<T*>(args.y) + at + channel;
       out.run();
     }
   }
