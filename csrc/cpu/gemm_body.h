@@ -56,6 +56,15 @@ struct Bf16Product {
 };
 #endif
 
+// Stores results of a convolution, all lanes or `count` of them.
+template <typename T, typename... Count>
+static inline __attribute__((always_inline)) void store_sums(T* target, Reg value, Count... count) {
+#ifdef RESNET_FUSED_BF16_PRODUCTS
+  if constexpr (std::is_same_v<T, BFloat16>) return Vec::store_flushed(target, value, count...);
+#endif
+  Vec::store(target, value, count...);
+}
+
 // One register tile's operands. Strides in elements; rows and panel in words.
 template <typename T>
 struct Tile {
@@ -165,7 +174,7 @@ static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
           Reg value = Vec::fma(sum[r][v], scale, shift);
           if (tile.residual)
             value = Vec::add(value, Vec::load(tile.residual + r * tile.y_stride + at));
-          Vec::store(tile.y + r * tile.y_stride + at, Vec::at_least(value, low));
+          store_sums(tile.y + r * tile.y_stride + at, Vec::at_least(value, low));
         }
       } else {
         const Reg scale = Vec::load(tile.scale + at, lanes);
@@ -176,7 +185,7 @@ static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
           if (tile.residual) {
             value = Vec::add(value, Vec::load(tile.residual + r * tile.y_stride + at, lanes));
           }
-          Vec::store(tile.y + r * tile.y_stride + at, Vec::at_least(value, low), lanes);
+          store_sums(tile.y + r * tile.y_stride + at, Vec::at_least(value, low), lanes);
         }
       }
     }

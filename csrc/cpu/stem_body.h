@@ -222,9 +222,9 @@ static inline __attribute__((always_inline)) void stem_column(const ConvArgs& ar
 template <typename T>
 static inline void stem_store(T* target, Reg value, int64_t lanes) {
   if (lanes >= Vec::kWidth) {
-    Vec::store(target, value);
+    store_sums(target, value);
   } else {
-    Vec::store(target, value, lanes);
+    store_sums(target, value, lanes);
   }
 }
 

@@ -63,6 +63,15 @@ struct Vec {
   static Reg pair_bf16(Reg first, Reg second) {
     return reinterpret_cast<Reg>(_mm512_cvtne2ps_pbh(second, first));
   }
+  // Rounded by the instruction for it, in one step instead of six; like products of bfloat16 it
+  // takes subnormal numbers for zero.
+  static void store_flushed(BFloat16* target, Reg value) {
+    store_256(target, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
+  }
+  static void store_flushed(BFloat16* target, Reg value, int64_t count) {
+    _mm256_mask_storeu_epi16(target, lanes(count),
+                             reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
+  }
   // The first `count` of 32 bfloat16 as they are; the others are zero and are not read.
   static Reg load_halves(const BFloat16* source, int64_t count) {
     const __mmask32 mask = count >= 32 ? ~__mmask32(0) : __mmask32((1u << count) - 1u);

@@ -273,7 +273,7 @@ struct OutputTile {
         for (int j = 0; j < F::kOut; ++j) {
           const int64_t at = i * row_step + j * pixel_step;
           if (residual) result[j] = Vec::add(result[j], Vec::load(residual + at));
-          Vec::store(y + at, Vec::at_least(result[j], low));
+          store_sums(y + at, Vec::at_least(result[j], low));
         }
       } else if (i < rows) {
         store_part(result, i * row_step);
@@ -287,7 +287,7 @@ struct OutputTile {
     for (int64_t j = 0; j < cols; ++j, at += pixel_step) {
       Reg value = result[j];
       if (residual) value = Vec::add(value, Vec::load(residual + at, lanes));
-      Vec::store(y + at, Vec::at_least(value, low), lanes);
+      store_sums(y + at, Vec::at_least(value, low), lanes);
     }
   }
 };
