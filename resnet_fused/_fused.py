@@ -116,6 +116,15 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def run_plainly(slot: Wrapper, *args: Any, **kwargs: Any) -> Tensor:
+    """What the slot's original computes; from the slot's attributes, because that is where a
+    parametrization or pruning of `parent.conv` puts the weight."""
+    original = slot.original()
+    if "forward" in original.__dict__ or has_hooks(original):
+        return original(*args, **kwargs)
+    return type(original).forward(slot, *args, **kwargs)
+
+
 def has_global_hooks() -> bool:
     return any(_GLOBAL_HOOKS)
 

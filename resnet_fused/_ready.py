@@ -21,8 +21,8 @@ from .ops._library import extension_error, release_prepared
 _ops = torch.ops.resnet_fused
 _prepare, _run = _ops.prepare.default, _ops.run_prepared.default
 
-# Whether plain, untraced computation without gradients is going on.
-_ENVIRONMENT = (
+# Plain, untraced computation without gradients is going on.
+PLAIN = (
     guard.returns(torch.is_grad_enabled, False),
     guard.returns(torch._C._is_any_autocast_enabled, False),
     guard.returns(torch._C._functorch.peek_interpreter_stack, None),
@@ -30,7 +30,7 @@ _ENVIRONMENT = (
     guard.returns(torch._C._len_torch_dispatch_stack, 0),
     guard.returns(torch._C._get_tracing_state, None),
 )
-_is_plain = guard.watch(_ENVIRONMENT)
+_is_plain = guard.watch(PLAIN)
 
 
 def can_be_ready(x: Tensor) -> bool:
@@ -55,7 +55,7 @@ class Ready:
         watched: list[Tensor],
     ) -> None:
         self._dtype = x.dtype
-        self._holds = guard.watch([*_ENVIRONMENT, *facts])
+        self._holds = guard.watch([*PLAIN, *facts])
         self._prepared = _prepare(x, *arguments.tensors, watched, **arguments.keywords)
         # Not at exit: then the whole process ends.
         weakref.finalize(self, release_prepared, self._prepared).atexit = False

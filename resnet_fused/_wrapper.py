@@ -29,7 +29,7 @@ class Wrapper(nn.Module):
     """
 
     def __init__(self, original: nn.Module) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not that of a class that it stands for as well
         for name in _SHARED:
             self.__dict__[name] = original.__dict__[name]
         self.__dict__["_original"] = original

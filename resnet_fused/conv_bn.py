@@ -20,6 +20,7 @@ from ._fused import (
     hook_facts,
     link,
     links_below,
+    run_plainly,
 )
 from ._refusals import refuse_altered, refuse_mixture, refuse_unit
 from ._wrapper import Wrapper
@@ -147,15 +148,6 @@ class _Installed:
         return None
 
 
-def _run_plainly(slot: Wrapper, x: Tensor) -> Tensor:
-    """What the slot's original computes; from the slot's attributes, because that is where a
-    parametrization or pruning of `parent.conv` puts the weight."""
-    original = slot.original()
-    if "forward" in original.__dict__ or has_hooks(original):
-        return original(x)
-    return type(original).forward(slot, x)
-
-
 class ConvSlot(_OneUnit):
     """In the place of a convolution, with its keys: computes it, its BN, its ReLU, its max-pool."""
 
@@ -181,11 +173,11 @@ class ConvSlot(_OneUnit):
         return super()._why_eager_now(x)
 
     def _run_original(self, x: Tensor) -> Tensor:
-        y = _run_plainly(self, x)
+        y = run_plainly(self, x)
         if self._installed.broken() is not None:
             return y
         for slot in self._installed.slots[1:]:
-            y = _run_plainly(slot, y)
+            y = run_plainly(slot, y)
         return y
 
     def remove(self) -> None:
@@ -205,7 +197,7 @@ class PassSlot(Wrapper):
         self.__dict__["link"] = link({name: original}, name, name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self._installed.is_whole() else _run_plainly(self, x)
+        return x if self._installed.is_whole() else run_plainly(self, x)
 
     def extra_repr(self) -> str:
         return f"{type(self.__dict__['_original']).__name__}, computed by the convolution before it"

@@ -13,6 +13,7 @@ from ._runs import set_formats
 from ._trace import HOOKS
 from ._wrapper import Wrapper
 from .conv_bn import ConvSlot, install_site
+from .head import HeadLayer, heads
 from .residual import FusedResidual
 
 OUTPUT_FORMATS = ("channels_last", "preserve")
@@ -55,7 +56,10 @@ def fuse(
         model = _replace(model, name, FusedResidual.from_block(model.get_submodule(name)))
     for name, site in found.sites:
         install_site(model.get_submodule(name), site)
-    if strict and not any(isinstance(m, FusedModule) for m in model.modules()):
+    if any(isinstance(m, FusedModule) for m in model.modules()):
+        for parent in list(model.modules()):
+            parent._modules.update(heads(parent))
+    elif strict:
         raise ValueError(f"fuse: nothing could be fused in {kind}: {_reasons(found)}")
     set_formats(model, output_format)
     for module in model.modules():
@@ -80,7 +84,7 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
             _carry_hooks(module)
         if isinstance(module, ConvSlot):
             module.remove()
-        elif isinstance(module, FusedModule):
+        elif isinstance(module, FusedModule | HeadLayer):
             model = _replace(model, name, module.original())
     return model
 

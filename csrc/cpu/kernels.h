@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/direct.h"
+#include "cpu/head.h"
 #include "cpu/peak.h"
 #include "cpu/pointwise.h"
 #include "cpu/pool.h"
@@ -22,6 +23,8 @@ struct Kernels {
   void (*epilogue)(const EpilogueArgs&, int64_t begin, int64_t end);
   void (*add_relu)(const AddReluArgs&, int64_t begin, int64_t end);
   void (*max_pool)(const PoolArgs&, int64_t begin, int64_t end);
+  void (*mean)(const MeanArgs&, int64_t begin, int64_t end);
+  void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
   // kChains chains of `steps` multiply-adds of `lanes` floats (peak.h), and the same of `lanes`
   // pairs of bfloat16, null without bf16_products.
   void (*multiply_chains)(int64_t steps);

@@ -17,6 +17,7 @@
 #include "cpu/vec_avx512.h"
 #include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
+#include "cpu/head_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/pool_body.h"
@@ -36,6 +37,8 @@ const Kernels kAvx512Kernels = {
     avx512::epilogue,
     avx512::add_relu,
     avx512::max_pool,
+    avx512::mean,
+    avx512::linear,
     avx512::multiply_chains<avx512::FloatProduct>,
     nullptr,
     avx512::Vec::kWidth,

@@ -19,6 +19,7 @@
 #include "cpu/vec_avx512.h"
 #include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
+#include "cpu/head_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/pool_body.h"
@@ -38,6 +39,8 @@ const Kernels kAvx512Bf16Kernels = {
     avx512bf16::epilogue,
     avx512bf16::add_relu,
     avx512bf16::max_pool,
+    avx512bf16::mean,
+    avx512bf16::linear,
     avx512bf16::multiply_chains<avx512bf16::FloatProduct>,
     avx512bf16::multiply_chains<avx512bf16::Bf16Product>,
     avx512bf16::Vec::kWidth,

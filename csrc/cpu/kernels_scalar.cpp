@@ -9,6 +9,7 @@
 #include "cpu/vec_scalar.h"
 #include "cpu/gemm_body.h"
 #include "cpu/direct_body.h"
+#include "cpu/head_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/pointwise_body.h"
 #include "cpu/pool_body.h"
@@ -28,6 +29,8 @@ const Kernels kScalarKernels = {
     scalar::epilogue,
     scalar::add_relu,
     scalar::max_pool,
+    scalar::mean,
+    scalar::linear,
     scalar::multiply_chains<scalar::FloatProduct>,
     nullptr,
     scalar::Vec::kWidth,

@@ -35,6 +35,8 @@ _SCHEMAS = (
     "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "
     f"{_BLOCK_KEYWORDS}, bool adds, bool pool) -> int",
     "run_prepared(Tensor x, int prepared) -> Tensor?",
+    "global_avg_pool(Tensor x) -> Tensor",
+    "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
     "content_sample(Tensor[] tensors) -> Tensor",
     "content_equal(Tensor[] tensors, Tensor sample) -> bool",
     "content_hash(Tensor[] tensors) -> int",

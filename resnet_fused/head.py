@@ -1,0 +1,129 @@
+"""What follows the last block: the global average pool and the linear layer (csrc/cpu/head.h).
+
+Not fused with anything, only faster for a few images; so they are no rows of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import guard
+from ._fused import changed, facts_of, link, run_plainly
+from ._ready import PLAIN
+from ._wrapper import Wrapper
+from .ops import extension_error
+
+_ops = torch.ops.resnet_fused
+_global_avg_pool, _linear = _ops.global_avg_pool.default, _ops.linear.default
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class HeadLayer(Wrapper):
+    """In the place of `original`, of whose class it is too; computes the same."""
+
+    def __init__(self, original: nn.Module, name: str) -> None:
+        super().__init__(original)
+        self.__dict__["link"] = link({name: original}, name, name)
+        self._watch()
+
+    def _watch(self) -> None:
+        self.__dict__["_is_plain"] = guard.watch([*PLAIN, *facts_of(self.link)])
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        if (
+            len(args) == 1
+            and not kwargs
+            and not torch.compiler.is_compiling()
+            and type(args[0]) is Tensor
+            and self._serves(args[0])
+            and self._is_plain is not None
+            and self._is_plain()
+        ):
+            # Below autograd: nothing needs gradients here.
+            with torch._C._AutoDispatchBelowAutograd():
+                return self._compute(args[0])
+        return run_plainly(self, *args, **kwargs)
+
+    def _serves(self, x: Tensor) -> bool:
+        """Whether the kernel takes x."""
+        raise NotImplementedError
+
+    def _compute(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_is_plain": None}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._watch()
+
+
+class GlobalAvgPool(HeadLayer, nn.AdaptiveAvgPool2d):
+    """nn.AdaptiveAvgPool2d(1)."""
+
+    def _serves(self, x: Tensor) -> bool:
+        return x.dim() == 4 and x.numel() > 0 and _has_kernels(x) and _is_one(self)
+
+    def _compute(self, x: Tensor) -> Tensor:
+        return _global_avg_pool(x)
+
+
+_MOST_IMAGES = 8  # where PyTorch's matrix product gains from its blocks
+
+
+class Linear(HeadLayer, nn.Linear):
+    """nn.Linear."""
+
+    def _serves(self, x: Tensor) -> bool:
+        held = self._parameters  # a parametrization takes what it computes out of here
+        weight = held.get("weight")
+        if x.dim() != 2 or not 0 < x.shape[0] <= _MOST_IMAGES or not _fits(weight, x, 2):
+            return False
+        if x.shape[1] != weight.shape[1] or "bias" not in held:
+            return False
+        bias = held["bias"]
+        return bias is None or (_fits(bias, x, 1) and bias.shape[0] == weight.shape[0])
+
+    def _compute(self, x: Tensor) -> Tensor:
+        return _linear(x, self._parameters["weight"], self._parameters["bias"])
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.dtype in _DTYPES
+
+
+def _fits(tensor: Any, x: Tensor, dims: int) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.dtype is x.dtype
+        and tensor.dim() == dims
+        and _has_kernels(tensor)
+    )
+
+
+def _is_one(pool: nn.AdaptiveAvgPool2d) -> bool:
+    return pool.output_size in (1, (1, 1))
+
+
+def heads(parent: nn.Module) -> Iterator[tuple[str, HeadLayer]]:
+    """What can take the places of a parent's children: a global average pool, linear layers behind.
+
+    Only layers that are nothing but what their class says.
+    """
+    if extension_error is not None:
+        return
+    pooled = False
+    for name, child in list(parent._modules.items()):
+        kind = type(child)
+        if kind is nn.AdaptiveAvgPool2d and _is_one(child):
+            pooled = True
+        elif not (kind is nn.Linear and pooled):
+            continue
+        if changed(link({name: child}, name, name)) is None:
+            yield name, (Linear if kind is nn.Linear else GlobalAvgPool)(child, name)
