@@ -41,6 +41,11 @@ struct FloatProduct {
   static Element element(T value) {
     return to_float(value);
   }
+  // Results of a convolution, all lanes or `count` of them.
+  template <typename T, typename... Count>
+  static void store(T* target, Reg value, Count... count) {
+    Vec::store(target, value, count...);
+  }
 };
 
 #ifdef RESNET_FUSED_BF16_PRODUCTS
@@ -53,17 +58,16 @@ struct Bf16Product {
   }
   static Reg load(const BFloat16* source, int64_t count) { return Vec::load_halves(source, count); }
   static Element element(BFloat16 value) { return value; }
+  template <typename... Count>
+  static void store(BFloat16* target, Reg value, Count... count) {
+    Vec::store_flushed(target, value, count...);
+  }
+  template <typename... Count>
+  static void store(float* target, Reg value, Count... count) {
+    Vec::store(target, value, count...);
+  }
 };
 #endif
-
-// Stores results of a convolution, all lanes or `count` of them.
-template <typename T, typename... Count>
-static inline __attribute__((always_inline)) void store_sums(T* target, Reg value, Count... count) {
-#ifdef RESNET_FUSED_BF16_PRODUCTS
-  if constexpr (std::is_same_v<T, BFloat16>) return Vec::store_flushed(target, value, count...);
-#endif
-  Vec::store(target, value, count...);
-}
 
 // One register tile's operands. Strides in elements; rows and panel in words.
 template <typename T>
@@ -174,7 +178,7 @@ static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
           Reg value = Vec::fma(sum[r][v], scale, shift);
           if (tile.residual)
             value = Vec::add(value, Vec::load(tile.residual + r * tile.y_stride + at));
-          store_sums(tile.y + r * tile.y_stride + at, Vec::at_least(value, low));
+          Product::store(tile.y + r * tile.y_stride + at, Vec::at_least(value, low));
         }
       } else {
         const Reg scale = Vec::load(tile.scale + at, lanes);
@@ -185,7 +189,7 @@ static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
           if (tile.residual) {
             value = Vec::add(value, Vec::load(tile.residual + r * tile.y_stride + at, lanes));
           }
-          store_sums(tile.y + r * tile.y_stride + at, Vec::at_least(value, low), lanes);
+          Product::store(tile.y + r * tile.y_stride + at, Vec::at_least(value, low), lanes);
         }
       }
     }

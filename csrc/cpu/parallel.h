@@ -85,11 +85,11 @@ class Shares {
   Line lines_[kMost];
 };
 
-// Runs job(0) ... job(count - 1). Each thread has a share of consecutive jobs, in every call the same,
-// so that it finds in its own cache what it wrote in the call before; one that is through with its
-// own goes on with the others' jobs, so unequal jobs and a core that another process slows down
-// even out. A job may take a second argument: the job that its thread ran before in this call, or
-// -1; the thread's scratch memory is as that one left it.
+// Runs job(0) ... job(count - 1). Each thread has a share of consecutive jobs, in every call the
+// same, so that it finds in its own cache what it wrote in the call before; one that is through
+// with its own goes on with the others' jobs, so unequal jobs and a core that another process slows
+// down even out. A job may take a second argument: the job that its thread ran before in this call,
+// or -1; the thread's scratch memory is as that one left it.
 template <typename Job>
 void for_each_job(int64_t count, const Job& job) {
   const auto run = [&](int64_t index, int64_t previous) {

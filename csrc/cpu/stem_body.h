@@ -222,9 +222,9 @@ static inline __attribute__((always_inline)) void stem_column(const ConvArgs& ar
 template <typename T>
 static inline void stem_store(T* target, Reg value, int64_t lanes) {
   if (lanes >= Vec::kWidth) {
-    store_sums(target, value);
+    Vec::store(target, value);
   } else {
-    store_sums(target, value, lanes);
+    Vec::store(target, value, lanes);
   }
 }
 

@@ -237,7 +237,7 @@ static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, 
 }
 
 // One vector of channels of one tile: y = act(A^T sums A * scale + shift + residual).
-template <class F, typename T>
+template <class F, class Product, typename T>
 struct OutputTile {
   typedef Transform<F> X;
   const float* sums;  // of point 0, `stride` floats before the next point's
@@ -273,7 +273,7 @@ struct OutputTile {
         for (int j = 0; j < F::kOut; ++j) {
           const int64_t at = i * row_step + j * pixel_step;
           if (residual) result[j] = Vec::add(result[j], Vec::load(residual + at));
-          store_sums(y + at, Vec::at_least(result[j], low));
+          Product::store(y + at, Vec::at_least(result[j], low));
         }
       } else if (i < rows) {
         store_part(result, i * row_step);
@@ -287,20 +287,20 @@ struct OutputTile {
     for (int64_t j = 0; j < cols; ++j, at += pixel_step) {
       Reg value = result[j];
       if (residual) value = Vec::add(value, Vec::load(residual + at, lanes));
-      store_sums(y + at, Vec::at_least(value, low), lanes);
+      Product::store(y + at, Vec::at_least(value, low), lanes);
     }
   }
 };
 
 // The channels of one panel, all tiles of the job.
-template <class F, typename T>
+template <class F, class Product, typename T>
 static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int64_t panel,
                               const float* sums) {
   const ConvShape& s = args.shape;
   const int64_t out_h = s.out_h(), out_w = s.out_w();
   const int64_t count = job.tile_end - job.tile_begin;
   const int64_t end = min_of(s.out_channels - panel * kPanel, kPanel);
-  OutputTile<F, T> out;
+  OutputTile<F, Product, T> out;
   out.stride = sums_stride(count);
   out.low = Vec::set1(args.relu ? 0.0f : -__builtin_inff());
   out.pixel_step = s.out_channels;
@@ -333,7 +333,7 @@ static void run_winograd(const ConvArgs& args, const WinogradJob& job, float* sc
   if (!job.values_ready) transform_inputs<F, Product, T>(args, job, scratch);
   for (int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
     multiply_points<F, Product>(args, count, panel, scratch, sums);
-    transform_outputs<F, T>(args, job, panel, sums);
+    transform_outputs<F, Product, T>(args, job, panel, sums);
   }
 }
 
