@@ -161,6 +161,7 @@ def guard_extension():
             f"{PACKAGE}._guard",
             [GUARD_SOURCE],
             language="c++",
+            include_dirs=[str(ROOT / "csrc")],
             extra_compile_args=compile_flags(),
             extra_link_args=sanitizer_flags(),
             py_limited_api=True,

@@ -185,15 +185,11 @@ class FusedModule(Wrapper):
     def _run_original(self, x: Tensor) -> Tensor:
         return self.original()(x)
 
-    def _run_at_once(
-        self, x: Tensor, dtype: torch.dtype, packed: tuple[packing.PackedUnit, ...]
-    ) -> Tensor | None:
+    def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> Tensor | None:
         """What _compose would return, by one op for all units; None where there is none."""
         return None
 
-    def _at_once(
-        self, size: tuple[int, ...], packed: tuple[packing.PackedUnit, ...]
-    ) -> packing.AtOnce | None:
+    def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
         """The arguments of one op for all units for an image of `size`; None if there is none."""
         return None
 
@@ -212,23 +208,21 @@ class FusedModule(Wrapper):
         Raises ValueError or TypeError if x does not fit.
         """
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
-        ready = None
         if not torch.compiler.is_compiling() and type(x) is Tensor:
-            ready = self._cache.ready
-            serves = ready.get(x.shape)
+            serves = self._cache.ready(x.shape)
             y = serves(x) if serves is not None else None
             if y is not None:
                 return self._formatted(x, y)
-        return self._formatted(x, self._forward(x, ready))
+        return self._formatted(x, self._forward(x))
 
-    def _forward(self, x: Any, ready: dict[torch.Size, Ready] | None) -> Tensor:
-        """forward with every check; leaves in `ready` what serves the next such call."""
+    def _forward(self, x: Any) -> Tensor:
+        """forward with every check; leaves behind what serves the next such call."""
         if self._why_changed() is not None:
             return self._run_original(x)
         self._check_input(x)
         if self._why_eager_now(x) is not None:
             return self._run_original(x)
-        return self._compute(x, ready)
+        return self._compute(x)
 
     def _formatted(self, x: Tensor, y: Tensor) -> Tensor:
         if self.output_format == "contiguous" or (
@@ -295,6 +289,8 @@ class FusedModule(Wrapper):
             return f"the input is a {type(x).__name__}"
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return "a function transform is at work"
+        if torch._C._get_tracing_state() is not None:
+            return "torch.jit.trace is at work"
         return None
 
     def _compute_dtype(self, x: Tensor) -> torch.dtype:
@@ -302,7 +298,7 @@ class FusedModule(Wrapper):
             return torch.get_autocast_dtype(x.device.type)
         return self._units[0].conv.weight.dtype
 
-    def _compute(self, x: Tensor, ready: dict[torch.Size, Ready] | None) -> Tensor:
+    def _compute(self, x: Tensor) -> Tensor:
         dtype = self._compute_dtype(x)
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and self._needs_grad(x):
@@ -314,13 +310,12 @@ class FusedModule(Wrapper):
         elif compiling:
             runner = self._packed_in_graph(x, dtype)
         else:
-            packed = self._packed_units(x, dtype)
-            if ready is not None:
-                self._make_ready(x, dtype, packed, ready)
+            packed = self._pack(x, dtype)
+            self._make_ready(x, dtype, packed)
             y = self._run_at_once(x, dtype, packed)
             if y is not None:
                 return y
-            runner = self._packed(packed)
+            runner = self._packed(packed.units)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # Under autocast the input and an identity shortcut come in another dtype.
@@ -352,29 +347,20 @@ class FusedModule(Wrapper):
             ]
         )
 
-    def _packed_units(self, x: Tensor, dtype: torch.dtype) -> tuple[packing.PackedUnit, ...]:
+    def _pack(self, x: Tensor, dtype: torch.dtype) -> packing.Packing:
         batch = self._cache.largest_batch(x.shape[0] if x.dim() == 4 else 1)
         context = (x.shape[-2:], batch, dtype, self.exact_nonfinite, select.state())
         return self._cache.get(
             self._units, dtype, context, lambda: self._choose_all(x, dtype, batch)
         )
 
-    def _make_ready(
-        self,
-        x: Tensor,
-        dtype: torch.dtype,
-        packed: tuple[packing.PackedUnit, ...],
-        ready: dict[torch.Size, Ready],
-    ) -> None:
+    def _make_ready(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> None:
         """Remembers how to serve further inputs like x, where one op can and all can be watched."""
         if x.dtype != dtype or not can_be_ready(x):
             return
         arguments = self._at_once(tuple(x.shape[-2:]), packed)
-        if arguments is None:
-            return
-        stamp = self._cache.stamp_of(packed)
-        facts = stamp.facts() if stamp is not None else None
-        if facts is None:
+        facts = packed.stamp.facts()
+        if arguments is None or facts is None:
             return
         facts += [*_GLOBAL_HOOK_FACTS, *self._structure_facts(), *select.facts()]
         facts += [guard.item_is(self.__dict__, "training", False), _NOBODY_WATCHES]
@@ -383,9 +369,9 @@ class FusedModule(Wrapper):
             facts.append(guard.attribute(unit.conv, "padding_mode"))
             if unit.bn is not None:
                 facts.append(guard.attribute(unit.bn, "training"))
-        if len(ready) >= _MOST_READY:
-            ready.clear()
-        ready[x.shape] = Ready(x, facts, arguments, stamp.on_cpu)
+        if len(packed.ready) >= _MOST_READY:
+            packed.ready.clear()
+        packed.ready[x.shape] = Ready(x, facts, arguments, packed.stamp.on_cpu)
 
     @staticmethod
     def _packed(packed: tuple[packing.PackedUnit, ...]) -> Run:
@@ -409,7 +395,7 @@ class FusedModule(Wrapper):
         return run
 
     def _differentiable(self, x: Tensor, dtype: torch.dtype) -> Run:
-        packed = self._packed_units(x, dtype)
+        packed = self._pack(x, dtype).units
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             unit = self._units[i]
@@ -434,7 +420,7 @@ class FusedModule(Wrapper):
     # -- state ------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> FusedModule:
-        self._cache.doubt()
+        self._cache.doubted = True
         return super().train(mode)
 
     def drop_packed(self) -> None:
@@ -475,7 +461,7 @@ class FusedModule(Wrapper):
 
 
 _NOBODY_WATCHES = guard.item_length(globals(), "watchers", 0)
-_MOST_READY = 16  # shapes of inputs; those of a last, smaller batch and the like
+_MOST_READY = 16  # shapes of inputs
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -45,7 +45,7 @@ class Ready:
     address, strides and sampled values must stay what they are.
     """
 
-    __slots__ = ("__weakref__", "_dtype", "_holds", "_prepared")
+    __slots__ = ("__weakref__", "_dtype", "_holds", "_prepared", "_watched")
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Ready:
         self._dtype = x.dtype
         self._holds = guard.watch([*PLAIN, *facts])
         self._prepared = _prepare(x, *arguments.tensors, watched, **arguments.keywords)
+        self._watched = watched
         # Not at exit: then the whole process ends.
         weakref.finalize(self, release_prepared, self._prepared).atexit = False
 
@@ -66,4 +67,4 @@ class Ready:
             return None
         # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
         with torch._C._AutoDispatchBelowAutograd():
-            return _run(x, self._prepared)
+            return _run(x, self._watched, self._prepared)

@@ -53,10 +53,8 @@ class _OneUnit(FusedModule):
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         return run(0, x, None)
 
-    def _at_once(
-        self, size: tuple[int, ...], packed: tuple[packing.PackedUnit, ...]
-    ) -> packing.AtOnce | None:
-        joined = packing.at_once(packed)
+    def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
+        joined = packing.at_once(packed.units)
         one = {"has_shortcut": False, "adds": False, "pool": self._units[0].pool}
         return packing.AtOnce(joined.tensors, joined.keywords | one)
 

@@ -10,7 +10,7 @@ all values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -267,18 +267,26 @@ class _Stamp:
         return _ops.content_hash(self.tensors) == self.hash
 
 
+@dataclass(eq=False)
+class Packing:
+    """What a module has packed, and what was made of it."""
+
+    key: Any
+    stamp: _Stamp
+    units: tuple[PackedUnit, ...]
+    derived: Any = None  # what the module needs to run them
+    ready: dict[torch.Size, Ready] = field(default_factory=dict)  # by the shape of the input
+
+
 class PackCache:
     """The packed weights of one module's units, for one dtype and one choice of plans at a time."""
 
     def __init__(self) -> None:
-        self._entry: tuple[Any, _Stamp, tuple[PackedUnit, ...]] | None = None
+        # Threads may pack at the same time; each packing is whole, the last one stays.
+        self.packing: Packing | None = None
+        self.doubted = False  # whether the next call compares whole contents
         self._choices: dict[Any, tuple[select.Choice, ...]] = {}
         self._largest_batch = 0
-        self._doubted = False
-        self.derived: Any = None  # what a module made of the packed units, kept as long as they are
-        # What serves the next call, by the input's shape. Another dict whenever what is in it may
-        # no longer do, so that a thread that is still packing leaves its own in the old one.
-        self.ready: dict[torch.Size, Ready] = {}
 
     def largest_batch(self, batch: int) -> int:
         """The largest batch since the weights were last dropped, this one included.
@@ -290,26 +298,20 @@ class PackCache:
             self._largest_batch = batch
         return self._largest_batch
 
-    def doubt(self) -> None:
-        """At the next call compare whole contents: train() and eval() were called."""
-        self._doubted = True
-        self.ready = {}
-
     def drop(self) -> None:
-        self._entry = self.derived = None
-        self.ready = {}
+        self.packing = None
         self._choices = {}
         self._largest_batch = 0
 
     def held(self) -> tuple[PackedUnit, ...]:
         """What is packed at the moment, perhaps nothing, perhaps stale."""
-        entry = self._entry
-        return entry[2] if entry else ()
+        packing = self.packing
+        return packing.units if packing else ()
 
-    def stamp_of(self, packed: tuple[PackedUnit, ...]) -> _Stamp | None:
-        """What the units were when `packed` was packed; None if that is no longer held."""
-        entry = self._entry
-        return entry[1] if entry is not None and entry[2] is packed else None
+    def ready(self, shape: torch.Size) -> Ready | None:
+        """What may serve an input of that shape at once."""
+        packing = self.packing
+        return None if packing is None or self.doubted else packing.ready.get(shape)
 
     def get(
         self,
@@ -317,29 +319,28 @@ class PackCache:
         dtype: torch.dtype,
         context: Any,
         choose_all: Callable[[], tuple[select.Choice, ...]],
-    ) -> tuple[PackedUnit, ...]:
-        """The packed units for computing in dtype, packed again if anything changed.
+    ) -> Packing:
+        """The units packed for computing in dtype, packed again if anything changed.
 
         choose_all() gives a plan for each unit; it is asked once for each `context`, which is
         hashable and holds all that the choice depends on but the units themselves.
         """
-        # Threads may pack at the same time; each entry is whole, the last one stays.
-        entry = self._entry
-        fits = entry is not None and entry[1].fits()
-        if fits and self._doubted:
-            fits = entry[1].fits_wholly()
-        self._doubted = False
+        packing = self.packing
+        fits = packing is not None and packing.stamp.fits()
+        if fits and self.doubted:
+            fits = packing.stamp.fits_wholly()
+        self.doubted = False
         if not fits or len(self._choices) > _MOST_CONTEXTS:
             self._choices = {}
         choices = self._choices.get(context)
         if choices is None:
             choices = self._choices[context] = choose_all()
-        if fits and entry[0] == (dtype, choices):
-            return entry[2]
+        if fits and packing.key == (dtype, choices):
+            return packing
         with torch.no_grad():
             stamp = _Stamp(units)
             packed = tuple(
                 pack(unit, dtype, choice) for unit, choice in zip(units, choices, strict=True)
             )
-        self._entry, self.derived, self.ready = ((dtype, choices), stamp, packed), None, {}
-        return packed
+        self.packing = Packing((dtype, choices), stamp, packed)
+        return self.packing

@@ -65,15 +65,12 @@ class FusedResidual(FusedModule):
             sizes.append(size)  # the addition demands it
         return sizes
 
-    def _packed_block(self, packed: tuple[packing.PackedUnit, ...]) -> _PackedBlock:
-        block = self._cache.derived
-        if block is None or block.packed is not packed:
-            block = self._cache.derived = _PackedBlock(packed, self._recipe)
-        return block
+    def _packed_block(self, packed: packing.Packing) -> _PackedBlock:
+        if packed.derived is None:
+            packed.derived = _PackedBlock(packed.units, self._recipe)
+        return packed.derived
 
-    def _run_at_once(
-        self, x: Tensor, dtype: torch.dtype, packed: tuple[packing.PackedUnit, ...]
-    ) -> Tensor | None:
+    def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> Tensor | None:
         arguments = self._packed_block(packed).arguments_for(x.shape[-2:])
         if arguments is None:
             return None
@@ -83,9 +80,7 @@ class FusedResidual(FusedModule):
         with torch._C._AutoDispatchBelowAutograd():
             return _residual_block(x, *arguments.tensors, **arguments.keywords)
 
-    def _at_once(
-        self, size: tuple[int, ...], packed: tuple[packing.PackedUnit, ...]
-    ) -> packing.AtOnce | None:
+    def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
         arguments = self._packed_block(packed).arguments_for(size)
         if arguments is None:
             return None
@@ -111,7 +106,6 @@ class _PackedBlock:
     """A block's packed units as residual_block takes them, made once for each packing."""
 
     def __init__(self, packed: tuple[packing.PackedUnit, ...], recipe: BlockRecipe) -> None:
-        self.packed = packed
         self.recipe = recipe
         self.arguments = None  # None: it must go one convolution at a time
         self._adds: dict[tuple[int, ...], bool] = {}

@@ -123,15 +123,14 @@ bool content_equal(const std::vector<Tensor>& tensors, const char* sample, int64
   return at == count;
 }
 
-ContentWatch::ContentWatch(const std::vector<Tensor>& tensors) : tensors_(tensors) {
-  for (const Tensor& tensor : tensors_) {
+ContentWatch::ContentWatch(const std::vector<Tensor>& tensors) : sample_(content_sample(tensors)) {
+  for (const Tensor& tensor : tensors) {
     visit_layout(tensor, [&](int64_t value) { layout_.push_back(value); });
     visit_samples(tensor, [&](const char* address, int64_t bytes) {
       runs_.push_back({address, static_cast<size_t>(bytes)});
       return true;
     });
   }
-  sample_ = content_sample(tensors_);
 }
 
 void ContentWatch::prefetch() const {
@@ -141,16 +140,16 @@ void ContentWatch::prefetch() const {
   }
 }
 
-bool ContentWatch::holds() const {
+bool ContentWatch::holds(const std::vector<Tensor>& tensors) const {
   size_t next = 0;
   bool same = true;
-  for (const Tensor& tensor : tensors_) {
+  for (const Tensor& tensor : tensors) {
     visit_layout(tensor, [&](int64_t value) {
       same = same && next < layout_.size() && layout_[next] == value;
       ++next;
     });
   }
-  if (!same) return false;
+  if (!same || next != layout_.size()) return false;
   const char* expected = sample_.data();
   for (const Run& run : runs_) {
     if (std::memcmp(expected, run.address, run.bytes) != 0) return false;

@@ -22,6 +22,7 @@ bool content_equal(const std::vector<torch::stable::Tensor>& tensors, const char
                    int64_t count);
 
 // content_equal again and again for the same tensors, quickly: where the samples lie is remembered.
+// Holds no reference to a tensor, which would keep torch.utils.swap_tensors from its work.
 class ContentWatch {
  public:
   explicit ContentWatch(const std::vector<torch::stable::Tensor>& tensors);
@@ -30,15 +31,14 @@ class ContentWatch {
   // neither.
   void prefetch() const;
 
-  // Whether every tensor still lies where it did, with the samples that it had.
-  bool holds() const;
+  // Whether these tensors lie where the watched ones did, with the samples that they had.
+  bool holds(const std::vector<torch::stable::Tensor>& tensors) const;
 
  private:
   struct Run {
     const char* address;
     size_t bytes;
   };
-  std::vector<torch::stable::Tensor> tensors_;
   std::vector<int64_t> layout_;  // of all tensors: address, dtype, sizes, strides
   std::vector<Run> runs_;
   std::vector<char> sample_;

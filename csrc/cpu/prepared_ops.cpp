@@ -88,7 +88,7 @@ bool same_input(const InputShape& a, const InputShape& b) {
          a.height == b.height && a.width == b.width;
 }
 
-std::optional<Tensor> run_prepared(const Tensor& x, int64_t id) {
+std::optional<Tensor> run_prepared(const Tensor& x, const Tensors& watched, int64_t id) {
   const char* op = "run_prepared";
   const std::shared_ptr<const Prepared> prepared = registry().find(id);
   check(prepared != nullptr, op, ": prepared must be what prepare returned, not yet released, got ",
@@ -98,7 +98,7 @@ std::optional<Tensor> run_prepared(const Tensor& x, int64_t id) {
   check(image.batched == prepared->batched && same_input(image.shape, prepared->input), op,
         ": x must have the shape and dtype that were prepared, got shape ", shape_text(x.sizes()),
         " and ", dtype_name(x.scalar_type()));
-  if (!prepared->watch.holds()) return std::nullopt;
+  if (!prepared->watch.holds(watched)) return std::nullopt;
   return image.like_input(prepared->run(image.x));
 }
 

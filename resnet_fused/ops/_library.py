@@ -34,7 +34,7 @@ _SCHEMAS = (
     f"{_BLOCK_KEYWORDS}) -> Tensor",
     "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "
     f"{_BLOCK_KEYWORDS}, bool adds, bool pool) -> int",
-    "run_prepared(Tensor x, int prepared) -> Tensor?",
+    "run_prepared(Tensor x, Tensor[] watched, int prepared) -> Tensor?",
     "global_avg_pool(Tensor x) -> Tensor",
     "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
     "content_sample(Tensor[] tensors) -> Tensor",
