@@ -61,6 +61,10 @@ class Ready:
         # Not at exit: then the whole process ends.
         weakref.finalize(self, release_prepared, self._prepared).atexit = False
 
+    def __reduce__(self) -> tuple:
+        """Of copies, which have parameters of their own, remains None."""
+        return type(None), ()
+
     def __call__(self, x: Tensor) -> Tensor | None:
         """The module's output; None if anything is not as it was. x: of the shape prepared."""
         if x.dtype is not self._dtype or not x.is_cpu or not self._holds():

@@ -114,9 +114,6 @@ class _Installed:
         self._guard = guard.watch(self.facts()) if whole else None
         return whole
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_guard": None}
-
     def facts(self) -> list[guard.Fact]:
         """What `broken` looks at, while nothing is."""
         facts = []

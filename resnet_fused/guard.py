@@ -1,7 +1,7 @@
 """Whether Python objects are still as they were: facts, checked in C (csrc/python/guard.cpp).
 
 The functions here make facts; `watch` makes a callable of many that is True while all of them hold.
-A fact keeps its objects alive.
+A fact keeps its objects alive. Copies and pickles have None in the place of a guard.
 """
 
 from __future__ import annotations

@@ -29,10 +29,7 @@ class HeadLayer(Wrapper):
     def __init__(self, original: nn.Module, name: str) -> None:
         super().__init__(original)
         self.__dict__["link"] = link({name: original}, name, name)
-        self._watch()
-
-    def _watch(self) -> None:
-        self.__dict__["_is_plain"] = guard.watch([*PLAIN, *facts_of(self.link)])
+        self.__dict__["_guard"] = None
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         if (
@@ -41,7 +38,6 @@ class HeadLayer(Wrapper):
             and not torch.compiler.is_compiling()
             and type(args[0]) is Tensor
             and self._serves(args[0])
-            and self._is_plain is not None
             and self._is_plain()
         ):
             # Below autograd: nothing needs gradients here.
@@ -56,12 +52,13 @@ class HeadLayer(Wrapper):
     def _compute(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_is_plain": None}
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self._watch()
+    def _is_plain(self) -> bool:
+        """Whether nothing but the kernel's result is wanted."""
+        holds = self.__dict__["_guard"]
+        if holds is None:  # also in a copy
+            facts = [*PLAIN, *facts_of(self.link)]
+            holds = self.__dict__["_guard"] = guard.watch(facts)
+        return holds is not None and holds()
 
 
 class GlobalAvgPool(HeadLayer, nn.AdaptiveAvgPool2d):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -192,3 +194,12 @@ def test_a_comparison_may_replace_what_is_compared():
 
     owner["key"] = Replacing()
     assert guard.watch([guard.item_equals(owner, "key", 1)])()
+
+
+@pytest.mark.parametrize(
+    "copier", [copy.copy, copy.deepcopy, lambda g: pickle.loads(pickle.dumps(g))]
+)
+def test_copies_are_none(copier):
+    """So that objects copied by their __dict__, as parametrized modules are, need no code for it."""
+    assert copier(guard.watch([])) is None
+    assert copier({"guard": guard.watch([])}) is not None

@@ -175,10 +175,19 @@ void* slot(Function* function) {
   return reinterpret_cast<void*>(function);
 }
 
+// copy and pickle make None of a guard: what it watches is the original's.
+PyObject* guard_reduce(PyObject*, PyObject*) {
+  return Py_BuildValue("(O())", reinterpret_cast<PyObject*>(Py_TYPE(Py_None)));
+}
+
+PyMethodDef guard_methods[] = {{"__reduce__", guard_reduce, METH_NOARGS, "None, when copied."},
+                               {nullptr, nullptr, 0, nullptr}};
+
 PyType_Slot guard_slots[] = {
     {Py_tp_doc, const_cast<char*>("Guard(facts)(): whether every fact holds.")},
     {Py_tp_new, slot(guard_new)},
     {Py_tp_call, slot(guard_call)},
+    {Py_tp_methods, guard_methods},
     {Py_tp_traverse, slot(guard_traverse)},
     {Py_tp_clear, slot(guard_clear)},
     {Py_tp_dealloc, slot(guard_dealloc)},
