@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from . import check, guard, packing, reference, select
 from ._ready import Ready, can_be_ready
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
+from .ops._library import constant_in_graphs
 from .recipe import ConvUnit
 
 _ops = torch.ops.resnet_fused
@@ -308,7 +310,7 @@ class FusedModule(Wrapper):
                 else self._differentiable(x, dtype)
             )
         elif compiling:
-            runner = self._packed_in_graph(x, dtype)
+            runner = self._in_graph(x, dtype)
         else:
             packed = self._pack(x, dtype)
             self._make_ready(x, dtype, packed)
@@ -382,15 +384,19 @@ class FusedModule(Wrapper):
 
         return run
 
-    def _packed_in_graph(self, x: Tensor, dtype: torch.dtype) -> Run:
-        """Packs inside the graph, where freezing folds it into a constant."""
+    def _in_graph(self, x: Tensor, dtype: torch.dtype) -> Run:
+        """Packs inside the graph where that is folded into a constant."""
         batch = x.shape[0] if x.dim() == 4 and select.is_static(x.shape[0]) else 1
         choices = self._choose_all(x, dtype, batch)
+        folded = _folds_constants()
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # no_grad would not do: strict export replays the graph without it.
             x, residual = x.detach(), residual if residual is None else residual.detach()
-            return packing.pack(self._units[i], dtype, choices[i])(x, residual)
+            unit, choice = self._units[i], choices[i]
+            if folded:
+                return packing.pack(unit, dtype, choice)(x, residual)
+            return packing.run_unpacked(unit, dtype, choice, x, residual)
 
         return run
 
@@ -458,6 +464,13 @@ class FusedModule(Wrapper):
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, original={type(self.__dict__['_original']).__name__}"
+
+
+@constant_in_graphs
+def _folds_constants() -> bool:
+    """Whether inductor is about to freeze the graph that is captured: parameters are constants."""
+    config = sys.modules.get("torch._inductor.config")
+    return config is not None and config.freezing
 
 
 _NOBODY_WATCHES = guard.item_length(globals(), "watchers", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import nn
 
 from . import check
@@ -14,6 +15,8 @@ from ._trace import HOOKS
 from ._wrapper import Wrapper
 from .conv_bn import ConvSlot, install_site
 from .head import HeadLayer, heads
+from .ops import extension_error
+from .ops._kept import kept_weights
 from .residual import FusedResidual
 
 OUTPUT_FORMATS = ("channels_last", "preserve")
@@ -43,6 +46,8 @@ def fuse(
         convolution would put it, by not using Winograd, which spreads it over a tile of its output.
         RESNET_FUSED_EXACT_NONFINITE=1 does so for a whole process.
 
+    The global average pool and linear layers behind it get faster kernels for a few images; they
+    are not fused with anything and not in the report.
     Fuse after configuring the model: `forward` is looked at once, as its attributes are then.
     A convolution that was fused with its BN gives the BN's output to whoever calls it by itself.
     Raises TypeError for anything but a module, ValueError for an unknown output_format.
@@ -92,9 +97,14 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
 def refresh(fused: nn.Module) -> None:
     """Drops every packed weight below `fused`; the next call packs again.
 
-    For edits that nothing tells of: `tensor.data` on a GPU. Raises TypeError for a non-module.
+    For edits that nothing tells of: `tensor.data` on a GPU. Also gives back what is kept for the
+    whole process: memory of large outputs that were freed, packed weights of compiled graphs.
+    Raises TypeError for a non-module.
     """
     check.module("refresh", "fused", fused)
+    kept_weights.drop()
+    if extension_error is None:
+        torch.ops.resnet_fused.drop_output_memory()
     for module in fused.modules():
         if isinstance(module, FusedModule):
             module.drop_packed()

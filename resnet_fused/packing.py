@@ -169,6 +169,21 @@ def pack(unit: ConvUnit, dtype: torch.dtype, choice: select.Choice) -> PackedUni
     return PackedUnit(weight, scale, shift, conv_keywords(unit) | keywords, choice)
 
 
+def run_unpacked(
+    unit: ConvUnit,
+    dtype: torch.dtype,
+    choice: select.Choice,
+    x: Tensor,
+    residual: Tensor | None,
+) -> Tensor:
+    """What pack(unit, dtype, choice)(x, residual) computes, in a graph that stays as it is: packed
+    weights are kept by the op, by their content."""
+    scale, shift = (t.detach() for t in fold(unit))
+    weight = unit.conv.weight.detach().to(dtype)
+    keywords = conv_keywords(unit) | {"plan": choice.plan, "pool": unit.pool}
+    return _ops.conv_bn_act_kept(x, weight, scale, shift, residual, **keywords)
+
+
 def places(unit: ConvUnit) -> list[tuple[dict[str, Tensor | None], str]]:
     """Where every tensor is kept that packing reads: a module's own dict, and the key."""
     found = [(unit.conv._parameters, "weight"), (unit.conv._parameters, "bias")]

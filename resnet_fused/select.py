@@ -161,10 +161,9 @@ def _can_compute(plan: str, shape: ConvShape) -> bool:
     return fits_plan(plan, shape.kernel, shape.stride, shape.dilation, shape.groups)
 
 
-def choose(shape: ConvShape, *, packed_once: bool = True, exact_nonfinite: bool = False) -> Choice:
+def choose(shape: ConvShape, *, exact_nonfinite: bool = False) -> Choice:
     """The plan for a convolution on this machine: what is forced, else measured, else by rule.
 
-    packed_once: the packed weights will serve many calls, so that transforming them costs nothing.
     exact_nonfinite: NaN, Inf and values near overflow must stay where a direct convolution puts
         them.
     Raises ValueError for a bad RESNET_FUSED_FORCE.
@@ -173,13 +172,11 @@ def choose(shape: ConvShape, *, packed_once: bool = True, exact_nonfinite: bool 
     exact_nonfinite = exact_nonfinite or _EXACT_NONFINITE
     if word in PLANS and not _cannot_run_ours(shape):
         return Choice(word if _can_compute(word, shape) else "direct", f"forced to {word}")
-    if word == "none" and packed_once:
+    if word == "none":
         measured = _by_measurement(shape, exact_nonfinite)
         if measured is not None:
             return measured
-    return by_rule(
-        shape, ours=word == "ours", packed_once=packed_once, exact_nonfinite=exact_nonfinite
-    )
+    return by_rule(shape, ours=word == "ours", exact_nonfinite=exact_nonfinite)
 
 
 def _by_measurement(shape: ConvShape, exact_nonfinite: bool) -> Choice | None:
@@ -223,7 +220,6 @@ def by_rule(
     shape: ConvShape,
     *,
     ours: bool = False,
-    packed_once: bool = True,
     exact_nonfinite: bool = False,
 ) -> Choice:
     """What `choose` says where nothing was measured; ours: wherever a kernel of ours can run."""
@@ -231,7 +227,7 @@ def by_rule(
     reason = missing or ("" if ours else _why_torch(shape))
     if reason:
         return Choice("torch", reason)
-    return _ours(shape, packed_once, exact_nonfinite)
+    return _ours(shape, exact_nonfinite)
 
 
 def _cannot_run_ours(shape: ConvShape) -> str:
@@ -309,7 +305,7 @@ def _stem(shape: ConvShape, direct: str) -> Choice:
     return Choice("stem", "7 rows of taps, stride 2: 13 products where the direct one has 28")
 
 
-def _ours(shape: ConvShape, packed_once: bool, exact_nonfinite: bool) -> Choice:
+def _ours(shape: ConvShape, exact_nonfinite: bool) -> Choice:
     able = [plan for plan in _COSTS if _can_compute(plan, shape)]
     direct = "direct_bf16" if "direct_bf16" in able else "direct"
     winograd = [plan for plan in able if PLAN_TRAITS[plan].spreads]
@@ -318,8 +314,6 @@ def _ours(shape: ConvShape, packed_once: bool, exact_nonfinite: bool) -> Choice:
         return Choice(direct, "implicit GEMM over packed weights")
     if exact_nonfinite:
         return Choice(direct, "exact_nonfinite keeps NaN and Inf where they belong")
-    if not packed_once:
-        return Choice(direct, "weights that are packed for one call are not worth transforming")
     if stem:
         return _stem(shape, direct)
     best, least, limit = direct, _cost(direct, shape), _cost(direct, shape)

@@ -200,6 +200,6 @@ def test_a_comparison_may_replace_what_is_compared():
     "copier", [copy.copy, copy.deepcopy, lambda g: pickle.loads(pickle.dumps(g))]
 )
 def test_copies_are_none(copier):
-    """So that objects copied by their __dict__, as parametrized modules are, need no code for it."""
+    """Objects that are copied by their __dict__, as parametrized modules are, need no more."""
     assert copier(guard.watch([])) is None
     assert copier({"guard": guard.watch([])}) is not None

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize, prune
 import resnet_fused as rf
 from resnet_fused import head
 
-pytestmark = needs_extension
+pytestmark = [needs_extension, pytest.mark.kernels]
 
 _ops = torch.ops.resnet_fused
 

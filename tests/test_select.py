@@ -109,11 +109,6 @@ def test_the_rule_takes_nothing_that_must_be_asked_for(dtype, isa):
 
 
 @needs_extension
-def test_weights_for_one_call_are_not_transformed():
-    assert select.choose(STAGE_1, packed_once=False).plan == "direct"
-
-
-@needs_extension
 def test_exact_nonfinite_wins_over_winograd():
     choice = select.choose(STAGE_1, exact_nonfinite=True)
     assert choice.plan == "direct"

@@ -392,9 +392,8 @@ def test_rule_of_16_bit_channels(monkeypatch):
 
 
 @needs_extension
-def test_exact_nonfinite_and_single_calls_keep_to_direct_kernels():
+def test_exact_nonfinite_keeps_to_direct_kernels():
     assert select.choose(SHAPE, exact_nonfinite=True).plan == "direct"
-    assert select.choose(SHAPE, packed_once=False).plan == "direct"
     assert "stem" in select.candidates(SHAPE)
     assert "stem" not in select.candidates(SHAPE, exact_nonfinite=True)
     with select.forced("stem"):

@@ -419,11 +419,6 @@ def test_the_winner_is_named_first_though_another_was_faster_by_chance():
     assert choice.reason.endswith(": winograd2 2 ms, torch 1.99 ms, winograd4 3 ms, direct 4 ms")
 
 
-def test_weights_for_one_call_go_by_the_rule():
-    learn(ALL)
-    assert select.choose(SHAPE, packed_once=False).plan == "direct"
-
-
 def test_an_answer_that_lacks_a_candidate_does_not_count():
     learn({"direct": 2.0, "torch": 1.0})
     assert select.choose(SHAPE) == select.by_rule(SHAPE)

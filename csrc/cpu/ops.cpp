@@ -8,6 +8,7 @@
 #include "cpu/content.h"
 #include "cpu/kernels.h"
 #include "cpu/op_string.h"
+#include "cpu/output_memory.h"
 #include "cpu/parallel.h"
 #include "cpu/tensors.h"
 
@@ -76,6 +77,8 @@ void set_cpu_isa(StringHandle isa) { use_isa(take_string(isa)); }
 
 std::string features_op() { return cpu_features(); }
 
+void drop_output_memory_op() { drop_output_memory(); }
+
 }  // namespace
 }  // namespace resnet_fused
 
@@ -91,4 +94,5 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&resnet_fused::cpu_isa));
   m.impl("set_cpu_isa", TORCH_BOX(&resnet_fused::set_cpu_isa));
   m.impl("cpu_features", TORCH_BOX(&resnet_fused::features_op));
+  m.impl("drop_output_memory", TORCH_BOX(&resnet_fused::drop_output_memory_op));
 }

@@ -47,4 +47,5 @@ def _register_autocast(name: str, casts: tuple[str, ...], key: str) -> None:
 for _key in ("AutocastCPU", "AutocastCUDA"):
     _register_autocast("conv_bn_act", ("x", "weight", "residual"), _key)
     _register_autocast("conv_bn_act_packed", (), _key)
+    _register_autocast("conv_bn_act_kept", (), _key)
     _register_autocast("residual_block", (), _key)

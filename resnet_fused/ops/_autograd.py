@@ -140,6 +140,7 @@ def _forward_only(name: str) -> None:
 
 _forward_only("pack_conv")
 _forward_only("conv_bn_act_packed")
+_forward_only("conv_bn_act_kept")
 _forward_only("residual_block")
 _forward_only("run_prepared")
 _forward_only("global_avg_pool")

@@ -12,6 +12,7 @@ from ._library import NAMESPACE, library
 from ._shapes import (
     block_convs,
     check_block,
+    check_kept,
     check_pack,
     check_packed,
     empty_in_format,
@@ -77,6 +78,28 @@ def _conv_bn_act_packed_fake(
     shape = check_packed(
         *(x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act),
         *(plan, pool),
+    )
+    return empty_nhwc(x, shape)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::conv_bn_act_kept", lib=library)
+def _conv_bn_act_kept_fake(
+    x,
+    weight,
+    scale,
+    shift,
+    residual=None,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    act="relu",
+    plan,
+    pool=False,
+):
+    shape = check_kept(
+        *(x, weight, scale, shift, residual, stride, padding, dilation, groups, act, plan, pool)
     )
     return empty_nhwc(x, shape)
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import check, reference, select
+from ._kept import kept_weights
 from ._library import extension_error, library
 from ._shapes import (
     block_convs,
     check_block,
+    check_kept,
     check_pack,
     check_packed,
     empty_in_format,
@@ -73,21 +75,57 @@ def _conv_bn_act(
         stride=tuple(stride),
         dilation=tuple(dilation),
         groups=groups,
+        batch=x.shape[0] if x.dim() == 4 else 1,
     )
-    plan = select.choose(shape, packed_once=False).plan
-    return _ops.conv_bn_act_packed(
+    return _ops.conv_bn_act_kept(
         x,
-        _ops.pack_conv(weight, groups, plan=plan),
+        weight,
         scale,
         shift,
         residual,
-        kernel_size=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        act=act,
+        plan=select.choose(shape).plan,
+    )
+
+
+@_impl("conv_bn_act_kept")
+def _conv_bn_act_kept(
+    x,
+    weight,
+    scale,
+    shift,
+    residual=None,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    act="relu",
+    plan,
+    pool=False,
+):
+    _as_runtime_error(
+        check_kept,
+        *(x, weight, scale, shift, residual, stride, padding, dilation, groups, act, plan, pool),
+    )
+    return _ops.conv_bn_act_packed(
+        x,
+        kept_weights.pack(weight, groups, plan),
+        scale,
+        shift,
+        residual,
+        kernel_size=(weight.shape[2], weight.shape[3]),
         stride=stride,
         padding=padding,
         dilation=dilation,
         groups=groups,
         act=act,
         plan=plan,
+        pool=pool,
     )
 
 

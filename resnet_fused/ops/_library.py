@@ -30,6 +30,8 @@ _SCHEMAS = (
     f"conv_bn_act_packed(Tensor x, Tensor packed, Tensor scale, Tensor shift, "
     f"Tensor? residual=None, *, int[2] kernel_size, {_CONV_KEYWORDS}, str plan, "
     f"bool pool=False) -> Tensor",
+    f"conv_bn_act_kept(Tensor x, Tensor weight, Tensor scale, Tensor shift, "
+    f"Tensor? residual=None, *, {_CONV_KEYWORDS}, str plan, bool pool=False) -> Tensor",
     "residual_block(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
     f"{_BLOCK_KEYWORDS}) -> Tensor",
     "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "
@@ -43,6 +45,7 @@ _SCHEMAS = (
     "cpu_isa() -> str",
     "set_cpu_isa(str isa) -> ()",
     "cpu_features() -> str",
+    "drop_output_memory() -> ()",
     'multiply_peak(float seconds, str dtype="float32") -> float',
     "read_words(Tensor[] tensors) -> int",
     "set_block_budget(int bytes) -> ()",

@@ -101,6 +101,31 @@ def check_packed(
     return (*rest, height, width)
 
 
+def check_kept(
+    x: Any,
+    weight: Any,
+    scale: Any,
+    shift: Any,
+    residual: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    act: Any,
+    plan: Any,
+    pool: bool,
+) -> tuple[int, ...]:
+    op = "conv_bn_act_kept"
+    *rest, height, width = check.conv_bn_act(
+        op, x, weight, scale, shift, residual, stride, padding, dilation, groups, act
+    )
+    check.one_of(op, "plan", plan, check.PLANS)
+    check.plan_weight(op, plan, x.dtype, weight.shape[2:], groups, stride, dilation)
+    if pool:
+        height, width = check.pooled_size(height), check.pooled_size(width)
+    return (*rest, height, width)
+
+
 _PER_CONV = {
     "scales": 1,
     "shifts": 1,
