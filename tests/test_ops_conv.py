@@ -466,6 +466,7 @@ def test_lazy_values_are_resolved(make):
 
 
 @needs_extension
+@pytest.mark.skipif("RESNET_FUSED_SANITIZED" in os.environ, reason="sanitizers keep what was freed")
 def test_a_call_leaves_no_memory_behind():
     """torch's own conversion of string arguments loses 100 bytes at every call."""
     x, weight, vector = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1)

@@ -4,6 +4,7 @@
     add_relu            relu(a + b)
     pack_conv           weights in the layout of a plan
     conv_bn_act_packed  conv_bn_act on packed weights, forward only: what the fused modules run
+    conv_bn_act_kept    the same on plain weights, packed ones kept by content: for graphs
     residual_block      a whole block on packed weights, forward only
     prepare, run_prepared  either of the two with its arguments checked once
     global_avg_pool, linear  what follows the last block, for a few images
