@@ -17,7 +17,7 @@ from .conv_bn import ConvSlot, install_site
 from .head import HeadLayer, heads
 from .ops import extension_error
 from .ops._kept import kept_weights
-from .residual import FusedResidual
+from .residual import fused_block
 
 OUTPUT_FORMATS = ("channels_last", "preserve")
 
@@ -57,8 +57,8 @@ def fuse(
     model = model if inplace else _copy("fuse", "model", model)
     found = plan(model)
     kind = type(model).__name__
-    for name, _ in found.blocks:
-        model = _replace(model, name, FusedResidual.from_block(model.get_submodule(name)))
+    for name, recipe in found.blocks:
+        model = _replace(model, name, fused_block(model.get_submodule(name), recipe))
     for name, site in found.sites:
         install_site(model.get_submodule(name), site)
     if any(isinstance(m, FusedModule) for m in model.modules()):

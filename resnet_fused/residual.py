@@ -46,11 +46,7 @@ class FusedResidual(FusedModule):
         other module and TypeError for anything else.
         """
         check.module("FusedResidual.from_block", "block", block)
-        recipe = match_block(block)
-        kind = FusedBottleneck if recipe.kind == "bottleneck" else FusedResidual
-        fused = kind.__new__(kind)
-        fused._wrap(block, recipe)
-        return fused
+        return fused_block(block, match_block(block))
 
     @property
     def kind(self) -> str:  # type: ignore[override]
@@ -152,6 +148,14 @@ class FusedBottleneck(FusedResidual):
         self._wrap(
             *_build(reference.Bottleneck, input_channels, num_channels, use_1x1conv, strides)
         )
+
+
+def fused_block(block: nn.Module, recipe: BlockRecipe) -> FusedResidual:
+    """The fused module in the place of a block that match has found to be the recipe's."""
+    kind = FusedBottleneck if recipe.kind == "bottleneck" else FusedResidual
+    fused = kind.__new__(kind)
+    fused._wrap(block, recipe)
+    return fused
 
 
 def _build(
