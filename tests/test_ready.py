@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import threading
 import weakref
 
 import pytest
@@ -334,6 +335,28 @@ def test_other_strides_at_the_same_address(checked):
     with torch.no_grad():
         want = module.original()(X)
     torch.testing.assert_close(run(module), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.threads
+def test_threads_while_everything_is_dropped_and_made_anew(module):
+    want = run(module)
+    wrong, done = [], threading.Event()
+
+    def work():
+        while not done.is_set():
+            if not torch.equal(run(module), want):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(60):
+        (rf.refresh, nn.Module.eval)[turn % 2](module)
+        run(module)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 # ---- memory --------------------------------------------------------------------------------------
