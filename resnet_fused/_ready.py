@@ -67,7 +67,8 @@ class Ready:
 
     def __call__(self, x: Tensor) -> Tensor | None:
         """The module's output; None if anything is not as it was. x: of the shape prepared."""
-        if x.dtype is not self._dtype or not x.is_cpu or not self._holds():
+        on_cpu = x.is_cpu and self._watched[0].is_cpu  # .to() may have moved the weights
+        if not on_cpu or x.dtype is not self._dtype or not self._holds():
             return None
         # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
         with torch._C._AutoDispatchBelowAutograd():

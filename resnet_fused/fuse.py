@@ -61,9 +61,11 @@ def fuse(
         model = _replace(model, name, fused_block(model.get_submodule(name), recipe))
     for name, site in found.sites:
         install_site(model.get_submodule(name), site)
-    if any(isinstance(m, FusedModule) for m in model.modules()):
+    if _holds_fused(model):
         for parent in list(model.modules()):
-            parent._modules.update(heads(parent))
+            # What holds nothing fused may be a block that was left as it is.
+            if not isinstance(parent, Wrapper) and _holds_fused(parent):
+                parent._modules.update(heads(parent))
     elif strict:
         raise ValueError(f"fuse: nothing could be fused in {kind}: {_reasons(found)}")
     set_formats(model, output_format)
@@ -108,6 +110,10 @@ def refresh(fused: nn.Module) -> None:
     for module in fused.modules():
         if isinstance(module, FusedModule):
             module.drop_packed()
+
+
+def _holds_fused(model: nn.Module) -> bool:
+    return any(isinstance(module, FusedModule) for module in model.modules())
 
 
 def _copy(op: str, name: str, model: nn.Module) -> nn.Module:

@@ -229,6 +229,32 @@ def test_leaves_other_layers_alone(net):
     assert not any(isinstance(m, head.HeadLayer) for m in fused.modules())
 
 
+class Squeeze(nn.Module):
+    """A block that is left as it is, with a pool and linear layers inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x))
+        scale = torch.sigmoid(self.fc(self.pool(y).flatten(1)))
+        return F.relu(y * scale[..., None, None] + x)
+
+
+def test_blocks_that_are_left_keep_their_layers():
+    net = nn.Sequential(rf.reference.Residual(8, 8), Squeeze()).eval()
+    fused = rf.fuse(net)
+    assert not any(isinstance(m, head.HeadLayer) for m in fused.modules())
+    rows = {row.name: row for row in rf.report(fused)}
+    assert rows["0"].fused
+    assert not rows["1"].fused
+    assert rows["1"].reason == {row.name: row for row in rf.report(net)}["1"].reason
+
+
 def test_layers_with_hooks_are_left_alone():
     net = Net().eval()
     net.avgpool.register_forward_hook(lambda m, args, y: y * 2)

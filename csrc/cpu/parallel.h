@@ -64,7 +64,7 @@ void parallel_spans(int64_t count, int64_t grain, const Span& span) {
 // Jobs [0, count) in equal shares, each with a counter of its own in a cache line of its own.
 class Shares {
  public:
-  static constexpr int64_t kMost = 64;  // the threads beyond have no jobs
+  static constexpr int64_t kMost = 256;  // threads beyond get no jobs
 
   Shares(int64_t count, int64_t shares) : count_(count), shares_(shares) {
     for (int64_t i = 0; i < shares; ++i) lines_[i].next.store(begin(i), std::memory_order_relaxed);
