@@ -365,8 +365,7 @@ class FusedModule(Wrapper):
         if arguments is None or facts is None:
             return
         facts += [*_GLOBAL_HOOK_FACTS, *self._structure_facts(), *select.facts()]
-        facts += [guard.item_is(self.__dict__, "training", False), _NOBODY_WATCHES]
-        facts.append(guard.attribute(self, "exact_nonfinite"))
+        facts += [guard.attribute(self, "training"), guard.attribute(self, "exact_nonfinite")]
         for unit in self._units:
             facts.append(guard.attribute(unit.conv, "padding_mode"))
             if unit.bn is not None:
@@ -473,7 +472,6 @@ def _folds_constants() -> bool:
     return config is not None and config.freezing
 
 
-_NOBODY_WATCHES = guard.item_length(globals(), "watchers", 0)
 _MOST_READY = 16  # shapes of inputs
 
 

@@ -341,6 +341,14 @@ def test_what_the_kernels_do_not_take(change, monkeypatch):
     torch.testing.assert_close(y, plain(x).detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_hooks_on_the_original_itself():
+    fused = rf.fuse(Net().eval())
+    with torch.no_grad():
+        before = fused(X)
+        fused.fc.original().register_forward_hook(lambda m, args, y: y + 1)
+        torch.testing.assert_close(fused(X), before + 1, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_and_training():
     fused = rf.fuse(Net()).train()
     fused(X).sum().backward()

@@ -160,6 +160,107 @@ def test_hooks_on_all_modules(module, checked):
     assert_same(run(module), before)
 
 
+def other_class(block):
+    class Louder(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    block.conv1.__class__ = Louder
+
+
+def one_parameter_more(block):
+    block.conv1.register_parameter("other", nn.Parameter(torch.ones(1)))
+
+
+def attribute_of_the_original(block):
+    block.width = 2
+
+
+def flag_alone(block):
+    block.training = True  # not by train(), and not its BNs'
+
+
+@pytest.mark.parametrize(
+    "change", [other_class, one_parameter_more, attribute_of_the_original, flag_alone]
+)
+def test_what_sends_a_block_to_eager(change, checked):
+    module = randomize(block()).eval()
+    module.original().width = 1
+    run(module)
+    change(module)
+    with torch.no_grad():
+        want = module.original()(X)
+    assert_same(run(module), want)
+    assert len(checked) == 2
+
+
+def replaced_norm(net):
+    net[1] = randomize(nn.BatchNorm2d(24), seed=1).eval()
+
+
+def hooked_norm(net):
+    net[1].register_forward_hook(lambda m, args, y: y + 1)
+
+
+def hooked_relu(net):
+    net[2].register_forward_pre_hook(lambda m, args: (args[0] + 1,))
+
+
+def other_pool(net):
+    net[3].stride = 3
+
+
+def norm_in_training(net):
+    net[1].train()
+
+
+def hooked_original(net):
+    net[1].original().register_forward_hook(lambda m, args, y: y + 1)
+
+
+def other_kind_of_slot(net):
+    class Louder(type(net[2])):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    net[2].__class__ = Louder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced_norm,
+        hooked_norm,
+        hooked_relu,
+        other_pool,
+        norm_in_training,
+        hooked_original,
+        other_kind_of_slot,
+    ],
+)
+def test_what_breaks_a_site(change):
+    net = randomize(site()).eval()
+    run(net)
+    before = run(net)
+    cold = copy.deepcopy(net)
+    for each in (net, cold):
+        change(each)
+    want = run(cold)  # checks everything; test_conv_bn holds that to the plain layers
+    got = run(net)
+    assert got.shape == want.shape
+    assert got.shape != before.shape or not torch.allclose(got, before)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_writes_that_no_sample_sees(module):
+    run(module)
+    for parameter in module.parameters():
+        for index in torch.randint(0, parameter.numel(), (10,)).tolist():
+            with torch.no_grad():
+                parameter.view(-1)[index] += 1
+            assert_same(run(module), run(copy.deepcopy(module)))
+
+
 def test_gradients(module, checked):
     want = run(module)
     y = module(X)
@@ -236,8 +337,23 @@ def test_modes_that_trace_or_redirect_ops(module, checked):
     assert len(checked) == 2
     assert not any("run_prepared" in name for name in seen)
     assert any("resnet_fused" in name for name in seen)
-    with torch.device("cpu"):  # a function mode
+
+
+def test_function_modes(module, checked):
+    from torch.overrides import TorchFunctionMode
+
+    seen = []
+
+    class Record(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    want = run(module)
+    with Record():
         assert_same(run(module), want)
+    assert len(checked) == 2
+    assert not any("run_prepared" in name for name in seen)
 
 
 def test_tracing(module):
