@@ -292,6 +292,13 @@ def edits():
 
         parametrize.register_parametrization(fused.fc, "weight", Twice())
 
+    def parametrized_bias(fused):
+        class Half(nn.Module):
+            def forward(self, bias):
+                return bias / 2
+
+        parametrize.register_parametrization(fused.fc, "bias", Half())
+
     def pruned(fused):
         prune.l1_unstructured(fused.fc, "weight", 0.5)
 
@@ -308,7 +315,17 @@ def edits():
     def patched(fused):
         fused.fc.forward = lambda x: x + 1
 
-    return [own, replaced, parametrized, pruned, no_bias, new_layer, pool_size, patched]
+    return [
+        own,
+        replaced,
+        parametrized,
+        parametrized_bias,
+        pruned,
+        no_bias,
+        new_layer,
+        pool_size,
+        patched,
+    ]
 
 
 @pytest.mark.parametrize("edit", edits(), ids=lambda edit: edit.__name__)

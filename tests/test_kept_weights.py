@@ -83,6 +83,17 @@ def test_weights_of_other_shapes_groups_and_types_are_others(packed):
 
 
 @needs_extension
+def test_groups_have_layouts_of_their_own(packed):
+    weight, wide = weights(channels=64), torch.cat([X, X], dim=1)
+    with rf.select.forced("direct"):
+        assert_right(conv(weight), weight)
+        got = conv(weight, wide, groups=2)
+    want = torch.nn.functional.conv2d(wide, weight, padding=1, groups=2)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert len(packed) == 2
+
+
+@needs_extension
 def test_plans_have_layouts_of_their_own(packed):
     weight = weights()
     for plan in ("direct", "torch", "direct"):
