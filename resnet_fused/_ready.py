@@ -4,7 +4,8 @@ The first call with an input of some shape checks everything in Python, chooses,
 `Ready` keeps the facts that it found, as a guard, and the prepared op. As long as the facts hold,
 calls with such inputs take a few microseconds beside the kernels; else `FusedModule` starts again
 from the beginning. Measured within ResNet-18, whose weights push Python's own objects out of the
-caches: a block's checks and op took 130 us, now 25.
+caches: a block's checks and op took 130 us, and batch 1 fell from 9.8 to 8.8 ms. Warm, a whole call
+on a 4 x 4 map takes 15 us.
 """
 
 from __future__ import annotations

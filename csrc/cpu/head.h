@@ -2,7 +2,7 @@
 //
 // Called again and again PyTorch's own take 0.01 and 0.02 ms. Within a net they take 0.17 and, in
 // bfloat16, 0.18: the weights of the last stage have pushed their code, a hundred kilobytes that
-// serve every shape and type, out of all caches. These few lines come back in 0.02.
+// serve every shape and type, out of all caches. These few lines take 0.08 and 0.05 there.
 #pragma once
 
 #include <cstdint>

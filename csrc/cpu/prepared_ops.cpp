@@ -1,6 +1,6 @@
-// prepare and run_prepared: what a fused module calls again and again, with all
-// its arguments checked once. A call of residual_block spends 30 us on its lists and their checks,
-// within a net on cold ones; this takes 4.
+// prepare and run_prepared: what a fused module calls again and again, with all its arguments
+// checked once. A call of residual_block on a 4 x 4 map takes 30 us, most of it for its lists and
+// their checks; this takes 10.
 #include <torch/csrc/stable/library.h>
 
 #include <map>

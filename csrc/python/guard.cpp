@@ -2,7 +2,7 @@
 //
 // A fused module must notice at every call when a parameter was replaced or written to, a hook was
 // set, a child was exchanged: about a hundred small facts a block. In Python that takes 20 us, and
-// 60 within a net whose weights push everything else out of the caches; here 2 and 8.
+// 60 within a net whose weights push everything else out of the caches; here 2 when warm.
 //
 // A fact is (kind, object, key, expected), resnet_fused/guard.py says what each kind demands.
 // Written against the limited API, so that one binary serves every Python.
