@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from . import check, guard, packing
-from ._fused import (
-    FusedModule,
-    Run,
+from ._fused import FusedModule, Run
+from ._links import (
     changed,
     facts_of,
     has_global_hooks,

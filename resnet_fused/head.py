@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import guard
-from ._fused import changed, facts_of, link, run_plainly
+from ._links import changed, facts_of, link, run_plainly
 from ._ready import PLAIN
 from ._wrapper import Wrapper
 from .ops import extension_error

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from . import check, packing, reference
-from ._fused import FusedModule, Run, links_below
+from ._fused import FusedModule, Run
+from ._links import links_below
 from .match import match_block
 from .recipe import BlockRecipe, NoMatch
 
