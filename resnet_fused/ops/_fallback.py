@@ -67,6 +67,7 @@ def _conv_bn_act(
     kernel = (weight.shape[2], weight.shape[3])
     shape = select.ConvShape(
         device=x.device.type,
+        index=x.device.index or 0,
         dtype=x.dtype,
         in_channels=x.shape[-3],
         out_channels=weight.shape[0],

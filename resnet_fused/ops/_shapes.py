@@ -40,7 +40,7 @@ def empty_in_format(tensor: Tensor) -> Tensor:
 def packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tuple[int, ...]:
     """The shape of pack_conv's result, csrc/cpu/plan.h; a last 2 where words hold pairs."""
     out_channels, group_in, kernel_h, kernel_w = weight_shape
-    if plan == "torch":
+    if plan in check.PLAIN_LAYOUT:
         return weight_shape
     panels = -(-(out_channels // groups) // _PANEL)
     algorithm = plan.removesuffix("_bf16")
@@ -55,8 +55,10 @@ def packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tuple
     return shape if pack == 1 else (*shape, pack)
 
 
-def packed_dtype(plan: str) -> torch.dtype:
-    """The dtype of pack_conv's result for a plan of ours."""
+def packed_dtype(plan: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of pack_conv's result for computing in `dtype`."""
+    if plan in check.PLAIN_LAYOUT:
+        return dtype
     return torch.bfloat16 if plan.endswith("_bf16") else torch.float32
 
 
@@ -64,7 +66,7 @@ def check_pack(weight: Any, groups: Any, plan: Any) -> None:
     op = "pack_conv"
     check.conv_weight(op, weight)
     check.group_count(op, groups, None, weight.shape[0])
-    check.one_of(op, "plan", plan, check.PLANS)
+    check.one_of(op, "plan", plan, check.plans_of(weight.device.type))
     check.plan_weight(op, plan, weight.dtype, weight.shape[2:], groups)
 
 
@@ -88,11 +90,11 @@ def check_packed(
     check.channel_vector(op, "scale", scale)
     kernel = check.pair(op, "kernel_size", kernel_size, 1)
     check.group_count(op, groups, x.shape[-3], scale.shape[0])
-    check.one_of(op, "plan", plan, check.PLANS)
+    check.one_of(op, "plan", plan, check.plans_of(x.device.type))
     check.plan_weight(op, plan, x.dtype, kernel, groups, stride, dilation)
     weight_shape = (scale.shape[0], x.shape[-3] // groups, *kernel)
     check.shape(op, "packed", packed, packed_shape(weight_shape, groups, plan))
-    check.like(op, "packed", packed, x, x.dtype if plan == "torch" else packed_dtype(plan))
+    check.like(op, "packed", packed, x, packed_dtype(plan, x.dtype))
     *rest, height, width = check.conv_args(
         op, x, weight_shape, scale, shift, residual, stride, padding, dilation, groups, act
     )
@@ -119,7 +121,7 @@ def check_kept(
     *rest, height, width = check.conv_bn_act(
         op, x, weight, scale, shift, residual, stride, padding, dilation, groups, act
     )
-    check.one_of(op, "plan", plan, check.PLANS)
+    check.one_of(op, "plan", plan, check.plans_of(x.device.type))
     check.plan_weight(op, plan, x.dtype, weight.shape[2:], groups, stride, dilation)
     if pool:
         height, width = check.pooled_size(height), check.pooled_size(width)

@@ -1,0 +1,43 @@
+"""Which plans can run here: what of the kernels is built, installed and made for a device."""
+
+from __future__ import annotations
+
+import torch
+
+from .check import PLAN_TRAITS, fits_plan
+from .conv_shape import ConvShape
+from .ops import _cuda, _triton
+from .ops import _library as ops
+
+
+@ops.constant_in_graphs
+def missing(plan: str, device: str, index: int = 0) -> str:
+    """Why the kernels of a plan cannot serve a device, "" where they can.
+
+    device: its type, "cpu" or "cuda"; index: of the device among its type.
+    """
+    if plan == "torch":
+        return ""
+    if PLAN_TRAITS[plan].device == "cpu":
+        if device != "cpu":
+            return "it is for the CPU"
+        error = ops.extension_error
+        return f"the C++ extension is not loaded: {error}" if error is not None else ""
+    where = torch.device(device, index)
+    error = _triton.triton_error(where) if plan == "triton" else _cuda.cuda_error(where)
+    return error or ""
+
+
+def uses_tf32() -> bool:
+    """Whether PyTorch may multiply float32 as TF32 in convolutions on a GPU."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def can_compute(plan: str, shape: ConvShape) -> bool:
+    """Whether a plan can compute a convolution on this machine."""
+    traits = PLAN_TRAITS[plan]
+    if shape.dtype not in traits.dtypes or missing(plan, shape.device, shape.index):
+        return False
+    if traits.isa and traits.isa != ops.cpu_isa():
+        return False
+    return fits_plan(plan, shape.kernel, shape.stride, shape.dilation, shape.groups)
