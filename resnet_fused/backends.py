@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ._tf32 import uses_tf32 as uses_tf32
 from .check import PLAN_TRAITS, fits_plan
 from .conv_shape import ConvShape
 from .ops import _cuda, _triton
@@ -26,11 +27,6 @@ def missing(plan: str, device: str, index: int = 0) -> str:
     where = torch.device(device, index)
     error = _triton.triton_error(where) if plan == "triton" else _cuda.cuda_error(where)
     return error or ""
-
-
-def uses_tf32() -> bool:
-    """Whether PyTorch may multiply float32 as TF32 in convolutions on a GPU."""
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def can_compute(plan: str, shape: ConvShape) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,28 @@ def empty_nhwc(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An empty (..., C, H, W) tensor that lies in memory as (..., H, W, C)."""
     *batch, channels, height, width = shape
     return like.new_empty((*batch, height, width, channels)).movedim(-1, -3)
+
+
+def as_runtime_error(checker: Callable, *args: Any) -> Any:
+    """Direct torch.ops calls raise RuntimeError everywhere, as C++ kernels must."""
+    try:
+        return checker(*args)
+    except (ValueError, TypeError) as error:
+        raise RuntimeError(str(error)) from None
+
+
+def dense_nhwc(tensor: Tensor) -> Tensor:
+    """The tensor itself if it lies so in memory, else a copy that does; 3-D or 4-D."""
+    if tensor.dim() == 4 and is_nhwc(tensor):
+        return tensor
+    out = empty_nhwc(tensor, tuple(tensor.shape))
+    return tensor if tensor.stride() == out.stride() else out.copy_(tensor)
+
+
+def is_nhwc(tensor: Tensor) -> bool:
+    """Whether a (N, C, H, W) tensor lies dense in memory as (N, H, W, C)."""
+    _, channels, height, width = tensor.shape
+    return tensor.stride() == (channels * height * width, 1, width * channels, channels)
 
 
 def empty_in_format(tensor: Tensor) -> Tensor:
@@ -101,6 +124,77 @@ def check_packed(
     if pool:
         height, width = check.pooled_size(height), check.pooled_size(width)
     return (*rest, height, width)
+
+
+def check_gpu_conv(
+    op: str,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    shortcut: Sequence[Tensor | None],
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    act: str,
+    shortcut_stride: Any,
+) -> tuple[int, ...]:
+    """Checks conv_bn_act_triton's and conv_bn_act_cuda's arguments; returns the output's shape.
+
+    shortcut: x, packed weights, scale and shift of the 1x1 convolution that is added, or all None.
+    """
+    check.image(op, "x", x)
+    if x.dtype == torch.float64:
+        raise TypeError(f"{op}: x must be float32, bfloat16 or float16, got float64")
+    check.channel_vector(op, "scale", scale)
+    kernel = check.pair(op, "kernel_size", kernel_size, 1)
+    check.group_count(op, groups, x.shape[-3], scale.shape[0])
+    weight_shape = (scale.shape[0], x.shape[-3] // groups, *kernel)
+    check.shape(op, "packed", packed, weight_shape)
+    check.like(op, "packed", packed, x, x.dtype)
+    result = check.conv_args(
+        op, x, weight_shape, scale, shift, residual, stride, padding, dilation, groups, act
+    )
+    if any(t is not None for t in shortcut):
+        _check_gpu_shortcut(op, x, scale, residual, shortcut, groups, shortcut_stride, result)
+    return result
+
+
+def _check_gpu_shortcut(
+    op: str,
+    x: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    shortcut: Sequence[Tensor | None],
+    groups: int,
+    stride: Any,
+    result: tuple[int, ...],
+) -> None:
+    names = ("shortcut_x", "shortcut_packed", "shortcut_scale", "shortcut_shift")
+    for name, value in zip(names, shortcut, strict=True):
+        check.tensor(op, name, value)
+    if residual is not None:
+        raise ValueError(f"{op}: residual must be None beside a shortcut, got a tensor")
+    if groups != 1:
+        raise ValueError(f"{op}: groups must be 1 beside a shortcut, got {groups}")
+    branch, packed, branch_scale, branch_shift = shortcut
+    check.image(op, "shortcut_x", branch)
+    check.like(op, "shortcut_x", branch, x, x.dtype)
+    check.shape(op, "shortcut_packed", packed, (scale.shape[0], branch.shape[-3], 1, 1))
+    check.like(op, "shortcut_packed", packed, x, x.dtype)
+    for name, value in (("shortcut_scale", branch_scale), ("shortcut_shift", branch_shift)):
+        check.like(op, name, value, x, torch.float32)
+        check.shape(op, name, value, tuple(scale.shape))
+    stride = check.pair(op, "shortcut_stride", stride, 1)
+    size = check.output_size(op, branch.shape[-2:], (1, 1), stride, (0, 0), (1, 1))
+    found = (*branch.shape[:-3], scale.shape[0], *size)
+    if found != result:
+        raise ValueError(
+            f"{op}: the shortcut's output must have the convolution's shape {result}, got {found}"
+        )
 
 
 def check_kept(
