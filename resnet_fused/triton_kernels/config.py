@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
 from .device import Device
 from .problem import Problem
 
@@ -75,16 +73,21 @@ TILES = (
     Config(256, 64, 64, 8, 4, swap=True),
     Config(256, 64, 64, 8, 3),
     Config(128, 64, 64, 4, 4),
+    Config(128, 64, 32, 8, 4),
     Config(64, 128, 64, 4, 4),
     Config(64, 64, 64, 4, 4),
     Config(128, 32, 64, 4, 4),
     Config(32, 64, 64, 4, 5),
     Config(16, 64, 64, 4, 5),
+    Config(32, 32, 32, 4, 4),  # serves everything
 )
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 _MOST_SUMS = 128  # registers a thread; 255 is all that it has
 _MOST_SPLIT_PIXELS = 1 << 15  # beyond, there are tiles enough
+# Elements of x that a warp gathers one by one in a step with a flat index: 32 addresses and masks a
+# thread.
+_MOST_GATHERED = 16 * 32
 
 
 def candidates(problem: Problem, device: Device) -> tuple[Config, ...]:
@@ -95,35 +98,19 @@ def candidates(problem: Problem, device: Device) -> tuple[Config, ...]:
 def _candidates(problem: Problem, device: Device) -> Iterator[Config]:
     for tile in TILES:
         config = fitted(tile, problem)
-        if not fits(config, problem.dtype, device):
+        if not fits(config, problem, device):
             continue
         if config.channels > 32 and config.channels >= 2 * _next_power(problem.group_out):
             continue  # half of it would multiply nothing
         for split in SPLITS:
-            if split > 1 and (
-                problem.pixels > _MOST_SPLIT_PIXELS or _too_thin(problem, config, split)
-            ):
-                continue
-            yield replace(config, split=split)
+            if split == 1 or not _too_thin(problem, config, split):
+                yield replace(config, split=split)
 
 
 def fitted(tile: Config, problem: Problem) -> Config:
     """The tile for a dtype: 32-bit operands take steps half as deep."""
     depth = tile.depth if problem.dtype.itemsize == 2 else tile.depth // 2
-    return Config(
-        tile.pixels,
-        tile.channels,
-        depth,
-        tile.warps,
-        tile.stages,
-        tile.swap,
-        tile.split,
-        tile.group,
-    )
-
-
-def _with_split(config: Config, split: int) -> Config:
-    return Config(**{**vars(config), "split": split})
+    return replace(tile, depth=depth)
 
 
 def _too_thin(problem: Problem, config: Config, split: int) -> bool:
@@ -133,14 +120,32 @@ def _too_thin(problem: Problem, config: Config, split: int) -> bool:
     return problem.steps(config.depth) < split * config.stages
 
 
-def fits(config: Config, dtype: torch.dtype, device: Device) -> bool:
-    """Whether a tile's operands and sums find room on a multiprocessor."""
-    if config.shared_bytes(dtype.itemsize) > device.shared_bytes:
+def fits(config: Config, problem: Problem, device: Device) -> bool:
+    """Whether a tile's operands find room in shared memory, and its sums and addresses in
+    registers: read off compiled kernels, which tests hold (tests/test_triton_ahead.py)."""
+    if config.shared_bytes(problem.dtype.itemsize) > device.shared_bytes:
         return False
-    if config.sums_per_thread > _MOST_SUMS:
-        return False
-    # Without wgmma the operands pass through registers, too.
-    return device.has_wgmma or config.sums_per_thread <= 64 or device.capability[0] >= 10
+    sums = config.sums_per_thread
+    if problem.is_flat(config.depth):
+        return sums <= 32 and config.pixels * config.depth <= _MOST_GATHERED * config.warps
+    if problem.precision == "ieee" and problem.dtype.itemsize == 4:
+        return sums <= 32  # operands in registers, too
+    if problem.is_ragged:
+        return sums <= 32  # an address and a mask for every few elements
+    if sums > 64:
+        return sums <= _MOST_SUMS and _fits_large(config, problem, device)
+    if device.capability[0] == 10 and problem.shortcut is not None:
+        return sums <= 32 or config.swap or config.channels > 64
+    return True
+
+
+def _fits_large(config: Config, problem: Problem, device: Device) -> bool:
+    """Whether a tile with more than 64 sums a thread does without spills."""
+    if device.capability[0] == 9:
+        return config.pixels < 256 or problem.shortcut is None
+    if device.capability[0] == 10:
+        return config.pixels < 256 and problem.shortcut is None and not problem.residual
+    return False  # without wgmma operands pass through registers, too
 
 
 def _next_power(number: int) -> int:

@@ -29,7 +29,7 @@ import triton.language as tl
 def _operand(values, INTERPRETED: tl.constexpr):
     # The interpreter computes bfloat16 as if its bits were integers.
     if INTERPRETED:
-        return values.to(tl.float32)
+        values = values.to(tl.float32)
     return values
 
 
@@ -50,16 +50,63 @@ def _multiply(
     """sums + x (pixels, c) * weight (channels, c); sums has channels as rows if SWAP."""
     x, weight = _operand(x, INTERPRETED), _operand(weight, INTERPRETED)
     if SWAP:
-        return tl.dot(weight, tl.trans(x), sums, input_precision=PRECISION)
-    return tl.dot(x, tl.trans(weight), sums, input_precision=PRECISION)
+        sums = tl.dot(weight, tl.trans(x), sums, input_precision=PRECISION)
+    else:
+        sums = tl.dot(x, tl.trans(weight), sums, input_precision=PRECISION)
+    return sums
 
 
 @triton.jit
 def _by_channel(values, SWAP: tl.constexpr):
     """One value a channel, as it is spread over a tile."""
-    if SWAP:
-        return values[:, None]
-    return values[None, :]
+    return values[:, None] if SWAP else values[None, :]
+
+
+@triton.jit
+def _both(m_in, k_in, SWAP: tl.constexpr):
+    """Where a tile lies within the output."""
+    return k_in[:, None] & m_in[None, :] if SWAP else m_in[:, None] & k_in[None, :]
+
+
+@triton.jit
+def _places(m, k, channels, SWAP: tl.constexpr):
+    """A tile's offsets in the output."""
+    return k[:, None] + m[None, :] * channels if SWAP else m[:, None] * channels + k[None, :]
+
+
+@triton.jit
+def _halves(values, SIZE: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(values, (2, SIZE // 2)), (1, 0)))
+
+
+@triton.jit
+def _finish(
+    sums,
+    scale,
+    shift,
+    residual_ptr,
+    y_ptr,
+    m,
+    m_in,
+    first_k,  # output channel
+    left,  # output channels from there on, in the group
+    channels,
+    COUNT: tl.constexpr,  # output channels of the tile
+    HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    SWAP: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """The epilogue of a tile, or of half its channels, which takes half of the registers."""
+    k = tl.arange(0, COUNT)
+    at = _places(m, first_k + k, channels, SWAP)
+    inside = _both(m_in, k < left, SWAP)
+    y = sums * _by_channel(scale, SWAP) + _by_channel(shift, SWAP)
+    if HAS_RESIDUAL:
+        y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        y = tl.where(y < 0, 0.0, y)  # NaN passes
+    tl.store(y_ptr + at, rounded(y, y_ptr.dtype.element_ty, INTERPRETED), mask=inside)
 
 
 @triton.jit
@@ -128,6 +175,7 @@ def conv_kernel(
     SWAP: tl.constexpr,
     PRECISION: tl.constexpr,  # of float32 products: "tf32" or "ieee"
     WIDE: tl.constexpr,  # offsets need 64 bits
+    HALVES: tl.constexpr,  # the epilogue takes half of the tile's channels at a time
     INTERPRETED: tl.constexpr,
 ):
     channels = group_out * GROUPS
@@ -144,7 +192,7 @@ def conv_kernel(
     p = m // out_w % out_h
     n = m // (out_w * out_h)
     if WIDE:
-        n = n.to(tl.int64)
+        n, k = n.to(tl.int64), k.to(tl.int64)
     h = p * STRIDE_H - PAD_H
     w = q * STRIDE_W - PAD_W
 
@@ -160,8 +208,9 @@ def conv_kernel(
     start = part * PER_PART
     end = min(start + PER_PART, STEPS + SHORTCUT_STEPS)
 
-    x_row = x_ptr + ((n * in_h + h) * in_w + w) * IN + group * GROUP_IN
-    weight_row = weight_ptr + (group * group_out + k).to(tl.int64) * WINDOW
+    # Offsets of 32 bits, not pointers of 64, are what a thread keeps of its rows.
+    x_row = ((n * in_h + h) * in_w + w) * IN + group * GROUP_IN
+    weight_row = (group * group_out + k) * WINDOW
     if SWAP:
         sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
@@ -178,7 +227,7 @@ def conv_kernel(
             inside = (at_h >= 0) & (at_h < in_h) & (at_w >= 0) & (at_w < in_w)
             inside = inside & m_in[:, None] & in_window[None, :]
             moved = (r * in_w + s) * IN + at % GROUP_IN
-            x = tl.load(x_row[:, None] + moved[None, :], mask=inside, other=0.0)
+            x = tl.load(x_ptr + (x_row[:, None] + moved[None, :]), mask=inside, other=0.0)
             weight_mask = k_in[:, None] & in_window[None, :]
         else:
             tap = step // CHUNKS
@@ -195,8 +244,10 @@ def conv_kernel(
                 c_in = first_c + c < GROUP_IN
                 x_mask = inside[:, None] & c_in[None, :]
                 weight_mask = k_in[:, None] & c_in[None, :]
-            x = tl.load((x_row + moved)[:, None] + c[None, :], mask=x_mask, other=0.0)
-        weight = tl.load(weight_row[:, None] + at[None, :], mask=weight_mask, other=0.0)
+            x = tl.load(x_ptr + ((x_row + moved)[:, None] + c[None, :]), mask=x_mask, other=0.0)
+        weight = tl.load(
+            weight_ptr + (weight_row[:, None] + at[None, :]), mask=weight_mask, other=0.0
+        )
         sums = _multiply(x, weight, sums, SWAP, PRECISION, INTERPRETED)
 
     k_all = group * group_out + k
@@ -206,18 +257,18 @@ def conv_kernel(
         ratio, scale, lost = _ratio(scale, shortcut_scale)
         sums = sums * _by_channel(ratio, SWAP)
         row = (n * shortcut_h + p * SHORTCUT_STRIDE_H) * shortcut_w + q * SHORTCUT_STRIDE_W
-        shortcut_row = shortcut_x_ptr + row * SHORTCUT_C
-        shortcut_weight_row = shortcut_weight_ptr + k * SHORTCUT_C
+        shortcut_row = row * SHORTCUT_C
+        shortcut_weight_row = k * SHORTCUT_C
         for step in range(max(start, STEPS), end):
             first_c = (step - STEPS) * BLOCK_C
             c_in = first_c + c < SHORTCUT_C
             x = tl.load(
-                (shortcut_row + first_c)[:, None] + c[None, :],
+                shortcut_x_ptr + ((shortcut_row + first_c)[:, None] + c[None, :]),
                 mask=m_in[:, None] & c_in[None, :],
                 other=0.0,
             )
             weight = tl.load(
-                (shortcut_weight_row + first_c)[:, None] + c[None, :],
+                shortcut_weight_ptr + ((shortcut_weight_row + first_c)[:, None] + c[None, :]),
                 mask=(k_in & (lost == 0))[:, None] & c_in[None, :],
                 other=0.0,
             )
@@ -225,24 +276,35 @@ def conv_kernel(
 
     if WIDE:
         m = m.to(tl.int64)
-    if SWAP:
-        at = k_all[:, None] + m[None, :] * channels
-        inside = k_in[:, None] & m_in[None, :]
-    else:
-        at = m[:, None] * channels + k_all[None, :]
-        inside = m_in[:, None] & k_in[None, :]
     if SPLIT > 1:
+        at = _places(m, k_all, channels, SWAP)
+        inside = _both(m_in, k_in, SWAP)
         tl.store(y_ptr + part.to(tl.int64) * pixels * channels + at, sums, mask=inside)
     else:
         shift = tl.load(shift_ptr + k_all, mask=k_in, other=0.0)
         if SHORTCUT_C > 0:
             shift += tl.load(shortcut_shift_ptr + k_all, mask=k_in, other=0.0)
-        y = sums * _by_channel(scale, SWAP) + _by_channel(shift, SWAP)
-        if HAS_RESIDUAL:
-            y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        if RELU:
-            y = tl.where(y < 0, 0.0, y)  # NaN passes
-        tl.store(y_ptr + at, rounded(y, y_ptr.dtype.element_ty, INTERPRETED), mask=inside)
+        first_k = group * group_out + tile_n * BLOCK_N
+        left = group_out - tile_n * BLOCK_N
+        if HALVES:
+            parts = tl.permute(tl.reshape(sums, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
+            low, high = tl.split(parts)
+            low_scale, high_scale = _halves(scale, BLOCK_N)
+            low_shift, high_shift = _halves(shift, BLOCK_N)
+            half: tl.constexpr = BLOCK_N // 2
+            _finish(
+                *(low, low_scale, low_shift, residual_ptr, y_ptr, m, m_in, first_k, left),
+                *(channels, half, HAS_RESIDUAL, RELU, SWAP, INTERPRETED),
+            )
+            _finish(
+                *(high, high_scale, high_shift, residual_ptr, y_ptr, m, m_in, first_k + half),
+                *(left - half, channels, half, HAS_RESIDUAL, RELU, SWAP, INTERPRETED),
+            )
+        else:
+            _finish(
+                *(sums, scale, shift, residual_ptr, y_ptr, m, m_in, first_k, left),
+                *(channels, BLOCK_N, HAS_RESIDUAL, RELU, SWAP, INTERPRETED),
+            )
 
 
 @triton.jit
@@ -264,9 +326,10 @@ def reduce_kernel(
     INTERPRETED: tl.constexpr,
 ):
     """Adds the parts in order, then the epilogue of conv_kernel."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    at = first + tl.arange(0, BLOCK)
     inside = at < count
-    k = at % CHANNELS
+    k = ((first % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)) % CHANNELS
     sums = tl.zeros((BLOCK,), tl.float32)
     for part in range(SPLIT):
         sums += tl.load(sums_ptr + part * count.to(tl.int64) + at, mask=inside, other=0.0)

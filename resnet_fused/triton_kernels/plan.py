@@ -83,6 +83,7 @@ def plan(problem: Problem, config: Config, interpreted: bool = False) -> Plan:
             "SWAP": config.swap,
             "PRECISION": problem.precision,
             "WIDE": problem.largest > LARGEST,
+            "HALVES": config.sums_per_thread > 64 and not config.swap,
             "INTERPRETED": interpreted,
         },
         warps=config.warps,

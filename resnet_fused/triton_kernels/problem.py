@@ -63,6 +63,13 @@ class Problem:
         return main + (-(-self.shortcut.channels // depth) if self.shortcut else 0)
 
     @property
+    def is_ragged(self) -> bool:
+        """Whether rows of some tensor do not begin at multiples of 16 elements."""
+        rows = [self.in_channels, self.group_in, self.out_channels]
+        rows.append(self.shortcut.channels if self.shortcut else 0)
+        return any(row % 16 for row in rows)
+
+    @property
     def largest(self) -> int:
         """Elements of the largest tensor."""
         inputs = self.batch * self.in_channels * self.in_size[0] * self.in_size[1]
@@ -71,4 +78,5 @@ class Problem:
         if self.shortcut:
             others = self.batch * self.shortcut.channels * self.shortcut.size[0]
             others *= self.shortcut.size[1]
-        return max(inputs, outputs, others)
+        weights = self.out_channels * self.group_in * self.kernel[0] * self.kernel[1]
+        return max(inputs, outputs, others, weights)
