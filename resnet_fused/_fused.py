@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from . import check, guard, packing, reference, select
+from ._launches import Launch
 from ._links import GLOBAL_HOOK_FACTS, Link, changed, facts_of, has_global_hooks
-from ._ready import Ready, can_be_ready
+from ._ready import Ready, ReadyOnGpu, can_be_ready, takes_launches
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
 from .ops._library import constant_in_graphs
@@ -102,6 +103,10 @@ class FusedModule(Wrapper):
 
     def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
         """The arguments of one op for all units for an image of `size`; None if there is none."""
+        return None
+
+    def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
+        """What _compose would return for inputs like x on a GPU, prepared; None if it cannot be."""
         return None
 
     def _structure_facts(self) -> list[guard.Fact]:
@@ -269,13 +274,22 @@ class FusedModule(Wrapper):
         """Remembers how to serve further inputs like x, where one op can and all can be watched."""
         if x.dtype != dtype or not can_be_ready(x):
             return
-        arguments = self._at_once(tuple(x.shape[-2:]), packed)
         facts = self._facts(packed)
-        if arguments is None or facts is None:
+        ready = None if facts is None else self._ready(x, facts, packed)
+        if ready is None:
             return
         if len(packed.ready) >= _MOST_READY:
             packed.ready.clear()
-        packed.ready[x.shape] = Ready(x, facts, arguments, packed.stamp.on_cpu)
+        packed.ready[x.shape] = ready
+
+    def _ready(
+        self, x: Tensor, facts: list[guard.Fact], packed: packing.Packing
+    ) -> Ready | ReadyOnGpu | None:
+        if takes_launches(x):
+            run = self._launches(x, packed)
+            return None if run is None else ReadyOnGpu(x, facts, run)
+        arguments = self._at_once(tuple(x.shape[-2:]), packed)
+        return None if arguments is None else Ready(x, facts, arguments, packed.stamp.on_cpu)
 
     def facts(self) -> list[guard.Fact] | None:
         """What must hold for the last call's packed weights to serve the next; None where more than

@@ -11,13 +11,14 @@ on a 4 x 4 map takes 15 us.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from . import guard, packing
 from .ops._library import extension_error, release_prepared
+from .ops._triton import INTERPRETED
 
 _ops = torch.ops.resnet_fused
 _prepare, _run = _ops.prepare.default, _ops.run_prepared.default
@@ -36,7 +37,13 @@ _is_plain = guard.watch(PLAIN)
 
 def can_be_ready(x: Tensor) -> bool:
     """Whether calls like the present one, with x, can be served by a Ready."""
-    return _is_plain is not None and extension_error is None and x.is_cpu and _is_plain()
+    able = takes_launches(x) or (x.is_cpu and extension_error is None)
+    return _is_plain is not None and able and x.numel() > 0 and _is_plain()
+
+
+def takes_launches(x: Tensor) -> bool:
+    """Whether x is on a GPU, or on the CPU that stands for one in Triton's interpreter."""
+    return x.is_cuda or (x.is_cpu and INTERPRETED)
 
 
 class Ready:
@@ -74,3 +81,27 @@ class Ready:
         # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
         with torch._C._AutoDispatchBelowAutograd():
             return _run(x, self._watched, self._prepared)
+
+
+class ReadyOnGpu:
+    """Serves inputs of one shape, dtype and device. run: launches what computes the output."""
+
+    __slots__ = ("_device", "_dtype", "_holds", "_run")
+
+    def __init__(
+        self, x: Tensor, facts: Iterable[guard.Fact], run: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._dtype, self._device = x.dtype, x.device
+        self._holds = guard.watch([*PLAIN, *facts])
+        self._run = run
+
+    def __reduce__(self) -> tuple:
+        """Of copies, which have parameters of their own, remains None."""
+        return type(None), ()
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """The module's output; None if anything is not as it was. x: of the shape prepared."""
+        if x.device != self._device or x.dtype is not self._dtype or not self._holds():
+            return None
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._run(x)

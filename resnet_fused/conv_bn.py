@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import check, guard, packing
 from ._fused import FusedModule, Run
+from ._launches import Launch, prepare_unit
 from ._links import (
     changed,
     facts_of,
@@ -51,6 +52,12 @@ class _OneUnit(FusedModule):
 
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         return run(0, x, None)
+
+    def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
+        if x.dim() != 4:
+            return None
+        run = prepare_unit(packed.units[0], tuple(x.shape), x.device)
+        return lambda x: run(x, None)
 
     def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
         joined = packing.at_once(packed.units)

@@ -105,6 +105,23 @@ class PackedUnit:
         )
 
     @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        return (self.weight, self.scale, self.shift)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of conv_bn_act_packed, behind x."""
+        operands = {"packed": self.weight, "scale": self.scale, "shift": self.shift}
+        return operands | self.keywords
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """(N, K, P, Q) for an input of `size`, (N, C, H, W), before a max-pool."""
+        names = ("kernel_size", "stride", "padding", "dilation")
+        geometry = [self.keywords[name] for name in names]
+        out = check.output_size("conv_bn_act_packed", size[-2:], *geometry)
+        return (size[0], self.scale.shape[0], *out)
+
+    @property
     def reason(self) -> str:
         """Why it runs as it does, for reports."""
         if not self.keywords["pool"]:

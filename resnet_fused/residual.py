@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from . import check, packing, reference
 from ._fused import FusedModule, Run
+from ._launches import Launch, prepare_block
 from ._links import links_below
 from .match import match_block
 from .recipe import BlockRecipe, NoMatch
@@ -84,6 +85,14 @@ class FusedResidual(FusedModule):
         keywords = arguments.keywords | {"adds": True, "pool": False}
         return packing.AtOnce(arguments.tensors, keywords)
 
+    def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
+        block = self._packed_block(packed)
+        if x.dim() != 4 or self._recipe.pool is not None or not block.adds_up(x.shape[-2:]):
+            return None
+        *main, last = packed.units
+        shortcut = main.pop() if self._recipe.shortcut is not None else None
+        return prepare_block([*main, last], shortcut, tuple(x.shape), x.device)
+
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         recipe = self._recipe
         last = len(recipe.units()) - 1
@@ -118,9 +127,9 @@ class _PackedBlock:
 
     def arguments_for(self, size: tuple[int, ...]) -> packing.AtOnce | None:
         """residual_block's for images of `size`; None where it cannot compute the block."""
-        return self.arguments if self.arguments is not None and self._adds_up(size) else None
+        return self.arguments if self.arguments is not None and self.adds_up(size) else None
 
-    def _adds_up(self, size: tuple[int, ...]) -> bool:
+    def adds_up(self, size: tuple[int, ...]) -> bool:
         """Whether both paths end in the same size for an image of `size`, so that they add up."""
         found = self._adds.get(size)
         if found is None:

@@ -228,7 +228,8 @@ def name_of(row):
     if not isinstance(row, dict):
         return ""
     return "-".join(
-        f"{key}={tuple(v.shape) if isinstance(v, torch.Tensor) else v}" for key, v in row.items()
+        f"{key}={tuple(v.shape) if isinstance(v, torch.Tensor) else getattr(v, '__name__', v)}"
+        for key, v in row.items()
     )
 
 

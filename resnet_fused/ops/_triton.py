@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,9 +74,8 @@ def _conv(
         *("conv_bn_act_triton", x, packed, scale, shift, residual, shortcut, kernel_size, stride),
         *(padding, dilation, groups, act, shortcut_stride),
     )
-    y = empty_nhwc(x, shape)
-    if y.numel() == 0:
-        return y
+    if 0 in shape:
+        return empty_nhwc(x, shape)
     batched = x.dim() == 4
     images = [t if t is None or batched else t.unsqueeze(0) for t in (x, residual, shortcut_x)]
     x, residual, shortcut_x = (None if t is None else dense_nhwc(t) for t in images)
@@ -94,9 +95,62 @@ def _conv(
     )
     weights = [None if t is None else dense_nhwc(t) for t in (packed, shortcut_packed)]
     vectors = [None if t is None else t.contiguous() for t in (scale, shift, *shortcut[2:])]
-    operands = [x, weights[0], *vectors[:2], residual, shortcut_x, weights[1], *vectors[2:]]
-    launch.conv(problem, operands, y, config)
-    return y
+    conv = as_runtime_error(launch.conv, problem, x.device, config)
+    y = conv([x, weights[0], *vectors[:2], residual, shortcut_x, weights[1], *vectors[2:]])
+    return y if batched else y.squeeze(0)
+
+
+def prepare(
+    operands: tuple[Tensor, Tensor, Tensor],
+    size: tuple[int, ...],
+    device: torch.device,
+    *,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    act: str,
+    adds: bool = False,
+    shortcut: tuple[Tensor, Tensor, Tensor] | None = None,
+    shortcut_size: tuple[int, ...] = (),
+    shortcut_stride: tuple[int, int] = (1, 1),
+    **_: Any,
+) -> Callable[..., Tensor]:
+    """conv_bn_act_triton with everything but the images fixed, for images of `size`.
+
+    operands, shortcut: packed weights, scale and shift, checked before. Returns run(x), with
+    `adds` run(x, residual), with a shortcut run(x, shortcut_x).
+    """
+    weight, scale, shift = operands
+    x = weight.new_empty((1,) * 4).expand(size)  # a shape: no memory
+    out = check.output_size("prepare", size[-2:], kernel_size, stride, padding, dilation)
+    branch = None if shortcut is None else weight.new_empty((1,) * 4).expand(shortcut_size)
+    launch = _kernels()
+    problem = launch.problem_of(
+        x,
+        tuple(weight.shape),
+        out,
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        act=act,
+        residual=adds,
+        shortcut_x=branch,
+        shortcut_stride=tuple(shortcut_stride),
+    )
+    conv = launch.conv(problem, device, "")
+    weight, fixed = dense_nhwc(weight), [None, None, None]
+    if shortcut is not None:
+        fixed = [dense_nhwc(shortcut[0]), *shortcut[1:]]
+
+    def run(x: Tensor, other: Tensor | None = None) -> Tensor:
+        other = None if other is None else dense_nhwc(other)
+        residual, branch = (other, None) if adds else (None, other)
+        return conv([dense_nhwc(x), weight, scale, shift, residual, branch, *fixed])
+
+    return run
 
 
 def _conv_fake(

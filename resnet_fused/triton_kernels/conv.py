@@ -36,10 +36,10 @@ def _operand(values, INTERPRETED: tl.constexpr):
 @triton.jit
 def rounded(values, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     """float32 values in a tensor's dtype, rounded to the nearest."""
-    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts off
+    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts off, and errs on subnormals
         bits = values.to(tl.int32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-        values = tl.where(values == values, nearest, values)
+        values = tl.where(tl.abs(values) >= 1.1754944e-38, nearest, values)
     return values.to(dtype)
 
 

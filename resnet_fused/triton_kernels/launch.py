@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._tf32 import uses_tf32
 from .add_relu import add_relu_kernel
-from .config import Config, choose, parse
+from .config import choose, parse
 from .conv import conv_kernel, reduce_kernel
 from .device import INTERPRETED, Device, device_of
 from .plan import Launch, plan
@@ -64,34 +64,51 @@ def problem_of(
     )
 
 
-def device(x: Tensor) -> Device:
-    """The GPU that x is on; what stands for one in the interpreter."""
-    return device_of(x.device.index) if x.is_cuda else INTERPRETED
+def _facts_of(device: torch.device) -> Device:
+    """What is known of a GPU; of what stands for one in the interpreter."""
+    return device_of(device.index) if device.type == "cuda" else INTERPRETED
 
 
-def conv(
-    problem: Problem,
-    operands: Sequence[Tensor | None],
-    y: Tensor,
-    config: str = "",
-) -> None:
-    """Writes the convolution into y, (N, P, Q, K) in memory.
+class Conv:
+    """A convolution that is ready to be launched again and again.
 
-    operands: x, weight, scale, shift, residual, and the shortcut's x, weight, scale and shift, all
-    dense; None what the problem does not have. config: text of one; "": the rule's.
+    Its tile is chosen, its grids and constants are worked out. config: text of one; "": what was
+    measured here, else the rule's. Raises ValueError for a text that is none.
     """
-    cut = parse(config) if config else choose(problem, device(y))
-    launches = plan(problem, cut, _is_interpreted)
-    x, weight, scale, shift, residual, *shortcut = operands
-    with _on(y):
-        if launches.parts is None:
-            _launch(conv_kernel, launches.conv, [*operands, y])
-            return
-        # From the caching allocator: its memory is the stream's until the kernels have run.
-        parts = torch.empty(launches.parts, dtype=torch.float32, device=y.device)
-        _launch(conv_kernel, launches.conv, [x, weight, scale, shift, None, *shortcut, parts])
-        given = [parts, scale, shift, residual, *shortcut[2:], y]
-        _launch(reduce_kernel, launches.reduce, given)
+
+    def __init__(self, problem: Problem, device: torch.device, config: str = "") -> None:
+        self.problem, self.device = problem, device
+        cut = parse(config) if config else choose(problem, _facts_of(device))
+        self._plan = plan(problem, cut, _is_interpreted)
+        self._size = (problem.batch, *problem.out_size, problem.out_channels)
+
+    def __call__(self, operands: Sequence[Tensor | None]) -> Tensor:
+        """The output, (N, K, P, Q), (N, P, Q, K) in memory.
+
+        operands: x, weight, scale, shift, residual, and the shortcut's x, weight, scale and shift,
+        all dense; None what the problem does not have.
+        """
+        y = torch.empty(self._size, dtype=self.problem.dtype, device=self.device)
+        launches = self._plan
+        with _on(y):
+            if launches.parts is None:
+                _launch(conv_kernel, launches.conv, [*operands, y])
+            else:
+                x, weight, scale, shift, residual, *shortcut = operands
+                # From the caching allocator: the stream's until the kernels have run.
+                parts = torch.empty(launches.parts, dtype=torch.float32, device=self.device)
+                _launch(
+                    conv_kernel, launches.conv, [x, weight, scale, shift, None, *shortcut, parts]
+                )
+                given = [parts, scale, shift, residual, *shortcut[2:], y]
+                _launch(reduce_kernel, launches.reduce, given)
+        return y.permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=4096)
+def conv(problem: Problem, device: torch.device, config: str) -> Conv:
+    """Conv(problem, device, config), made once."""
+    return Conv(problem, device, config)
 
 
 _ADD_BLOCK = 4096
@@ -147,4 +164,4 @@ def _launch(kernel: Any, launch: Launch, tensors: Sequence[Tensor | None]) -> No
         _compiled[key] = (launch, made)
 
 
-__all__ = ["Config", "add_relu", "conv", "device"]
+__all__ = ["Conv", "add_relu", "conv", "problem_of"]

@@ -1,0 +1,91 @@
+"""A fused module's convolutions on a GPU, prepared: what a repeated call launches.
+
+The ops check their arguments, choose a tile and work out grids at every call, which takes Python
+longer than a GPU takes for a small convolution. Here that is done once for an input's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .ops import _gpu, _triton
+from .packing import PackedUnit
+
+Launch = Callable[[Tensor], Tensor]
+
+
+def prepare_unit(
+    unit: PackedUnit, size: tuple[int, ...], device: torch.device
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """unit(x, residual) for inputs x of `size`, (N, C, H, W), and residuals as the unit adds."""
+    if unit.keywords["plan"] != "triton":
+        return unit
+    plain = _triton.prepare(unit.operands, size, device, **unit.keywords)
+    adding = _triton.prepare(unit.operands, size, device, adds=True, **unit.keywords)
+    pool = unit.keywords["pool"]
+
+    def run(x: Tensor, residual: Tensor | None) -> Tensor:
+        y = plain(x) if residual is None else adding(x, residual)
+        return _nhwc(reference.max_pool(y)) if pool else y
+
+    return run
+
+
+def prepare_block(
+    main: Sequence[PackedUnit],
+    shortcut: PackedUnit | None,
+    size: tuple[int, ...],
+    device: torch.device,
+) -> Launch:
+    """A residual block without pooling for inputs of `size`, (N, C, H, W)."""
+    runs, at = [], size
+    for unit in main[:-1]:
+        runs.append(prepare_unit(unit, at, device))
+        at = unit.output_size(at)
+    last = main[-1]
+    if shortcut is not None and _gpu.joins(last.keywords, shortcut.keywords):
+        joined = _prepare_joined(last, at, shortcut, size, device)
+    else:
+        finish = prepare_unit(last, at, device)
+        branch = None if shortcut is None else prepare_unit(shortcut, size, device)
+
+        def joined(y: Tensor, x: Tensor) -> Tensor:
+            return finish(y, x if branch is None else branch(x, None))
+
+    def run(x: Tensor) -> Tensor:
+        y = x
+        for step in runs:
+            y = step(y, None)
+        return joined(y, x)
+
+    return run
+
+
+def _prepare_joined(
+    last: PackedUnit,
+    size: tuple[int, ...],
+    shortcut: PackedUnit,
+    branch_size: tuple[int, ...],
+    device: torch.device,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    if last.keywords["plan"] == "triton":
+        return _triton.prepare(
+            *(last.operands, size, device),
+            shortcut=shortcut.operands,
+            shortcut_size=branch_size,
+            shortcut_stride=shortcut.keywords["stride"],
+            **last.keywords,
+        )
+
+    def joined(y: Tensor, x: Tensor) -> Tensor:
+        return _gpu.conv_with_shortcut(y, last.arguments, x, shortcut.arguments)
+
+    return joined
+
+
+def _nhwc(y: Tensor) -> Tensor:
+    return y.contiguous(memory_format=torch.channels_last)

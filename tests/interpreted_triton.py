@@ -1,0 +1,326 @@
+"""The Triton kernels in Triton's interpreter, against the float64 oracle, over the rows of the op.
+
+Run by test_triton_interpreted.py in a process of its own, because the interpreter must be on before
+the kernels are defined:
+
+    TRITON_INTERPRET=1 RESNET_FUSED_DISABLE_EXT=1 python -m pytest tests/interpreted_triton.py
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import (
+    LAYOUTS,
+    Case,
+    assert_close_as_eager,
+    assert_same,
+    eager,
+    exact,
+    integers,
+    is_dense_channels_last,
+    normals,
+    poison,
+    randomize,
+)
+from test_ops_conv import CASES, CHANNELS, FLOAT_CASES, GEOMETRIES, GROUPS, RESNET, square
+from torch import nn
+
+import resnet_fused as rf
+from resnet_fused import select
+from resnet_fused._fused import FusedModule
+from resnet_fused.ops import _triton
+from resnet_fused.triton_kernels import config as configs
+from resnet_fused.triton_kernels.device import KNOWN
+
+assert _triton.INTERPRETED, "TRITON_INTERPRET=1 must be set"
+
+_ops = torch.ops.resnet_fused
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ONE, TWO = (1, 1), (2, 2)
+
+
+def run(o, case, config="", **shortcut):
+    """The Triton op into poisoned memory."""
+    poison(math.prod(case.y_shape) * o.x.element_size())
+    names = ("stride", "padding", "dilation", "groups", "act")
+    keywords = {name: getattr(case, name) for name in names} | shortcut
+    return _ops.conv_bn_act_triton(*o.args(), kernel_size=case.kernel, config=config, **keywords)
+
+
+@pytest.mark.parametrize(("index", "case"), enumerate(CASES), ids=lambda v: str(v))
+def test_whole_numbers(index, case):
+    """Every geometry, dtypes and epilogues in turn: one wrong tap, channel or rounding shows."""
+    dtype = DTYPES[index % 3]
+    variant = case.but(residual=index % 2 == 0, act=("relu", "none")[index // 2 % 2])
+    o = integers(variant).to(dtype)
+    got = run(o, variant)
+    assert_same(got, exact(o, variant).to(dtype), f"({variant}, {dtype})")
+    assert is_dense_channels_last(got)
+
+
+SMALL = [
+    square(1, 40, 5, 72, padding=ONE),  # ragged
+    square(2, 64, 4, 64, padding=ONE),
+    square(1, 3, 11, 40, 7, stride=TWO, padding=(3, 3)),  # flat
+    square(1, 32, 5, 48, groups=2, padding=ONE),
+]
+
+
+def with_shortcut(case, dtype, channels=24, stride=2):
+    """Operands of a convolution and the shortcut that joins it, whole numbers."""
+    o = integers(case.but(residual=False)).to(dtype)
+    rows, columns = case.y_shape[-2:]
+    size = (channels, stride * (rows - 1) + 1, stride * columns)
+    branch = Case(case.n, *size, case.k, (1, 1), stride=(stride, stride), residual=False)
+    s = integers(branch.but(act="none")).to(dtype)
+    powers = torch.exp2(torch.arange(case.k) % 5 - 2.0)  # ratios of scales stay exact
+    signs = 1 - 2.0 * (torch.arange(case.k) % 2)
+    return replace(o, scale=powers * signs), replace(s, scale=powers.flip(0)), branch
+
+
+def shortcut_of(s, branch):
+    return {
+        "shortcut_x": s.x,
+        "shortcut_packed": s.weight,
+        "shortcut_scale": s.scale,
+        "shortcut_shift": s.shift,
+        "shortcut_stride": branch.stride,
+    }
+
+
+def exact_with_shortcut(o, case, s, branch):
+    y = exact(o, case.but(residual=False, act="none"))
+    y = y + exact(s, branch.but(act="none"))
+    return y.clamp_min(0) if case.act == "relu" else y
+
+
+def text(tile, split):
+    return str(replace(tile, split=split))
+
+
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize("tile", configs.TILES, ids=str)
+def test_every_configuration(tile, split):
+    """Each tile alone and shared; more parts than steps leave some without any."""
+    for i, case in enumerate(SMALL):
+        dtype = DTYPES[(i + tile.pixels + split) % 3]
+        o = integers(case).to(dtype)
+        got = run(o, case, text(tile, split))
+        assert_same(got, exact(o, case).to(dtype), f"({case}, {dtype})")
+    case, dtype = SMALL[split % 2].but(residual=False), DTYPES[split % 3]
+    o, s, branch = with_shortcut(case, dtype)
+    got = run(o, case, text(tile, split), **shortcut_of(s, branch))
+    assert_same(got, exact_with_shortcut(o, case, s, branch).to(dtype), "(shortcut)")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("channels", [1, 16, 40, 70])
+def test_shortcuts(channels, stride):
+    case = square(2, 20, 4, 33, padding=ONE, residual=False)
+    for dtype in DTYPES:
+        for act in ("relu", "none"):
+            o, s, branch = with_shortcut(case, dtype, channels, stride)
+            got = run(o, case.but(act=act), **shortcut_of(s, branch))
+            want = exact_with_shortcut(o, case.but(act=act), s, branch)
+            assert_same(got, want.to(dtype))
+            assert is_dense_channels_last(got)
+
+
+SCALES = [0.0, 1e-6, -1e-6, 1.0, -1.5, 1e-38, -3e-45, 1e4]
+
+
+@pytest.mark.parametrize("split", [1, 3])
+def test_scales_of_both_branches(split):
+    """Zero, tiny and negative on either side: last batch norms often begin with gamma = 0."""
+    pairs = list(itertools.product(SCALES, SCALES))
+    case = square(1, 16, 4, len(pairs), padding=ONE, residual=False, act="none")
+    branch = case.but(c=24, h=8, w=8, kernel=(1, 1), padding=(0, 0), stride=TWO)
+    o, s = normals(case).to(torch.float32), normals(branch).to(torch.float32)
+    o.scale, s.scale = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    config = f"32x32x16 warps 4 stages 3 split {split}"
+    got = run(o, case, config, **shortcut_of(s, branch))
+    parts = [exact(o, case), exact(s, branch)]
+    sizes = [part.abs().amax((0, 2, 3)) for part in parts]
+    error = (got.double() - sum(parts)).abs().amax((0, 2, 3))
+    assert (error <= 1e-6 * (sizes[0] + sizes[1])).all(), pairs[int(error.argmax())]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["x", "shortcut_x", "scale", "shortcut_scale", "residual"])
+@pytest.mark.parametrize("split", [1, 2])
+def test_nothing_wild_becomes_tame(value, place, split):
+    """What eager makes NaN or +Inf is not finite, whatever the scales."""
+    joined = place.startswith("shortcut")
+    case = square(1, 16, 4, 32, padding=ONE, residual=not joined)
+    branch = case.but(c=24, h=8, w=8, kernel=(1, 1), padding=(0, 0), stride=TWO, residual=False)
+    o, s = normals(case).to(torch.float32), normals(branch).to(torch.float32)
+    for scale in (o.scale, s.scale):
+        scale[::3] = 0
+    o.scale[1], s.scale[1] = 1e-6, -1e-6
+    target = (s if joined else o).__dict__[place.removeprefix("shortcut_")]
+    target.view(-1)[target.numel() // 2] = value
+    shortcut = shortcut_of(s, branch) if joined else {}
+    got = run(o, case, f"32x32x16 warps 4 stages 3 split {split}", **shortcut)
+    conv = F.conv2d(o.x, o.weight, padding=1) * o.scale[:, None, None] + o.shift[:, None, None]
+    if joined:
+        second = F.conv2d(s.x, s.weight, stride=2)
+        conv += second * s.scale[:, None, None] + s.shift[:, None, None]
+    else:
+        conv += o.residual
+    wild = ~conv.relu().isfinite()
+    assert wild.any() or value == -math.inf
+    assert not got[wild].isfinite().any()
+
+
+@pytest.mark.parametrize("case", FLOAT_CASES, ids=str)
+def test_error_is_eagers(case):
+    for dtype in DTYPES:
+        o = normals(case).to(dtype)
+        assert_close_as_eager(run(o, case), eager(o, case), exact(o, case))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    for case, dtype in ((CHANNELS[8], DTYPES[0]), (RESNET[1], DTYPES[1]), (GROUPS[4], DTYPES[2])):
+        moved = integers(case).to(dtype).laid_out(layout, layout)
+        got = run(moved, case)
+        assert_same(got, exact(moved, case).to(dtype))
+        assert is_dense_channels_last(got)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_and_vectors_of_any_strides(dtype):
+    case = GEOMETRIES[9]
+    o = integers(case).to(dtype)
+    want = exact(o, case).to(dtype)
+    for layout in ("contiguous", "sliced", "shifted", "every_other_channel"):
+        o.weight = LAYOUTS[layout](o.weight)
+        o.scale, o.shift = torch.stack([o.scale, o.shift], dim=1).unbind(1)
+        assert_same(run(o, case), want)
+
+
+def test_no_images():
+    for dtype in DTYPES:
+        case = square(0, 16, 5, 24, padding=ONE)
+        assert run(normals(case).to(dtype), case).shape == (0, 24, 5, 5)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 5, 7, 3), (3, 1000), (70_001,), ()])
+def test_add_relu(shape):
+    for dtype in DTYPES:
+        a, b = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+        if a.numel():
+            a.view(-1)[0], b.view(-1)[-1] = math.nan, math.inf
+        layouts = [a, b]
+        if a.dim() == 4:
+            layouts.append(b.to(memory_format=torch.channels_last))
+        for left, right in itertools.permutations(layouts, 2):
+            got = _ops.add_relu_triton(left, right)
+            assert_same(got, (left + right).relu())
+            assert got.stride() == torch.empty_like(left).stride()
+
+
+def test_a_fused_net_runs_on_triton():
+    """The plan through select, packing, fuse and report."""
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
+        *(rf.reference.Residual(8, 8), rf.reference.Residual(8, 16, True, 2)),
+        *(rf.reference.Bottleneck(16, 4), rf.reference.Bottleneck(16, 8, True, 2)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 7)),
+    )
+    net = randomize(net).eval()
+    fused = rf.fuse(net)
+    x = torch.randn(2, 3, 32, 25)
+    with torch.no_grad(), select.forced("triton"):
+        got = fused(x)
+        assert {row.backend for row in rf.report(fused)} == {"triton"}
+        want = net.double()(x.double())
+    assert (got.double() - want).norm() <= 2e-6 * want.norm()
+
+
+def test_a_shortcut_is_joined_with_its_blocks_last_convolution(monkeypatch):
+    block = randomize(rf.FusedResidual(8, 16, use_1x1conv=True, strides=2)).eval()
+    calls = []
+    launch = _triton._kernels()
+    plain = launch.conv
+    monkeypatch.setattr(launch, "conv", lambda p, *rest: (calls.append(p), plain(p, *rest))[1])
+    x = torch.randn(1, 8, 9, 9)
+    with torch.no_grad(), select.forced("triton"):
+        got = block(x)
+        want = block.original()(x)
+    torch.testing.assert_close(got, want)
+    assert [problem.shortcut is not None for problem in calls] == [False, True]
+
+
+BLOCKS = {
+    "identity": lambda: rf.FusedResidual(8, 8),
+    "joined": lambda: rf.FusedResidual(8, 16, use_1x1conv=True, strides=2),
+    "bottleneck": lambda: rf.FusedBottleneck(16, 4),
+    "bottleneck_joined": lambda: rf.FusedBottleneck(8, 4, use_1x1conv=True, strides=2),
+    "stem": lambda: rf.fuse(
+        nn.Sequential(
+            *(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("build", BLOCKS.values(), ids=BLOCKS)
+def test_repeated_calls_are_launches_only(build, monkeypatch):
+    """The second call looks at facts, not at modules; a change starts from the beginning."""
+    torch.manual_seed(0)
+    module = randomize(build()).eval()
+    first = module if isinstance(module, FusedModule) else module[0]
+    calls = []
+    plain = type(first)._forward
+    monkeypatch.setattr(FusedModule, "_forward", lambda m, x: (calls.append(1), plain(m, x))[1])
+    with torch.no_grad(), select.forced("triton"):
+        for seed in range(3):
+            x = torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(seed))
+            if first._units[0].conv.weight.shape[1] == 16:
+                x = torch.cat([x, x], 1)
+            got = module(x.to(memory_format=torch.channels_last) if seed else x)
+            with select.forced("torch"):
+                want = copy.deepcopy(module)(x)
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+            assert got.stride() == want.stride()
+        del calls[:]
+        module(x)
+        assert not calls
+        first._units[0].conv.weight.mul_(2)
+        changed = module(x)
+        assert calls
+        with select.forced("torch"):
+            torch.testing.assert_close(changed, copy.deepcopy(module)(x), rtol=1e-5, atol=1e-5)
+        assert module(x[:1]).shape[0] == 1
+        assert module(x[:0]).shape[0] == 0
+
+
+def test_every_chosen_configuration_is_swept():
+    """The rule takes no tile that is not in the list above."""
+    from test_triton_plans import PROBLEMS
+
+    tiles = {replace(tile, depth=0) for tile in configs.TILES}
+    for problem, device in itertools.product(PROBLEMS, KNOWN.values()):
+        assert replace(configs.choose(problem, device), depth=0, split=1) in tiles
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("fast", "config must be like"),
+        ("128x64x64 warps 3 stages 2", "config must have powers of two"),
+        ("8x64x64 warps 4 stages 2", "tiles from 16"),
+    ],
+)
+def test_unknown_configurations(config, message):
+    case = SMALL[0]
+    with pytest.raises(RuntimeError, match=message):
+        run(normals(case).to(torch.float32), case, config)
