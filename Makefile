@@ -13,7 +13,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type d -o -type f -name '[
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize bench bench-layers install lint format wheel clean distclean
+.PHONY: help demo test sanitize bench bench-layers gpu-bench install lint format wheel clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,16 @@ bench-layers: $(VENV)/.installed ## time every convolution against the peak and 
 	$(BIN)/python -m benchmarks.bench_layers $(ARGS)
 	@$(PIP) 'pytest-benchmark>=5'
 	$(BIN)/python -m pytest benchmarks/test_layers.py --benchmark-max-time 0.3
+
+# No .venv: PYTHON has torch with CUDA and Triton already, and nothing is fetched from the network.
+CASES ?= resnet18-bfloat16-1,resnet18-bfloat16-128
+OUT ?= gpu-results
+COMPILED := -c 'import sys; from resnet_fused.ops import _library; sys.exit(_library.extension_error)'
+
+gpu-bench: ## time nets and layers on a GPU (CASES=resnet50-float16-32,... ARGS="--no-layers"), on with OUT
+	@$(PYTHON) $(COMPILED) 2>/dev/null || \
+	  $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --no-index --editable .
+	$(PYTHON) -m benchmarks.bench_gpu --cases $(CASES) --json $(OUT)/bench_gpu.json --resume $(ARGS)
 
 lint: $(VENV)/.linters ## check style: ruff and clang-format
 	$(BIN)/ruff check .
