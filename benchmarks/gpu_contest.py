@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resnet_fused import models, reference
+from resnet_fused import models, reference, select, tuned
 from resnet_fused.measure.compare import verified, with_samples
 from resnet_fused.measure.networks import draw_statistics
 from resnet_fused.triton_kernels.device import device_of
@@ -82,7 +82,7 @@ def measure(case: Case, setup: Setup, on_stage: OnStage) -> record.Record:
     results = _nets(net, size, batch, dtype, setup, on_stage)
     entry = record.case_entry(case, results, {})
     entry |= _floor_entry(net, size, batch, dtype, limits)
-    entry |= {"layers": [], "failures": []}
+    entry |= {"selection": _selection(clock), "layers": [], "failures": []}
     for layer in distinct_layers(net, size) if setup.layers else ():
         on_stage(f"layer {layer.text}", 0, 0)
         try:
@@ -162,6 +162,12 @@ def _floor_entry(
         "multiplications": sum(step.multiplications for step in steps),
         "floor_ms": floor,
     }
+
+
+def _selection(clock: Clock) -> dict[str, Any]:
+    """What our plans were chosen by: a plan in force, and how many answers `tune` has given."""
+    answers = tuned.answers("cuda" if clock.is_gpu else "cpu")
+    return {"force": select.force(), "tuned": len(answers or ())}
 
 
 def _l2_bytes(clock: Clock) -> int:

@@ -3,7 +3,7 @@
     {"when", "machine": {..., "gpu", "driver", "commit", "sources"}, "setup", "method", "versions",
      "failed": {name: why},
      "cases": {name: {"model", "dtype", "batch", "when", "error_limit", "ceilings", "floor_ms",
-     "multiplications", "results": [...], "layers": [...], "failures": [...]}}}
+     "multiplications", "selection", "results": [...], "layers": [...], "failures": [...]}}}
 
 Times are milliseconds per call of nets, microseconds of layers; errors relative L2 norms against
 float64. A dry run has no times.

@@ -58,6 +58,9 @@ def net_table(title: str, entries: list[Mapping[str, Any]]) -> Table:
     for entry in entries:
         results = results_of(entry)
         peer = best_peer(results)
+        selection = entry["selection"]
+        if selection["force"] != "none" or selection["tuned"]:
+            table.caption = f"ours: plan in force {selection['force']}, {selection['tuned']} tuned"
         for r in results:
             table.add_row(str(entry["batch"]), r.engine, *_cells(r, peer, entry["floor_ms"]))
         table.add_section()

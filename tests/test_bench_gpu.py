@@ -101,6 +101,7 @@ def test_a_dry_run_takes_every_engine_and_no_time(tmp_path):
             assert row["reason"] == "jax is not installed"
         else:
             assert (row["reason"], 0 < row["error"] < 0.01) == ("dry run", True)
+    assert entry["selection"]["force"] == "none"
     assert entry["ceilings"] is entry["floor_ms"] is None
     assert result.output.count("dry run") >= len(rows) - 1
     if with_chart:
@@ -336,7 +337,8 @@ def entry_with(ours, peer, floor_ms=0.5):
         Result(RECORDED, 8, samples(ours), 1e-3),
     ]
     entry = record.case_entry(Case("resnet18", "bfloat16", 8), results, {})
-    return entry | {"floor_ms": floor_ms, "layers": [], "failures": []}
+    chosen = {"force": "none", "tuned": 0}
+    return entry | {"floor_ms": floor_ms, "selection": chosen, "layers": [], "failures": []}
 
 
 def shown(entry):
