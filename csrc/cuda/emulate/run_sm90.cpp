@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "cuda/sm90/conv_kernel.cuh"
-#include "cuda/sm90/params.cuh"
+#include "cuda/sm90/params.h"
 
 using namespace resnet_fused::sm90;
 

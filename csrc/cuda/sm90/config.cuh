@@ -1,8 +1,8 @@
-// A tile's constants at compile time, and what the kernel is called with.
+// A tile's constants at compile time.
 #pragma once
 
+#include "cuda/sm90/params.h"
 #include "cuda/sm90/ptx.cuh"
-#include "cuda/sm90/tiles.h"
 
 namespace resnet_fused::sm90 {
 
@@ -35,21 +35,6 @@ struct Config {
   static_assert(kN % 32 == 0, "the epilogue's groups");
   static_assert(kStages >= 2, "a stage is released one step late");
   static_assert(1024 + kWords + 8 <= kSharedBytes && kSharedBytes <= 232448, "shared memory");
-};
-
-struct KernelParams {
-  TensorMap x, weight, shortcut_x, shortcut_weight;
-  Schedule schedule;
-  Reduction reduction;
-  int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int shortcut_stride_h, shortcut_stride_w;
-  bool relu;
-  const float *scale, *shift;                    // [K]
-  const float *shortcut_scale, *shortcut_shift;  // [K], with a shortcut
-  const void* residual;                          // [pixels][K] or null
-  void* y;                                       // [pixels][K]
-  float* partial;     // split-K: every split's sums, tile by tile
-  uint32_t* tickets;  // split-K: one per tile and warpgroup; zero before a launch and after it
 };
 
 }  // namespace resnet_fused::sm90

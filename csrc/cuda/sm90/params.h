@@ -1,10 +1,25 @@
-// Fills the kernel's parameters, tensor maps included; shared by the launcher and the emulation.
+// What the kernel is called with; filled, tensor maps included, by the launcher and the emulation.
 #pragma once
 
-#include "cuda/sm90/config.cuh"
 #include "cuda/sm90/launch.h"
+#include "cuda/sm90/tensor_map.h"
 
 namespace resnet_fused::sm90 {
+
+struct KernelParams {
+  TensorMap x, weight, shortcut_x, shortcut_weight;
+  Schedule schedule;
+  Reduction reduction;
+  int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int shortcut_stride_h, shortcut_stride_w;
+  bool relu;
+  const float *scale, *shift;                    // [K]
+  const float *shortcut_scale, *shortcut_shift;  // [K], with a shortcut
+  const void* residual;                          // [pixels][K] or null
+  void* y;                                       // [pixels][K]
+  float* partial;     // split-K: every split's sums, tile by tile
+  uint32_t* tickets;  // split-K: one per tile and warpgroup; zero before a launch and after it
+};
 
 // Null, or why TMA refused a tensor.
 inline const char* fill(KernelParams* k, const Problem& p, const Choice& choice,
