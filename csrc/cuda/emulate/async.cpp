@@ -37,8 +37,10 @@ static void check_free(Async& a, const Chunk& c, int64_t chunk, int warp, const 
     fail("%s: shared offset %ld written while a wgmma may read it", who, long(chunk * 16));
   for (int w = 0; w < B->nw; ++w)
     if (w != warp && a.reads[chunk * B->nw + w] > B->warps[warp].vc[w])
-      fail("%s: shared offset %ld written, but warp %d's wgmma read it and nothing says that it has "
-           "ended", who, long(chunk * 16), w);
+      fail(
+          "%s: shared offset %ld written, but warp %d's wgmma read it and nothing says that it has "
+          "ended",
+          who, long(chunk * 16), w);
 }
 
 void check_async_read(Async& a, int64_t chunk, int warp, const char* who) {
@@ -49,8 +51,10 @@ void check_async_read(Async& a, int64_t chunk, int warp, const char* who) {
   const auto& fences = a.fences[c.writer];
   if (fences.size() <= c.writer_fences ||
       (c.writer / 32 != warp && fences[c.writer_fences] > B->warps[warp].vc[c.writer / 32]))
-    fail("%s: shared offset %ld was stored by thread %d without fence.proxy.async before the barrier",
-         who, long(chunk * 16), c.writer);
+    fail(
+        "%s: shared offset %ld was stored by thread %d without fence.proxy.async before the "
+        "barrier",
+        who, long(chunk * 16), c.writer);
 }
 
 void check_async_write(Async& a, int64_t chunk, int fiber, const char* who) {
@@ -79,10 +83,20 @@ void plain_access(int64_t offset, int bytes, bool write) {
   }
 }
 
-void async_proxy_fence() {
-  async().fences[F->id].push_back(B->warps[F->id / 32].vc[F->id / 32]);
-}
+void async_proxy_fence() { async().fences[F->id].push_back(B->warps[F->id / 32].vc[F->id / 32]); }
 void grid_dependency_wait() { async().depends_waited[F->id] = 1; }
+bool dependency_waited() { return B->async && B->async->depends_waited[F->id]; }
+
+bool idle() {
+  if (!B->async || B->async->copies.empty()) return false;
+  const size_t n = B->async->copies.size();
+  return land_a_copy(*B->async, B->opt.order == 0   ? 0
+                                : B->opt.order == 1 ? n - 1
+                                                    : random_bits() % n);
+}
+void poll() {
+  if (B->opt.order == 2 && random_bits() % 8 == 0) idle();
+}
 
 // setmaxnreg: whole warpgroups, in steps of 8; the sum is looked at when the block ends, since an
 // increase waits until the registers are there.
@@ -109,10 +123,12 @@ void set_registers(int count, bool more, int line) {
 void block_ends() {
   if (!B->async) return;
   Async& a = *B->async;
-  if (!a.copies.empty()) fail("the block ends while %zu copies of TMA are in flight", a.copies.size());
+  if (!a.copies.empty())
+    fail("the block ends while %zu copies of TMA are in flight", a.copies.size());
   for (const MBarrier& b : a.barriers)
-    if (b.bytes_left) fail("the block ends with %ld bytes left at the mbarrier at shared address %u",
-                           long(b.bytes_left), b.address);
+    if (b.bytes_left)
+      fail("the block ends with %ld bytes left at the mbarrier at shared address %u",
+           long(b.bytes_left), b.address);
   int registers = 0;
   for (int w = 0; w < B->nw; ++w) {
     if (a.products[w].open_has || !a.products[w].flights.empty())

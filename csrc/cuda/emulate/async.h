@@ -54,9 +54,9 @@ enum ChunkState : uint8_t { kPlain, kInFlight, kLanded };
 struct Chunk {
   ChunkState state = kPlain;
   uint8_t barrier = 0;
-  uint16_t being_read = 0;   // by wgmmas that have not been waited for
-  uint32_t phase = 0;        // kLanded: seen when the warp has seen more than this many
-  int writer = -1;           // kPlain: fiber that stored last
+  uint16_t being_read = 0;     // by wgmmas that have not been waited for
+  uint32_t phase = 0;          // kLanded: seen when the warp has seen more than this many
+  int writer = -1;             // kPlain: fiber that stored last
   uint32_t writer_fences = 0;  // proxy fences it had executed then
 };
 
@@ -91,14 +91,14 @@ struct Async {
   std::vector<Chunk> chunks;
   std::vector<uint32_t> reads;  // [chunk][warp]: clock of its last finished wgmma read
   std::vector<Copy> copies;
-  std::array<Phases, 32> seen = {};               // by warp
-  std::array<Phases, 16> pools = {};              // by named barrier
-  std::vector<std::vector<uint32_t>> fences;      // by fiber: its warp's clock at each proxy fence
-  std::vector<uint8_t> depends_waited;            // by fiber: griddepcontrol.wait
+  std::array<Phases, 32> seen = {};           // by warp
+  std::array<Phases, 16> pools = {};          // by named barrier
+  std::vector<std::vector<uint32_t>> fences;  // by fiber: its warp's clock at each proxy fence
+  std::vector<uint8_t> depends_waited;        // by fiber: griddepcontrol.wait
   std::array<std::array<uint8_t, 3>, 16> votes = {};
-  std::vector<std::array<int, 16>> votes_cast;    // by fiber
+  std::vector<std::array<int, 16>> votes_cast;  // by fiber
   std::array<WarpProducts, 32> products;
-  std::array<int, 32> registers = {};             // by warp; 0: as launched
+  std::array<int, 32> registers = {};  // by warp; 0: as launched
 };
 
 // The running block's. Made on first use.

@@ -7,10 +7,8 @@ namespace emu {
 
 static void join(Clock& into, int warp) {
   Async& a = async();
-  for (int w = 0; w < B->nw; ++w)
-    into.warps[w] = std::max(into.warps[w], B->warps[warp].vc[w]);
-  for (int i = 0; i < kMaxBarriers; ++i)
-    into.phases[i] = std::max(into.phases[i], a.seen[warp][i]);
+  for (int w = 0; w < B->nw; ++w) into.warps[w] = std::max(into.warps[w], B->warps[warp].vc[w]);
+  for (int i = 0; i < kMaxBarriers; ++i) into.phases[i] = std::max(into.phases[i], a.seen[warp][i]);
   B->warps[warp].vc[warp]++;
 }
 static void acquire(const Clock& from, int warp) {
@@ -118,8 +116,7 @@ void group_barrier(int id, int threads, int line) {
   Async& a = async();
   const int warp = F->id / 32;
   if (id < 1 || id > 15 || threads % 32) fail("bar.sync: barrier %d, %d threads", id, threads);
-  for (int i = 0; i < kMaxBarriers; ++i)
-    a.pools[id][i] = std::max(a.pools[id][i], a.seen[warp][i]);
+  for (int i = 0; i < kMaxBarriers; ++i) a.pools[id][i] = std::max(a.pools[id][i], a.seen[warp][i]);
   barrier(id, threads, line);
   for (int i = 0; i < kMaxBarriers; ++i)
     a.seen[warp][i] = std::max(a.seen[warp][i], a.pools[id][i]);

@@ -73,8 +73,7 @@ extern "C" void sm90_run(Run* r) {
   o.weight = in(r->weight, 2 * size_t(p.k) * p.r * p.s * p.c, "weight", 0);
   o.shortcut_x = in(r->shortcut_x, 2 * size_t(p.n) * p.shortcut_h * p.shortcut_w * p.shortcut_c,
                     "shortcut_x", emu::kDependent);
-  o.shortcut_weight =
-      in(r->shortcut_weight, 2 * size_t(p.k) * p.shortcut_c, "shortcut_weight", 0);
+  o.shortcut_weight = in(r->shortcut_weight, 2 * size_t(p.k) * p.shortcut_c, "shortcut_weight", 0);
   o.scale = floats(r->scale, "scale");
   o.shift = floats(r->shift, "shift");
   o.shortcut_scale = floats(r->shortcut_scale, "shortcut_scale");
@@ -84,9 +83,9 @@ extern "C" void sm90_run(Run* r) {
   const int64_t sums = partial_floats(p, choice), counters = tickets(p, choice);
   if (sums) {
     o.partial = static_cast<float*>(
-        emu::dev_alloc(4 * sums, "partial", emu::kWriteOnce | emu::kDependent));
-    o.tickets =
-        static_cast<uint32_t*>(emu::dev_alloc(4 * counters, "tickets", emu::kDependent));
+        emu::dev_alloc(4 * sums, "partial", emu::kWriteOnce | emu::kDependent | emu::kShared));
+    o.tickets = static_cast<uint32_t*>(
+        emu::dev_alloc(4 * counters, "tickets", emu::kDependent | emu::kShared));
     memset(o.tickets, 0, 4 * counters);
   }
   KernelParams k;
@@ -97,9 +96,9 @@ extern "C" void sm90_run(Run* r) {
   emu::Options options;
   options.order = r->order;
   options.race = options.uninit = r->race;
-  const emu::Result result =
-      r->bfloat16 ? launch_tile<__nv_bfloat16>(r->tile, k, r->blocks, options)
-                  : launch_tile<__half>(r->tile, k, r->blocks, options);
+  const emu::Result result = r->bfloat16
+                                 ? launch_tile<__nv_bfloat16>(r->tile, k, r->blocks, options)
+                                 : launch_tile<__half>(r->tile, k, r->blocks, options);
   snprintf(r->error, sizeof r->error, "%s", result.error.c_str());
   for (int64_t i = 0; i < counters && !r->error[0]; ++i)
     if (o.tickets[i]) snprintf(r->error, sizeof r->error, "ticket %ld was not reset", long(i));

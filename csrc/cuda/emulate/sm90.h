@@ -10,8 +10,6 @@
 
 #define RF_DEVICE inline
 #define RF_DYNAMIC_SHARED(name) uint8_t* const name = emu::dyn_smem()
-#undef __grid_constant__
-#define __grid_constant__
 #define RF_LINE int line = __builtin_LINE()
 
 namespace emu {

@@ -111,8 +111,9 @@ void tma_im2col(uint32_t to, const MapFields& map, uint32_t barrier, const int (
   for (uint32_t i = 0; i < map.box[1]; ++i) {
     const int x = w + offset_w, y = h + offset_h;
     const bool in = inside(x, map.size[1]) && inside(y, map.size[2]) && inside(n, map.size[3]);
-    put_row(copy, map, in ? x * map.stride_bytes[0] + y * map.stride_bytes[1] +
-                                n * map.stride_bytes[2] : 0, in, at[0]);
+    put_row(copy, map,
+            in ? x * map.stride_bytes[0] + y * map.stride_bytes[1] + n * map.stride_bytes[2] : 0,
+            in, at[0]);
     w += int(map.stride[1]);
     if (w > last_w) {
       w = map.lower[0];

@@ -28,7 +28,9 @@ static Operand decode(uint64_t d, char which) {
   if (d & 0x1FFE'0000'0000'C000ull & ~(0x3FFFull << 32) & ~(7ull << 49))
     fail("wgmma: reserved bits set in the descriptor of %c", which);
   return {uint32_t(d & 0x3FFF) << 4, uint32_t(d >> 32 & 0x3FFF) << 4,
-          layout == 1 ? 128 : layout == 2 ? 64 : 32};
+          layout == 1   ? 128
+          : layout == 2 ? 64
+                        : 32};
 }
 // The two chunks of 16 bytes of one row's 16 elements.
 static uint32_t chunk_address(const Operand& o, int row, int half) {
@@ -185,8 +187,8 @@ static void movmatrix_exec(void* const* args, uint32_t mask) {
     return static_cast<Word*>(args[4 * row + column / 2])->in >> (column % 2 * 16) & 0xffff;
   };
   for (int l = 0; l < 32; ++l)
-    static_cast<Word*>(args[l])->out =
-        element(l % 4 * 2, l / 4) | element(l % 4 * 2 + 1, l / 4) << 16;
+    static_cast<Word*>(args[l])->out = element(l % 4 * 2, l / 4) | element(l % 4 * 2 + 1, l / 4)
+                                                                       << 16;
 }
 uint32_t movmatrix(uint32_t word, int line) {
   Word w{word, 0};

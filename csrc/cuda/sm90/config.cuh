@@ -21,8 +21,8 @@ struct Config {
   static constexpr int kBytesA = kTileM * kSpan, kStageBytes = stage_bytes(kT);
   static constexpr int kConsumers = kT.consumers, kThreads = 128 * (1 + kConsumers);
   static constexpr int kBlocksPerSm = kConsumers == 1 ? 2 : 1;
-  static constexpr int kTeam = kShared ? 256 : 128;     // threads that sum one tile
-  static constexpr int kEmptyArrivals = kTeam / 32;     // one per warp
+  static constexpr int kTeam = kShared ? 256 : 128;               // threads that sum one tile
+  static constexpr int kEmptyArrivals = kTeam / 32;               // one per warp
   static constexpr int kWeightRows = kChannelsOnM ? 0 : kBytesA;  // where they begin in a stage
   static constexpr int kPixelRows = kChannelsOnM ? kBytesA : 0;
   static constexpr int kBarriers = kStages * kStageBytes;

@@ -36,7 +36,8 @@ struct Stages {
   }
 };
 
-// Named barriers (0 is __syncthreads): of each consumer warpgroup, and of a team that shares a tile.
+// Named barriers (0 is __syncthreads): of each consumer warpgroup, and of a team that shares a
+// tile.
 enum NamedBarrier { kWarpgroup0 = 1, kTeam0 = 3 };
 
 template <typename C, bool kShortcut>
@@ -91,12 +92,12 @@ RF_DEVICE void produce(const KernelParams& p, const Stages<C>& stages) {
 #pragma unroll 1
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, item);
-    const Coordinate at = first_tap(p.schedule, work.pixel, p.stride_h, p.stride_w, p.pad_h,
-                                    p.pad_w);
+    const Coordinate at =
+        first_tap(p.schedule, work.pixel, p.stride_h, p.stride_w, p.pad_h, p.pad_w);
     Coordinate shortcut_at = {};
     if constexpr (kShortcut)
-      shortcut_at = first_tap(p.schedule, work.pixel, p.shortcut_stride_h, p.shortcut_stride_w, 0,
-                              0);
+      shortcut_at =
+          first_tap(p.schedule, work.pixel, p.shortcut_stride_h, p.shortcut_stride_w, 0, 0);
     Step step = step_at(p.reduction, work.begin);
 #pragma unroll 1
     for (int i = work.begin; i < work.end; ++i) {
@@ -122,7 +123,8 @@ RF_DEVICE void produce(const KernelParams& p, const Stages<C>& stages) {
   }
 }
 
-// One warpgroup, number `warpgroup` of the consumers. `shared` is the generic address of the stages.
+// One warpgroup, number `warpgroup` of the consumers. `shared` is the generic address of the
+// stages.
 template <typename T, typename C, bool kShortcut, bool kSplitK>
 RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* shared,
                        int warpgroup) {
@@ -200,8 +202,7 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
     }
 
     if constexpr (kSplitK) {
-      volatile uint32_t* const word =
-          reinterpret_cast<uint32_t*>(shared + C::kWords) + warpgroup;
+      volatile uint32_t* const word = reinterpret_cast<uint32_t*>(shared + C::kWords) + warpgroup;
       if (!add_splits<C>(sum, p, work, warpgroup, tid, word, kWarpgroup0 + warpgroup)) continue;
     }
     if constexpr (C::kChannelsOnM) {

@@ -3,9 +3,10 @@
 //
 // A thread's accumulators are pairs of neighbouring columns. With pixels on M those are channels,
 // and a 4 x 4 transposition of words among the four lanes of a quad gives each lane eight channels
-// of one pixel. With channels on M movmatrix turns the 8 x 8 blocks first. The residual comes in the
-// same way, backwards. Both are registers only, so that one warpgroup's epilogue disturbs nothing
-// that the other's sums need; the shared-memory way would need a staging buffer per warpgroup.
+// of one pixel. With channels on M movmatrix turns the 8 x 8 blocks first. The residual comes in
+// the same way, backwards. Both are registers only, so that one warpgroup's epilogue disturbs
+// nothing that the other's sums need; the shared-memory way would need a staging buffer per
+// warpgroup.
 #pragma once
 
 #include "cuda/sm90/shortcut.cuh"
@@ -59,8 +60,8 @@ RF_DEVICE float finish(float sum, const Affine& a, float residual, bool relu) {
 
 // One warpgroup's share of a tile whose first pixel and channel these are.
 template <typename T, typename C, bool kShortcut>
-RF_DEVICE void store_pixels_on_m(const float (&sum)[C::kMBlocks][C::kN / 2],
-                                 const KernelParams& p, int pixel, int channel, int tid) {
+RF_DEVICE void store_pixels_on_m(const float (&sum)[C::kMBlocks][C::kN / 2], const KernelParams& p,
+                                 int pixel, int channel, int tid) {
   constexpr int kHalves = 2 * C::kMBlocks;  // of 64 rows: eight pixels each warp
   const int lane = tid & 31;
 #pragma unroll
@@ -88,8 +89,8 @@ RF_DEVICE void store_pixels_on_m(const float (&sum)[C::kMBlocks][C::kN / 2],
       for (int i = 0; i < 4; ++i) {
         const float* const s = &sum[h >> 1][4 * (4 * j + i) + 2 * (h & 1)];
         const float2 r = Pair<T>::unpack(w[h][i]);
-        w[h][i] = Pair<T>::pack(finish(s[0], even[i], r.x, p.relu),
-                                finish(s[1], odd[i], r.y, p.relu));
+        w[h][i] =
+            Pair<T>::pack(finish(s[0], even[i], r.x, p.relu), finish(s[1], odd[i], r.y, p.relu));
       }
       quad_transpose(w[h], lane);
       store<T>(w[h], p, offset[h]);

@@ -80,10 +80,10 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   config.dynamicSmemBytes = shared_bytes(t);
   config.stream = stream;
   config.attrs = &overlap;
-  config.numAttrs = may_overlap(
-      stream, range_of(stream, o.weight, int64_t(2) * p.k * p.r * p.s * p.c),
-      range_of(stream, o.shortcut_weight, int64_t(2) * p.k * p.shortcut_c),
-      range_of(stream, o.y, int64_t(2) * params.schedule.pixels * p.k));
+  config.numAttrs =
+      may_overlap(stream, range_of(stream, o.weight, int64_t(2) * p.k * p.r * p.s * p.c),
+                  range_of(stream, o.shortcut_weight, int64_t(2) * p.k * p.shortcut_c),
+                  range_of(stream, o.y, int64_t(2) * params.schedule.pixels * p.k));
   void* arguments[] = {&params};
   if (cudaError_t code = cudaLaunchKernelExC(&config, kernel, arguments))
     return error("launch", code);

@@ -17,7 +17,7 @@ struct KernelParams {
   const float *shortcut_scale, *shortcut_shift;  // [K], with a shortcut
   const void* residual;                          // [pixels][K] or null
   void* y;                                       // [pixels][K]
-  float* partial;     // split-K: every split's sums, tile by tile
+  float* partial;                                // split-K: every split's sums, tile by tile
   uint32_t* tickets;  // split-K: one per tile and warpgroup; zero before a launch and after it
 };
 

@@ -25,9 +25,7 @@ constexpr double kL2BytesPerClock = 36, kMemoryTBs = 3.0;
 constexpr double kStepClocks = 130, kFirstLoadClocks = 700, kSplitClocks = 1500, kLaunchUs = 2.0;
 
 int chunk_for(int c) { return c > 32 ? 64 : c > 16 ? 32 : 16; }
-int slots(const Tile& t, const Device& d) {
-  return d.multiprocessors * (t.consumers == 1 ? 2 : 1);
-}
+int slots(const Tile& t, const Device& d) { return d.multiprocessors * (t.consumers == 1 ? 2 : 1); }
 
 }  // namespace
 
@@ -47,8 +45,11 @@ std::string refuses(const Problem& p) {
   for (int pad : {p.pad_h, p.pad_w})
     if (pad > 127) return sentence("TMA's corners allow a padding up to 127, not ", pad);
   for (int corner : {p.pad_h - reach_h, p.pad_w - reach_w})
-    if (corner < -128) return sentence("TMA's corners allow a reach of 128 pixels beyond the padding, "
-                                       "not ", -corner);
+    if (corner < -128)
+      return sentence(
+          "TMA's corners allow a reach of 128 pixels beyond the padding, "
+          "not ",
+          -corner);
   if (out_h(p) < 1 || out_w(p) < 1) return "the output is empty";
   if (int64_t(p.n) * out_h(p) * out_w(p) > 0x7fffffffLL - 1024)
     return "there are more than 2^31 output pixels";

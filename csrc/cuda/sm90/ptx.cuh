@@ -20,9 +20,8 @@ RF_DEVICE uint32_t shared_address(const void* p) {
 }
 RF_DEVICE bool elect_one() {
   uint32_t chosen;
-  asm volatile(
-      "{\n .reg .pred q;\n elect.sync _|q, 0xffffffff;\n selp.u32 %0, 1, 0, q;\n}\n"
-      : "=r"(chosen));
+  asm volatile("{\n .reg .pred q;\n elect.sync _|q, 0xffffffff;\n selp.u32 %0, 1, 0, q;\n}\n"
+               : "=r"(chosen));
   return chosen != 0;
 }
 
@@ -93,9 +92,7 @@ RF_DEVICE void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 // Waits until the kernels before this one have ended and their stores are visible.
-RF_DEVICE void wait_for_earlier_kernels() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
+RF_DEVICE void wait_for_earlier_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 RF_DEVICE void let_next_kernel_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

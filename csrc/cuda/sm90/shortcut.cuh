@@ -3,8 +3,8 @@
 //   y = s * main + t + (u * shortcut + v)      s, u: the scales of the two batch norms
 //     = u * ((s / u) * main + shortcut) + t + v
 //
-// One accumulator serves: between the two ranges of the reduction it is multiplied by s / u, channel
-// by channel, and the epilogue multiplies by u. The weights stay as they were trained.
+// One accumulator serves: between the two ranges of the reduction it is multiplied by s / u,
+// channel by channel, and the epilogue multiplies by u. The weights stay as they were trained.
 //
 // Where u is zero, or s / u so large that the product could overflow, the shortcut adds less than
 // 2^-64 of what the main branch may: then the accumulator is multiplied by s, the epilogue by 1,

@@ -40,17 +40,15 @@ const char* encode_new(const MapFields& f, TensorMap* map) {
   std::copy(f.stride_bytes, f.stride_bytes + 3, stride);
   std::copy(f.box, f.box + 4, box);
   std::copy(f.stride, f.stride + 4, walk);
-  const auto type =
-      f.bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const auto type = f.bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   void* const base = const_cast<void*>(f.base);
   const CUresult result =
-      f.im2col
-          ? im2col(map, type, 4, base, size, stride, f.lower, f.upper, box[0], box[1], walk,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(f.swizzle_bytes),
-                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-          : tiled(map, type, 3, base, size, stride, box, walk, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                  swizzle_of(f.swizzle_bytes), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      f.im2col ? im2col(map, type, 4, base, size, stride, f.lower, f.upper, box[0], box[1], walk,
+                        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(f.swizzle_bytes),
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+               : tiled(map, type, 3, base, size, stride, box, walk, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                       swizzle_of(f.swizzle_bytes), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? nullptr : "the driver refuses its tensor map";
 }
 

@@ -63,22 +63,22 @@ RF_DEVICE void hold_registers(float (&d)[kCount]) {
 #define RF_LIST_7 RF_LIST_6, RF_16(112)
 
 // N, its last run of registers, and the numbers of the operands behind the registers.
-#define RF_WGMMA(T, TYPE, N, RUN, A, B, KEEP)                                                    \
-  template <>                                                                                    \
-  struct Wgmma<T, N> {                                                                           \
-    static RF_DEVICE void issue(float (&d)[N / 2], uint64_t a, uint64_t b, bool keep) {          \
-      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" KEEP                                   \
-                   ", 0;\n wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {"   \
-                   RF_TEXT_##RUN "}, %" A ", %" B ", p, 1, 1, 0, 0;\n}\n"                        \
-                   : RF_LIST_##RUN                                                               \
-                   : "l"(a), "l"(b), "r"(int(keep)));                                            \
-    }                                                                                            \
+#define RF_WGMMA(T, TYPE, N, RUN, A, B, KEEP)                                             \
+  template <>                                                                             \
+  struct Wgmma<T, N> {                                                                    \
+    static RF_DEVICE void issue(float (&d)[N / 2], uint64_t a, uint64_t b, bool keep) {   \
+      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" KEEP                            \
+                   ", 0;\n wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE \
+                   " {" RF_TEXT_##RUN "}, %" A ", %" B ", p, 1, 1, 0, 0;\n}\n"            \
+                   : RF_LIST_##RUN                                                        \
+                   : "l"(a), "l"(b), "r"(int(keep)));                                     \
+    }                                                                                     \
   };
-#define RF_WGMMA_SIZES(T, TYPE)                   \
-  RF_WGMMA(T, TYPE, 32, 0, "16", "17", "18")      \
-  RF_WGMMA(T, TYPE, 64, 1, "32", "33", "34")      \
-  RF_WGMMA(T, TYPE, 128, 3, "64", "65", "66")     \
-  RF_WGMMA(T, TYPE, 192, 5, "96", "97", "98")     \
+#define RF_WGMMA_SIZES(T, TYPE)               \
+  RF_WGMMA(T, TYPE, 32, 0, "16", "17", "18")  \
+  RF_WGMMA(T, TYPE, 64, 1, "32", "33", "34")  \
+  RF_WGMMA(T, TYPE, 128, 3, "64", "65", "66") \
+  RF_WGMMA(T, TYPE, 192, 5, "96", "97", "98") \
   RF_WGMMA(T, TYPE, 256, 7, "128", "129", "130")
 RF_WGMMA_SIZES(__half, "f16")
 RF_WGMMA_SIZES(__nv_bfloat16, "bf16")
