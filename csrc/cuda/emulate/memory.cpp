@@ -210,8 +210,8 @@ static void seen(const void* p, int bytes, bool write) {
   extern "C" void __tsan_volatile_read##n(void* p) { emu::seen(p, n, false); }  \
   extern "C" void __tsan_volatile_write##n(void* p) { emu::seen(p, n, true); }
 EMU_HOOK(1)
-EMU_HOOK(2) EMU_HOOK(4) EMU_HOOK(8)
-    EMU_HOOK(16) extern "C" void __tsan_read_range(void* p, size_t n) {
+EMU_HOOK(2)
+EMU_HOOK(4) EMU_HOOK(8) EMU_HOOK(16) extern "C" void __tsan_read_range(void* p, size_t n) {
   for (size_t i = 0; i < n; ++i) emu::seen(static_cast<char*>(p) + i, 1, false);
 }
 extern "C" void __tsan_write_range(void* p, size_t n) {
