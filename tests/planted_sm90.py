@@ -531,3 +531,24 @@ def show(library: ctypes.CDLL, number: int, sweep: list) -> str:
         if wrong := differs(data, y):
             return f"{data.conv} {tile}: {wrong}"
     return ""
+
+
+def main() -> None:
+    """Plants every bug; exit status 1 where more than one in twenty does not show."""
+    folder = CSRC.parent / "build" / "emulated"
+    sweep, missed = cases(), []
+    for bugs in rounds(BUGS):
+        library = build_planted(folder, bugs)
+        if without := show(library, 0, sweep):
+            raise SystemExit(f"without a bug: {without}")
+        for number, bug in enumerate(bugs):
+            shown = show(library, number + 1, sweep)
+            print(f"{bug.name}\n    {shown or 'DOES NOT SHOW'}", flush=True)
+            if not shown:
+                missed.append(bug.name)
+    print(f"{len(BUGS) - len(missed)} of {len(BUGS)} planted bugs show")
+    raise SystemExit(len(missed) * 20 > len(BUGS))
+
+
+if __name__ == "__main__":
+    main()

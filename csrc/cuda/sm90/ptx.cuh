@@ -106,7 +106,7 @@ RF_DEVICE bool group_any(int id, bool value) {
   uint32_t any;
   asm volatile(
       "{\n .reg .pred p, q;\n setp.ne.u32 p, %3, 0;\n"
-      " barrier.cta.red.or.pred.aligned q, %1, %2, p;\n selp.u32 %0, 1, 0, q;\n}\n"
+      " bar.red.or.pred q, %1, %2, p;\n selp.u32 %0, 1, 0, q;\n}\n"
       : "=r"(any)
       : "r"(id), "n"(kThreads), "r"(uint32_t(value))
       : "memory");
