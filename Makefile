@@ -9,7 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 HAS_TORCH := -c 'import sys, torch; sys.exit(torch.__version__ < "2.11")'
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := setup.py pyproject.toml $(shell find csrc -type d -o -type f -name '[!.]*')
+SOURCES := setup.py build_cuda.py pyproject.toml $(shell find csrc -type d -o -type f -name '[!.]*')
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help

@@ -1,0 +1,109 @@
+"""Compiles the sm_90a kernels and holds what the compiler made of them to sm90_resources.txt.
+
+    python tests/check_cuda_sm90.py            compare; exit status 1 where something differs
+    python tests/check_cuda_sm90.py --write    write the file anew
+
+Needs nvcc; the machine instructions are counted where cuobjdump is found too (it is in Triton's
+package). About two minutes; not part of `make test`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = Path(__file__).with_name("sm90_resources.txt")
+TYPES = ("bfloat16", "float16")
+# An instance: tile, shortcut, split-K, in the kernel's mangled name.
+_INSTANCE = r"conv_kernelI\w+?Li(\d+)ELb(\d)ELb(\d)E"
+_COUNTED = ("HGMMA", "UTMALDG", "LDL", "STL")
+
+
+def _tiles() -> list[str]:
+    text = (ROOT / "csrc" / "cuda" / "sm90" / "tiles.h").read_text()
+    return re.findall(r'\{"(\w+)", \{', text)
+
+
+def _cuobjdump() -> str | None:
+    if found := shutil.which("cuobjdump"):
+        return found
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    packed = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(packed) if packed.exists() else None
+
+
+def compile_type(dtype: str, folder: Path) -> dict[tuple, list]:
+    """Rows of (type, tile, shortcut, split): registers, stack bytes, spilled bytes, counts."""
+    cubin = folder / f"{dtype}.cubin"
+    done = subprocess.run(
+        [
+            "nvcc", "-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-cubin",
+            "-Xptxas", "-v,-warn-spills", f"-I{ROOT / 'csrc'}", "-o", str(cubin),
+            str(ROOT / "csrc" / "cuda" / "sm90" / f"kernels_{dtype}.cu"),
+        ],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    if warning := re.search(r"^.*(?:warning|C75\d\d).*$", done.stderr, re.MULTILINE):
+        raise SystemExit(f"the compiler warns: {warning[0]}")
+    rows, tiles = {}, _tiles()
+    for entry in done.stderr.split("Compiling entry function")[1:]:
+        tile, shortcut, split = map(int, re.search(_INSTANCE, entry).groups())
+        stack, stores, loads = map(
+            int,
+            re.search(
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry
+            ).groups(),
+        )
+        registers = int(re.search(r"Used (\d+) registers", entry)[1])
+        rows[dtype, tiles[tile], shortcut, split] = [registers, stack, stores + loads]
+    if tool := _cuobjdump():
+        sass = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True).stdout
+        for function in sass.split("Function : ")[1:]:
+            tile, shortcut, split = map(int, re.search(_INSTANCE, function).groups())
+            counts = [len(re.findall(rf"\b{name}\b", function)) for name in _COUNTED]
+            rows[dtype, tiles[tile], shortcut, split] += counts
+    return rows
+
+
+def table(rows: dict[tuple, list]) -> str:
+    lines = ["# type tile shortcut split | registers stack spilled | " + " ".join(_COUNTED)]
+    for key, (registers, stack, spilled, *counts) in rows.items():
+        text = " ".join(map(str, key)) + f" | {registers} {stack} {spilled}"
+        lines.append(text + (" | " + " ".join(map(str, counts)) if counts else ""))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(lambda dtype: compile_type(dtype, Path(folder)), TYPES))
+    rows = dict(sorted({**parts[0], **parts[1]}.items()))
+    failures = []
+    for key, (_, stack, spilled, *counts) in rows.items():
+        if stack or spilled:
+            failures.append(f"{key}: {stack} bytes of stack, {spilled} spilled")
+        if counts and not (counts[0] and counts[1]):
+            failures.append(f"{key}: no wgmma or no TMA in the machine code")
+        if counts and (counts[2] or counts[3]):
+            failures.append(f"{key}: local memory is used")
+    if "--write" in sys.argv:
+        TABLE.write_text(table(rows))
+    elif (held := TABLE.read_text()) != table(rows):
+        new = set(table(rows).splitlines()) - set(held.splitlines())
+        failures += [f"differs from {TABLE.name}: {line}" for line in sorted(new)]
+    print(f"{len(rows)} kernels, {len(failures)} failures", *failures, sep="\n")
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
