@@ -67,6 +67,8 @@ def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> cty
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         (csrc, "emulate/run_sm90", ("-O1", *_SEEN, *defines)),
+        (csrc, "emulate/run_tap_shift", ("-O1", *_SEEN, *defines)),
+        (csrc, "sm90/tap_shift", ("-O1",)),
         (csrc, "sm90/plan", ("-O1",)),
         *((CSRC, f"emulate/{name}", ("-O2", "-march=native")) for name in _EMULATOR),
     ]
@@ -280,9 +282,18 @@ def nhwc(tensor: Tensor) -> Tensor:
 
 
 def run(
-    library: ctypes.CDLL, data: Data, tile: str, splits: int = 1, blocks: int = 2, order: int = 0
+    library: ctypes.CDLL,
+    data: Data,
+    tile: str,
+    splits: int = 1,
+    blocks: int = 2,
+    order: int = 0,
+    window: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[Tensor, str]:
-    """The output (NCHW), poisoned before, and the emulator's report, empty where it has none."""
+    """The output (NCHW), poisoned before, and the emulator's report, empty where it has none.
+
+    The tile "tap-shift" is the other kernel; its window is (rows, images, positions), or chosen.
+    """
     c = data.conv
     operands = {
         name: None if value is None else nhwc(value) if value.ndim == 4 else value.contiguous()
@@ -291,7 +302,7 @@ def run(
     operands["y"] = torch.full((c.n, *data.out_size(), c.k), float("nan"), dtype=c.dtype)
     call = Run(
         problem=data.problem(),
-        tile=TILES.index(tile),
+        tile=TILES.index(tile) if tile in TILES else -1,
         splits=splits,
         blocks=blocks,
         bfloat16=c.dtype == torch.bfloat16,
@@ -300,7 +311,10 @@ def run(
         race=1,
         **{name: None if t is None else t.data_ptr() for name, t in operands.items()},
     )
-    library.sm90_run(ctypes.byref(call))
+    if tile == "tap-shift":
+        library.tap_shift_run(ctypes.byref(call), *window)
+    else:
+        library.sm90_run(ctypes.byref(call))
     return operands["y"].permute(0, 3, 1, 2), call.error.decode()
 
 
