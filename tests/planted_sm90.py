@@ -282,8 +282,8 @@ BUGS = [
     Bug(
         "the ratio upside down",
         _SHORTCUT,
-        "__fdividef(scale, shortcut_scale)",
-        "__fdividef(shortcut_scale, scale)",
+        "scale / shortcut_scale",
+        "shortcut_scale / scale",
     ),
     Bug(
         "the main scale in the epilogue",
@@ -437,7 +437,13 @@ BUGS += [
         ";",
         "before any write",
     ),
-    Bug("tap-shift: a window released at once", _TAPS, "if (window_done)", "if (true)"),
+    Bug(
+        "tap-shift: a window released at once",
+        _TAPS,
+        "window_done",
+        "true",
+        context="if (window_done)",
+    ),
     Bug(
         "tap-shift: a window's bytes of whole stages",
         _TAPS,
@@ -501,11 +507,10 @@ BUGS += [
     Bug("tap-shift: columns of padding stored", _WINDOW, "column >= q", "column > q"),
     Bug("tap-shift: rows of the next tile stored", _WINDOW, "row >= g.rows", "row > g.rows"),
     Bug(
-        "tap-shift: images behind the last stored",
+        "tap-shift: only the first image's positions",
         _WINDOW,
-        "t.image + image >= batch",
-        "t.image + image > batch",
-        "out of bounds",
+        "position -= image * g.image_pitch;",
+        ";",
     ),
 ]
 
@@ -563,6 +568,7 @@ def cases() -> list[tuple[Data, str, dict]]:
             "tap-shift",
             {"window": (6, 1, 232), "blocks": 1},
         ),
+        (draw(Conv(2, 9, 9, 256, 64)), "tap-shift", {"window": (9, 1, 232), "blocks": 1}),
         (windows, "tap-shift", {"window": (7, 4, 256), "order": 1}),
         (
             _gamma(draw(Conv(2, 9, 9, 128, 64, shortcut=64))),

@@ -38,7 +38,6 @@ inline Mma kind_of(__nv_bfloat16) { return kBF16; }
 
 }  // namespace emu
 
-inline float __fdividef(float a, float b) { return a / b; }
 template <typename T>
 T __ldcg(const T* p) {
   return *p;
