@@ -21,14 +21,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_name("sm90_resources.txt")
 TYPES = ("bfloat16", "float16")
-# An instance: tile, shortcut, split-K, in the kernel's mangled name.
-_INSTANCE = r"conv_kernelI\w+?Li(\d+)ELb(\d)ELb(\d)E"
+# An instance in the kernel's mangled name: tile, shortcut, split-K; or of tap-shift: N, whether
+# two warpgroups share a tile, shortcut.
+_INSTANCE = r"(conv|tap_shift)_kernelI\w+?Li(\d+)ELb(\d)ELb(\d)E"
 _COUNTED = ("HGMMA", "UTMALDG", "LDL", "STL")
 
 
 def _tiles() -> list[str]:
     text = (ROOT / "csrc" / "cuda" / "sm90" / "tiles.h").read_text()
     return re.findall(r'\{"(\w+)", \{', text)
+
+
+def _instance(text: str) -> tuple[str, int, int]:
+    """Tile, shortcut and split-K of the kernel that the text is about."""
+    found = re.search(_INSTANCE, text)
+    number, first, second = map(int, found.groups()[1:])
+    if found[1] == "conv":
+        return _tiles()[number], first, second
+    return f"tap-shift-{128 if first else 64}x{number}", second, 0
 
 
 def _cuobjdump() -> str | None:
@@ -56,9 +66,8 @@ def compile_type(dtype: str, folder: Path) -> dict[tuple, list]:
         raise SystemExit(done.stderr)
     if warning := re.search(r"^.*(?:warning|C75\d\d).*$", done.stderr, re.MULTILINE):
         raise SystemExit(f"the compiler warns: {warning[0]}")
-    rows, tiles = {}, _tiles()
+    rows = {}
     for entry in done.stderr.split("Compiling entry function")[1:]:
-        tile, shortcut, split = map(int, re.search(_INSTANCE, entry).groups())
         stack, stores, loads = map(
             int,
             re.search(
@@ -66,13 +75,12 @@ def compile_type(dtype: str, folder: Path) -> dict[tuple, list]:
             ).groups(),
         )
         registers = int(re.search(r"Used (\d+) registers", entry)[1])
-        rows[dtype, tiles[tile], shortcut, split] = [registers, stack, stores + loads]
+        rows[(dtype, *_instance(entry))] = [registers, stack, stores + loads]
     if tool := _cuobjdump():
         sass = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True).stdout
         for function in sass.split("Function : ")[1:]:
-            tile, shortcut, split = map(int, re.search(_INSTANCE, function).groups())
             counts = [len(re.findall(rf"\b{name}\b", function)) for name in _COUNTED]
-            rows[dtype, tiles[tile], shortcut, split] += counts
+            rows[(dtype, *_instance(function))] += counts
     return rows
 
 

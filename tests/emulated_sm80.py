@@ -22,7 +22,7 @@ _KERNELS = ["emulate/run_sm80"]
 
 
 def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
-    library = build_library(folder, "sm80", csrc, _KERNELS, defines)
+    library = build_library(folder, "sm80", csrc, _KERNELS, ["sm80/plan"], defines)
     library.sm80_run.restype = None
     library.sm80_tile_name.restype = ctypes.c_char_p
     return library

@@ -64,17 +64,23 @@ def why_not() -> str | None:
 
 def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Compiles the kernels of `csrc` and the emulator into `folder`, unless they are there."""
-    return _declare(build_library(folder, "sm90", csrc, ["emulate/run_sm90"], defines))
+    kernels, plans = ["emulate/run_sm90", "emulate/run_tap_shift"], ["sm90/plan", "sm90/tap_shift"]
+    return _declare(build_library(folder, "sm90", csrc, kernels, plans, defines))
 
 
 def build_library(
-    folder: Path, name: str, csrc: Path, kernels: list[str], defines: tuple[str, ...] = ()
+    folder: Path,
+    name: str,
+    csrc: Path,
+    kernels: list[str],
+    plans: list[str],
+    defines: tuple[str, ...] = (),
 ) -> ctypes.CDLL:
-    """The library `name`: files with kernels, the plan of `name`, and the emulator."""
+    """The library `name`: files with kernels, files with plans, and the emulator."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         *((csrc, kernel, ("-O1", *_SEEN, *defines)) for kernel in kernels),
-        (csrc, f"{name}/plan", ("-O1",)),
+        *((csrc, plan, ("-O1",)) for plan in plans),
         *((CSRC, f"emulate/{file}", ("-O2", "-march=native")) for file in _EMULATOR),
     ]
     with ThreadPoolExecutor(2) as pool:
@@ -290,9 +296,18 @@ def nhwc(tensor: Tensor) -> Tensor:
 
 
 def run(
-    library: ctypes.CDLL, data: Data, tile: str, splits: int = 1, blocks: int = 2, order: int = 0
+    library: ctypes.CDLL,
+    data: Data,
+    tile: str,
+    splits: int = 1,
+    blocks: int = 2,
+    order: int = 0,
+    window: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[Tensor, str]:
-    """The output (NCHW), poisoned before, and the emulator's report, empty where it has none."""
+    """The output (NCHW), poisoned before, and the emulator's report, empty where it has none.
+
+    The tile "tap-shift" is the other kernel; its window is (rows, images, positions), or chosen.
+    """
     c = data.conv
     operands = {
         name: None if value is None else nhwc(value) if value.ndim == 4 else value.contiguous()
@@ -301,7 +316,7 @@ def run(
     operands["y"] = torch.full((c.n, *data.out_size(), c.k), float("nan"), dtype=c.dtype)
     call = Run(
         problem=data.problem(),
-        tile=TILES.index(tile),
+        tile=TILES.index(tile) if tile in TILES else -1,
         splits=splits,
         blocks=blocks,
         bfloat16=c.dtype == torch.bfloat16,
@@ -310,7 +325,10 @@ def run(
         race=1,
         **{name: None if t is None else t.data_ptr() for name, t in operands.items()},
     )
-    library.sm90_run(ctypes.byref(call))
+    if tile == "tap-shift":
+        library.tap_shift_run(ctypes.byref(call), *window)
+    else:
+        library.sm90_run(ctypes.byref(call))
     return operands["y"].permute(0, 3, 1, 2), call.error.decode()
 
 

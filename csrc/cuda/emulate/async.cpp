@@ -67,8 +67,8 @@ void check_async_write(Async& a, int64_t chunk, int fiber, const char* who) {
 
 // Called by the core for every plain access of the kernel to dynamic shared memory.
 void plain_access(int64_t offset, int bytes, bool write) {
-  if (!B->async) return;
-  Async& a = *B->async;
+  if (!B->opt.async) return;
+  Async& a = async();
   for (const MBarrier& b : a.barriers)
     if (offset < int64_t(b.address - kBase) + 8 && offset + bytes > int64_t(b.address - kBase))
       fail("plain %s of an mbarrier", write ? "write" : "read");

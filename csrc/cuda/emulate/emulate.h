@@ -39,6 +39,7 @@ struct Options {
   int order = 0;
   int resident = 4;  // blocks at a time
   bool race = true, uninit = true;
+  bool async = false;  // the kernel uses TMA or wgmma: async.h
 };
 struct Stats {
   uint64_t mma, barriers, switches;

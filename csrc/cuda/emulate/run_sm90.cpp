@@ -1,8 +1,9 @@
 // The entry for the tests: copies tensors into guarded buffers, runs the kernel, copies y back.
+#include "cuda/emulate/run_sm90.h"
+
 #include <cstring>
 
 #include "cuda/sm90/conv_kernel.cuh"
-#include "cuda/sm90/params.h"
 
 // Which tiles are compiled, bit by bit; planted bugs need few.
 #ifndef EMULATED_TILES
@@ -16,17 +17,6 @@
 using namespace resnet_fused::sm90;
 
 namespace {
-
-struct Run {
-  Problem problem;
-  int tile, splits, blocks;
-  int bfloat16, relu, order, race;
-  const void *x, *weight, *shortcut_x, *shortcut_weight;
-  const float *scale, *shift, *shortcut_scale, *shortcut_shift;
-  const void* residual;
-  void* y;
-  char error[800];
-};
 
 template <typename T, int kTile>
 emu::Result launch(const KernelParams& k, int blocks, const emu::Options& options) {
@@ -56,7 +46,7 @@ emu::Result launch_tile(int tile, const KernelParams& k, int blocks, const emu::
 
 }  // namespace
 
-extern "C" void sm90_run(Run* r) {
+extern "C" void sm90_run(Sm90Run* r) {
   const Problem& p = r->problem;
   const Choice choice{r->tile, r->splits};
   r->error[0] = 0;
@@ -65,31 +55,7 @@ extern "C" void sm90_run(Run* r) {
     snprintf(r->error, sizeof r->error, "refused: %s", why.c_str());
     return;
   }
-  emu::dev_reset();
-  const auto in = [](const void* from, size_t bytes, const char* name, int flags) -> void* {
-    if (!from) return nullptr;
-    void* const d = emu::dev_alloc(bytes, name, flags | emu::kReadOnly);
-    memcpy(d, from, bytes);
-    return d;
-  };
-  const size_t y_bytes = 2 * size_t(p.n) * out_h(p) * out_w(p) * p.k;
-  const auto floats = [&](const float* from, const char* name) {
-    return static_cast<float*>(in(from, 4 * p.k, name, 0));
-  };
-  Operands o{};
-  o.bfloat16 = r->bfloat16;
-  o.relu = r->relu;
-  o.x = in(r->x, 2 * size_t(p.n) * p.h * p.w * p.c, "x", emu::kDependent);
-  o.weight = in(r->weight, 2 * size_t(p.k) * p.r * p.s * p.c, "weight", 0);
-  o.shortcut_x = in(r->shortcut_x, 2 * size_t(p.n) * p.shortcut_h * p.shortcut_w * p.shortcut_c,
-                    "shortcut_x", emu::kDependent);
-  o.shortcut_weight = in(r->shortcut_weight, 2 * size_t(p.k) * p.shortcut_c, "shortcut_weight", 0);
-  o.scale = floats(r->scale, "scale");
-  o.shift = floats(r->shift, "shift");
-  o.shortcut_scale = floats(r->shortcut_scale, "shortcut_scale");
-  o.shortcut_shift = floats(r->shortcut_shift, "shortcut_shift");
-  o.residual = in(r->residual, y_bytes, "residual", emu::kDependent);
-  o.y = emu::dev_alloc(y_bytes, "y", emu::kWriteOnce | emu::kDependent);
+  Operands o = guarded_operands(*r);
   const int64_t sums = partial_floats(p, choice), counters = tickets(p, choice);
   if (sums) {
     o.partial = static_cast<float*>(
@@ -105,6 +71,7 @@ extern "C" void sm90_run(Run* r) {
   }
   emu::Options options;
   options.order = r->order;
+  options.async = true;
   options.race = options.uninit = r->race;
   const emu::Result result =
       r->bfloat16
@@ -113,7 +80,7 @@ extern "C" void sm90_run(Run* r) {
   snprintf(r->error, sizeof r->error, "%s", result.error.c_str());
   for (int64_t i = 0; i < counters && !r->error[0]; ++i)
     if (o.tickets[i]) snprintf(r->error, sizeof r->error, "ticket %ld was not reset", long(i));
-  memcpy(r->y, o.y, y_bytes);
+  memcpy(r->y, o.y, y_bytes(p));
 }
 
 // ---- the plan, which the tests hold too ----

@@ -21,7 +21,7 @@ void mbarrier_wait(uint32_t address, uint32_t parity, int line);
 void tma_im2col(uint32_t to, const resnet_fused::sm90::MapFields& map, uint32_t barrier,
                 const int (&at)[4], int offset_w, int offset_h, int line);
 void tma_tile(uint32_t to, const resnet_fused::sm90::MapFields& map, uint32_t barrier,
-              const int (&at)[3], int line);
+              const int (&at)[4], int line);
 void async_proxy_fence();
 void set_registers(int count, bool more, int line);
 void grid_dependency_wait();
@@ -38,7 +38,6 @@ inline Mma kind_of(__nv_bfloat16) { return kBF16; }
 
 }  // namespace emu
 
-inline float __fdividef(float a, float b) { return a / b; }
 template <typename T>
 T __ldcg(const T* p) {
   return *p;
@@ -74,7 +73,11 @@ inline void tma_im2col(uint32_t to, const TensorMap* map, uint32_t barrier, int 
 }
 inline void tma_tile(uint32_t to, const TensorMap* map, uint32_t barrier, int c, int tap, int k,
                      uint64_t, RF_LINE) {
-  emu::tma_tile(to, *map, barrier, {c, tap, k}, line);
+  emu::tma_tile(to, *map, barrier, {c, tap, k, 0}, line);
+}
+inline void tma_window(uint32_t to, const TensorMap* map, uint32_t barrier, int c, int w, int h,
+                       int n, RF_LINE) {
+  emu::tma_tile(to, *map, barrier, {c, w, h, n}, line);
 }
 inline void async_proxy_fence() { emu::async_proxy_fence(); }
 template <int kRegisters>

@@ -11,7 +11,8 @@ namespace resnet_fused::sm90 {
 
 // What cuTensorMapEncodeTiled and cuTensorMapEncodeIm2col refuse.
 const char* encode(const MapFields& f, TensorMap* map) {
-  const int rank = f.im2col ? 4 : 3;
+  const int rank = f.rank;
+  if (rank < 3 || rank > 4 || (f.im2col && rank != 4)) return "unknown rank";
   if (reinterpret_cast<uintptr_t>(f.base) % 16) return "the address is not a multiple of 16";
   for (int i = 0; i < rank; ++i) {
     if (f.size[i] < 1 || f.size[i] > 1ull << 32) return "a size is outside 1 to 2^32";
@@ -127,17 +128,28 @@ void tma_im2col(uint32_t to, const MapFields& map, uint32_t barrier, const int (
   start(std::move(copy), map, barrier);
 }
 
-void tma_tile(uint32_t to, const MapFields& map, uint32_t barrier, const int (&at)[3], int line) {
+void tma_tile(uint32_t to, const MapFields& map, uint32_t barrier, const int (&at)[4], int line) {
   F->line = line;
   if (map.im2col) fail("TMA: a tiled copy through an im2col map");
   Copy copy{};
   copy.to = to;
-  for (uint32_t k = 0; k < map.box[2]; ++k)
-    for (uint32_t t = 0; t < map.box[1]; ++t) {
-      const int64_t tap = int64_t(at[1]) + t, row = int64_t(at[2]) + k;
-      const bool in = inside(tap, map.size[1]) && inside(row, map.size[2]);
-      put_row(copy, map, in ? tap * map.stride_bytes[0] + row * map.stride_bytes[1] : 0, in, at[0]);
-    }
+  // A box of b elements walked in steps of s has ceil(b / s) of them.
+  int count[4] = {1, 1, 1, 1};
+  for (int i = 1; i < map.rank; ++i)
+    count[i] = int((map.box[i] + map.stride[i] - 1) / map.stride[i]);
+  for (int d3 = 0; d3 < count[3]; ++d3)
+    for (int d2 = 0; d2 < count[2]; ++d2)
+      for (int d1 = 0; d1 < count[1]; ++d1) {
+        const int64_t steps[4] = {0, d1, d2, d3};
+        bool in = true;
+        uint64_t row = 0;
+        for (int i = 1; i < map.rank; ++i) {
+          const int64_t x = at[i] + steps[i] * map.stride[i];
+          in = in && inside(x, map.size[i]);
+          row += uint64_t(x) * map.stride_bytes[i - 1];
+        }
+        put_row(copy, map, in ? row : 0, in, at[0]);
+      }
   start(std::move(copy), map, barrier);
 }
 

@@ -2,11 +2,12 @@
 
 #include <cuda_runtime_api.h>
 
-#include <atomic>
 #include <mutex>
+#include <set>
+#include <utility>
 
 #include "cuda/sm90/kernels.h"
-#include "cuda/sm90/params.h"
+#include "cuda/sm90/tap_shift.h"
 
 namespace resnet_fused::sm90 {
 namespace {
@@ -16,16 +17,23 @@ std::string error(const char* what, cudaError_t code) {
   return std::string(what) + ": " + cudaGetErrorString(code);
 }
 
+struct Start {
+  const void* kernel = nullptr;
+  void* params = nullptr;
+  int threads = 0, shared_bytes = 0, allowed = 0;
+};
+
 // Shared memory beyond 48 KiB is asked for once per kernel and device.
-cudaError_t allow_shared(const void* kernel, int slot, int bytes) {
-  static std::atomic<uint64_t> allowed[2 * 4 * kTileCount];
+cudaError_t allow_shared(const void* kernel, int bytes) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
   int device = 0;
   if (cudaError_t code = cudaGetDevice(&device)) return code;
-  const uint64_t bit = device < 64 ? 1ull << device : 0;
-  if (allowed[slot].load(std::memory_order_relaxed) & bit) return cudaSuccess;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, device})) return cudaSuccess;
   const cudaError_t code =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (code == cudaSuccess) allowed[slot].fetch_or(bit, std::memory_order_relaxed);
+  if (code == cudaSuccess) allowed.insert({kernel, device});
   return code;
 }
 
@@ -60,15 +68,27 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
                    CUstream_st* stream) {
   const std::string why = refuses(p, choice);
   if (!why.empty()) return why;
-  KernelParams params;
-  if (const char* refused = fill(&params, p, choice, o)) return refused;
-
-  const Tile& t = kTiles[choice.tile].tile;
-  const bool shortcut = p.shortcut_c > 0, split = params.schedule.splits > 1;
-  const void* const kernel = o.bfloat16 ? kernel_bfloat16(choice.tile, shortcut, split)
-                                        : kernel_float16(choice.tile, shortcut, split);
-  const int slot = ((choice.tile * 2 + o.bfloat16) * 2 + shortcut) * 2 + split;
-  if (cudaError_t code = allow_shared(kernel, slot, shared_bytes(t)))
+  const bool shortcut = p.shortcut_c > 0;
+  Start start;
+  KernelParams tiled;
+  TapShiftParams windows;
+  if (choice.tile == kTapShift) {
+    const Window g = tap_shift_window(p);
+    if (const char* refused = fill(&windows, p, g, o)) return refused;
+    const bool shared = p.k > 64;
+    start.kernel = o.bfloat16 ? tap_shift_bfloat16(g.n, shared, shortcut)
+                              : tap_shift_float16(g.n, shared, shortcut);
+    // A kernel serves maps of several sizes: all that a block may have is asked for.
+    start = {start.kernel, &windows, 384, tap_shift_shared_bytes(g, shared), 232448};
+  } else {
+    if (const char* refused = fill(&tiled, p, choice, o)) return refused;
+    const Tile& t = kTiles[choice.tile].tile;
+    const bool split = tiled.schedule.splits > 1;
+    start.kernel = o.bfloat16 ? kernel_bfloat16(choice.tile, shortcut, split)
+                              : kernel_float16(choice.tile, shortcut, split);
+    start = {start.kernel, &tiled, 128 * (1 + t.consumers), shared_bytes(t), shared_bytes(t)};
+  }
+  if (cudaError_t code = allow_shared(start.kernel, start.allowed))
     return error("shared memory", code);
 
   cudaLaunchAttribute overlap = {};
@@ -76,16 +96,16 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks(p, choice, device));
-  config.blockDim = dim3(128 * (1 + t.consumers));
-  config.dynamicSmemBytes = shared_bytes(t);
+  config.blockDim = dim3(start.threads);
+  config.dynamicSmemBytes = start.shared_bytes;
   config.stream = stream;
   config.attrs = &overlap;
+  const int64_t pixels = int64_t(p.n) * out_h(p) * out_w(p);
   config.numAttrs =
       may_overlap(stream, range_of(stream, o.weight, int64_t(2) * p.k * p.r * p.s * p.c),
                   range_of(stream, o.shortcut_weight, int64_t(2) * p.k * p.shortcut_c),
-                  range_of(stream, o.y, int64_t(2) * params.schedule.pixels * p.k));
-  void* arguments[] = {&params};
-  if (cudaError_t code = cudaLaunchKernelExC(&config, kernel, arguments))
+                  range_of(stream, o.y, 2 * pixels * p.k));
+  if (cudaError_t code = cudaLaunchKernelExC(&config, start.kernel, &start.params))
     return error("launch", code);
   return "";
 }

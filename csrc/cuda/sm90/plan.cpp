@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <sstream>
 
+#include "cuda/sm90/tap_shift.h"
+
 namespace resnet_fused::sm90 {
 namespace {
 
@@ -60,6 +62,8 @@ std::string refuses(const Problem& p) {
 }
 
 std::string refuses(const Problem& p, const Choice& choice) {
+  if (choice.tile == kTapShift)
+    return choice.splits == 1 ? tap_shift_refuses(p) : "tap-shift does not split the reduction";
   const std::string why = refuses(p);
   if (!why.empty()) return why;
   if (choice.tile < 0 || choice.tile >= kTileCount) return "there is no such tile";
@@ -71,6 +75,11 @@ std::string refuses(const Problem& p, const Choice& choice) {
 }
 
 int blocks(const Problem& p, const Choice& choice, const Device& device) {
+  if (choice.tile == kTapShift) {
+    const int tiles = window_tiles(tap_shift_window(p), p.n);
+    return std::min(tiles * ceil_div(p.k, tap_shift_stages(p.k > 64).channels),
+                    device.multiprocessors);
+  }
   const Tile& t = kTiles[choice.tile].tile;
   return std::min(work_items(schedule_of(p, t, choice.splits)), slots(t, device));
 }
@@ -124,15 +133,16 @@ Choice choose(const Problem& p, const Device& device) {
 }
 
 std::string text(const Choice& choice) {
-  return sentence("sm90 ", kTiles[choice.tile].name, " split ", choice.splits);
+  const char* const name = choice.tile == kTapShift ? "tap-shift" : kTiles[choice.tile].name;
+  return sentence("sm90 ", name, " split ", choice.splits);
 }
 bool parse(const std::string& text, Choice* choice) {
   char name[32];
   int splits, read = -1;
   if (sscanf(text.c_str(), "sm90 %31s split %d%n", name, &splits, &read) != 2) return false;
   if (read != int(text.size()) || splits < 1) return false;
-  for (int i = 0; i < kTileCount; ++i)
-    if (std::string(name) == kTiles[i].name) {
+  for (int i = 0; i <= kTapShift; ++i)
+    if (std::string(name) == (i == kTapShift ? "tap-shift" : kTiles[i].name)) {
       *choice = {i, splits};
       return true;
     }
@@ -140,11 +150,13 @@ bool parse(const std::string& text, Choice* choice) {
 }
 
 int64_t tickets(const Problem& p, const Choice& choice) {
+  if (choice.tile == kTapShift) return 0;
   const Tile& t = kTiles[choice.tile].tile;
   const Schedule s = schedule_of(p, t, choice.splits);
   return s.splits == 1 ? 0 : int64_t(tiles_of(s)) * (t.sharing == kSplitM ? 2 : 1);
 }
 int64_t partial_floats(const Problem& p, const Choice& choice) {
+  if (choice.tile == kTapShift) return 0;
   const Tile& t = kTiles[choice.tile].tile;
   const Schedule s = schedule_of(p, t, choice.splits);
   return s.splits == 1 ? 0 : int64_t(tiles_of(s)) * s.splits * tile_m(t) * t.n;

@@ -8,10 +8,12 @@
 
 namespace resnet_fused::sm90 {
 
-// A tile of kTiles and the number of parts that the reduction is cut into.
+// A tile of kTiles and the number of parts that the reduction is cut into; or the tap-shift kernel,
+// in one part, which must be asked for by name (tap_shift.h says why).
 struct Choice {
   int tile, splits;
 };
+constexpr int kTapShift = kTileCount;
 // What of the device the choice depends on.
 struct Device {
   int multiprocessors;
@@ -26,11 +28,11 @@ struct Cost {
 std::string refuses(const Problem& p);
 // Empty where this choice serves it.
 std::string refuses(const Problem& p, const Choice& choice);
-Cost cost(const Problem& p, const Choice& choice, const Device& device);
+Cost cost(const Problem& p, const Choice& choice, const Device& device);  // of tiles only
 Choice choose(const Problem& p, const Device& device);
 int blocks(const Problem& p, const Choice& choice, const Device& device);
 
-// "sm90 c128x256 split 4", and back; false where the text names none.
+// "sm90 c128x256 split 4", or "sm90 tap-shift split 1", and back; false where the text names none.
 std::string text(const Choice& choice);
 bool parse(const std::string& text, Choice* choice);
 

@@ -79,6 +79,14 @@ RF_DEVICE void tma_tile(uint32_t to, const TensorMap* map, uint32_t barrier, int
       "l"(map), "r"(barrier), "r"(c), "r"(tap), "r"(k), "l"(policy)
       : "memory");
 }
+RF_DEVICE void tma_window(uint32_t to, const TensorMap* map, uint32_t barrier, int c, int w, int h,
+                          int n) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(c), "r"(w), "r"(h), "r"(n)
+      : "memory");
+}
 // Orders this thread's plain accesses to shared memory before later ones of TMA and wgmma.
 RF_DEVICE void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

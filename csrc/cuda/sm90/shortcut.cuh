@@ -25,7 +25,7 @@ RF_DEVICE Joint joint_scale(float scale, float shortcut_scale) {
   // A NaN in either compares false, and goes through the ratio into the sum.
   if (shortcut_scale == 0.f || fabsf(shortcut_scale) * kRange < fabsf(scale))
     return {scale, 1.f, true};
-  return {__fdividef(scale, shortcut_scale), shortcut_scale, false};
+  return {scale / shortcut_scale, shortcut_scale, false};
 }
 RF_DEVICE Joint joint_scale(const KernelParams& p, int channel) {
   return joint_scale(__ldg(p.scale + channel), __ldg(p.shortcut_scale + channel));

@@ -46,14 +46,14 @@ const char* encode_new(const MapFields& f, TensorMap* map) {
       f.im2col ? im2col(map, type, 4, base, size, stride, f.lower, f.upper, box[0], box[1], walk,
                         CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(f.swizzle_bytes),
                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-               : tiled(map, type, 3, base, size, stride, box, walk, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                       swizzle_of(f.swizzle_bytes), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+               : tiled(map, type, f.rank, base, size, stride, box, walk,
+                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(f.swizzle_bytes),
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? nullptr : "the driver refuses its tensor map";
 }
 
 bool same(const MapFields& a, const MapFields& b) {
-  return a.base == b.base && a.im2col == b.im2col && a.bfloat16 == b.bfloat16 &&
+  return a.base == b.base && a.im2col == b.im2col && a.bfloat16 == b.bfloat16 && a.rank == b.rank &&
          std::equal(a.size, a.size + 4, b.size) &&
          std::equal(a.stride_bytes, a.stride_bytes + 3, b.stride_bytes) &&
          std::equal(a.lower, a.lower + 2, b.lower) && std::equal(a.upper, a.upper + 2, b.upper) &&

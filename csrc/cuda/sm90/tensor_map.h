@@ -12,18 +12,19 @@
 
 namespace resnet_fused::sm90 {
 
-// Dimensions innermost first. Four of them, (C, W, H, N), for im2col; three, (C, taps, K), for the
+// Dimensions innermost first. Four of them, (C, W, H, N), for inputs; three, (C, taps, K), for the
 // weights, which need the taps apart: flat in (taps, C), the last chunk of a tap would read the
 // next tap's channels, and zero times what is there is no zero where it is infinite.
 struct MapFields {
   const void* base;
   bool im2col, bfloat16;
+  int rank;
   uint64_t size[4];
   uint64_t stride_bytes[3];  // of all but the innermost
   // im2col: corners of the box in which the base pixel moves, W then H, relative to the first and
   // the last pixel. cuda.h writes the array as "{D, H, W}" all the same.
   int lower[2], upper[2];
-  uint32_t box[4];     // tiled: elements; im2col: channels and pixels of one copy
+  uint32_t box[4];     // tiled: elements that the copy spans; im2col: its channels and pixels
   uint32_t stride[4];  // of the walk, in elements: 1, and the convolution's
   int swizzle_bytes;   // 128, 64 or 32: also the bytes of a row in shared memory
 };
@@ -35,6 +36,7 @@ RF_HD MapFields im2col_fields(const void* base, bool bfloat16, int n, int h, int
   f.base = base;
   f.im2col = true;
   f.bfloat16 = bfloat16;
+  f.rank = 4;
   f.size[0] = c;
   f.size[1] = w;
   f.size[2] = h;
@@ -68,6 +70,7 @@ RF_HD MapFields weight_fields(const void* weight, bool bfloat16, int k, int taps
   MapFields f = {};
   f.base = weight;
   f.bfloat16 = bfloat16;
+  f.rank = 3;
   f.size[0] = c;
   f.size[1] = taps;
   f.size[2] = k;

@@ -51,6 +51,10 @@ RF_DEVICE void hold_registers(float (&d)[kCount]) {
   RF_TEXT_5 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
 #define RF_TEXT_7 \
   RF_TEXT_6 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+// 104, 108 and 116 registers: N of 208, 216 and 232, which the rows of tap_shift.h fill best
+#define RF_TEXT_104 RF_TEXT_5 ",%96,%97,%98,%99,%100,%101,%102,%103"
+#define RF_TEXT_108 RF_TEXT_104 ",%104,%105,%106,%107"
+#define RF_TEXT_116 RF_TEXT_6 ",%112,%113,%114,%115"
 #define RF_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define RF_16(i) RF_4(i), RF_4(i + 4), RF_4(i + 8), RF_4(i + 12)
 #define RF_LIST_0 RF_16(0)
@@ -61,6 +65,9 @@ RF_DEVICE void hold_registers(float (&d)[kCount]) {
 #define RF_LIST_5 RF_LIST_4, RF_16(80)
 #define RF_LIST_6 RF_LIST_5, RF_16(96)
 #define RF_LIST_7 RF_LIST_6, RF_16(112)
+#define RF_LIST_104 RF_LIST_5, RF_4(96), RF_4(100)
+#define RF_LIST_108 RF_LIST_104, RF_4(104)
+#define RF_LIST_116 RF_LIST_6, RF_4(112)
 
 // N, its last run of registers, and the numbers of the operands behind the registers.
 #define RF_WGMMA(T, TYPE, N, RUN, A, B, KEEP)                                             \
@@ -74,11 +81,14 @@ RF_DEVICE void hold_registers(float (&d)[kCount]) {
                    : "l"(a), "l"(b), "r"(int(keep)));                                     \
     }                                                                                     \
   };
-#define RF_WGMMA_SIZES(T, TYPE)               \
-  RF_WGMMA(T, TYPE, 32, 0, "16", "17", "18")  \
-  RF_WGMMA(T, TYPE, 64, 1, "32", "33", "34")  \
-  RF_WGMMA(T, TYPE, 128, 3, "64", "65", "66") \
-  RF_WGMMA(T, TYPE, 192, 5, "96", "97", "98") \
+#define RF_WGMMA_SIZES(T, TYPE)                    \
+  RF_WGMMA(T, TYPE, 32, 0, "16", "17", "18")       \
+  RF_WGMMA(T, TYPE, 64, 1, "32", "33", "34")       \
+  RF_WGMMA(T, TYPE, 128, 3, "64", "65", "66")      \
+  RF_WGMMA(T, TYPE, 192, 5, "96", "97", "98")      \
+  RF_WGMMA(T, TYPE, 208, 104, "104", "105", "106") \
+  RF_WGMMA(T, TYPE, 216, 108, "108", "109", "110") \
+  RF_WGMMA(T, TYPE, 232, 116, "116", "117", "118") \
   RF_WGMMA(T, TYPE, 256, 7, "128", "129", "130")
 RF_WGMMA_SIZES(__half, "f16")
 RF_WGMMA_SIZES(__nv_bfloat16, "bf16")
