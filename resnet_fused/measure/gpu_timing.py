@@ -52,7 +52,7 @@ class GraphRunner:
     input each time (and so keep them out of the cache). context() is entered around recording.
     Tensors that call() made are kept by the graph; those it read must be kept by the caller.
 
-    Raises NotCapturable where call() does what a recording does not allow, like waiting for the GPU.
+    Raises NotCapturable where call() does what a recording does not allow, such as waiting for it.
     """
 
     def __init__(
