@@ -58,8 +58,9 @@ def test_fake_output(batched):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     x, weight, scale, shift = arguments("cpu")
+    x = x if batched else x[0]
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        given = [mode.from_tensor(t) for t in (x if batched else x[0], weight, scale, shift)]
+        given = [mode.from_tensor(t) for t in (x, weight, scale, shift)]
         y = OPS.conv_bn_act_cuda(*given, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
         assert y.shape == ((2, 24, 5, 4) if batched else (24, 5, 4))
         assert y.dtype == torch.bfloat16
