@@ -22,7 +22,7 @@ demo: $(VENV)/.installed ## train a ResNet-18 on digits, fuse it, compare answer
 	$(BIN)/resnet-fused demo $(ARGS)
 
 test: $(VENV)/.installed ## run the tests (ARGS="-k build" picks some)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 sanitize: $(VENV)/.installed ## run kernels under gcc's address, undefined and thread sanitizers
 	@$(PIP) 'setuptools>=77' ninja
