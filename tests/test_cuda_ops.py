@@ -43,6 +43,12 @@ def test_why_the_kernels_are_not_there():
         assert error is not None
 
 
+def test_configurations_are_those_that_are_loaded():
+    found = _cuda.configurations()
+    assert bool(found) is (_cuda.extension_error is None)
+    assert all(c.name.split()[0] in ("sm80", "sm90") and c.shared_bytes < 2**18 for c in found)
+
+
 def test_uses_tf32_follows_torch():
     flag = torch.backends.cudnn.conv.fp32_precision
     try:
