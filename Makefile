@@ -13,7 +13,7 @@ SOURCES := setup.py build_cuda.py pyproject.toml $(shell find csrc -type d -o -t
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize bench bench-layers install lint format wheel clean distclean
+.PHONY: help demo test sanitize mutants cuda-check bench bench-layers install lint format wheel clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,14 @@ test: $(VENV)/.installed ## run the tests (ARGS="-k build" picks some)
 sanitize: $(VENV)/.installed ## run kernels under gcc's address, undefined and thread sanitizers
 	@$(PIP) 'setuptools>=77' ninja
 	$(BIN)/python tests/run_sanitized.py $(ARGS)
+
+mutants: $(VENV)/.installed ## plant bugs in the CUDA kernels: 95% must show under emulation (ARGS="fence" picks)
+	$(BIN)/python tests/run_mutants.py $(ARGS)
+
+cuda-check: $(VENV)/.installed ## compile the CUDA kernels for every GPU, hold registers and instructions
+	$(BIN)/python tests/check_cuda_sm80.py
+	$(BIN)/python tests/check_cuda_sm90.py
+	$(BIN)/python tests/check_oldest_torch.py build/cuda-check/_C_cuda.abi3.so
 
 bench: $(VENV)/.peers ## time fused nets beside other engines (ARGS="--check" holds the goals)
 	$(BIN)/python -m benchmarks.bench_engines $(ARGS)
