@@ -4,6 +4,7 @@ from . import models, ops, reference, select
 from ._version import __version__ as __version__
 from .conv_bn import FusedConvBN
 from .fuse import fuse, refresh, unfuse
+from .graph import graph
 from .recipe import NoMatch
 from .report import report
 from .residual import FusedBottleneck, FusedResidual
@@ -16,6 +17,7 @@ __all__ = [
     "FusedResidual",
     "NoMatch",
     "fuse",
+    "graph",
     "models",
     "ops",
     "reference",

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 _FILE_WIDTH = 4000
 
 
-def check_example(op: str, x: Any) -> None:
+def check_example(op: str, x: Any, name: str = "x") -> None:
     """Raises TypeError unless x is something that `run` can pass on."""
     if not isinstance(x, (Tensor, tuple, list, Mapping)):
         raise TypeError(
-            f"{op}: x must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+            f"{op}: {name} must be a tensor, a tuple of arguments or a dict of keyword arguments, "
             f"got {type(x).__name__}"
         )
 

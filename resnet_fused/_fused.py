@@ -270,18 +270,30 @@ class FusedModule(Wrapper):
         if x.dtype != dtype or not can_be_ready(x):
             return
         arguments = self._at_once(tuple(x.shape[-2:]), packed)
-        facts = packed.stamp.facts()
+        facts = self._facts(packed)
         if arguments is None or facts is None:
             return
+        if len(packed.ready) >= _MOST_READY:
+            packed.ready.clear()
+        packed.ready[x.shape] = Ready(x, facts, arguments, packed.stamp.on_cpu)
+
+    def facts(self) -> list[guard.Fact] | None:
+        """What must hold for the last call's packed weights to serve the next; None where more than
+        facts must be looked at, or nothing is packed."""
+        packed = self._cache.packing
+        return None if packed is None else self._facts(packed)
+
+    def _facts(self, packed: packing.Packing) -> list[guard.Fact] | None:
+        facts = packed.stamp.facts()
+        if facts is None:
+            return None
         facts += [*GLOBAL_HOOK_FACTS, *self._structure_facts(), *select.facts()]
         facts += [guard.attribute(self, "training"), guard.attribute(self, "exact_nonfinite")]
         for unit in self._units:
             facts.append(guard.attribute(unit.conv, "padding_mode"))
             if unit.bn is not None:
                 facts.append(guard.attribute(unit.bn, "training"))
-        if len(packed.ready) >= _MOST_READY:
-            packed.ready.clear()
-        packed.ready[x.shape] = Ready(x, facts, arguments, packed.stamp.on_cpu)
+        return facts
 
     @staticmethod
     def _packed(packed: tuple[packing.PackedUnit, ...]) -> Run:

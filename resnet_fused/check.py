@@ -6,6 +6,7 @@ TypeError, everything else ValueError.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ class PlanTraits:
     """What a plan demands of a convolution, and what it does to exactness."""
 
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES[:3]
+    device: str = "cpu"  # the only type of device; "": any
     kernel: int | None = None  # side of the only kernel, in one group, undilated; None: any kernel
     stride: int = 1  # the only one, where `kernel` is set
     any_columns: bool = False  # `kernel` and `stride` are those of the rows, the columns' are free
@@ -34,7 +36,7 @@ class PlanTraits:
 _BF16 = (torch.bfloat16,)
 
 # One row a plan: the argument checks, the candidates of a convolution and every list of plans
-# follow from it. The same demands in C++: csrc/cpu/plan.h.
+# follow from it. The same demands of the CPU's in C++: csrc/cpu/plan.h.
 PLAN_TRAITS = {
     "direct": PlanTraits(),
     "winograd4": PlanTraits(kernel=3, spreads=True),
@@ -48,9 +50,25 @@ PLAN_TRAITS = {
         dtypes=_BF16, kernel=3, stride=2, spreads=True, isa="avx512bf16"
     ),
     "stem": PlanTraits(kernel=7, stride=2, any_columns=True, spreads=True),
-    "torch": PlanTraits(dtypes=FLOAT_DTYPES),
+    "triton": PlanTraits(device="cuda"),
+    "cuda": PlanTraits(device="cuda"),
+    "torch": PlanTraits(dtypes=FLOAT_DTYPES, device=""),
 }
 PLANS = tuple(PLAN_TRAITS)
+CPU_PLANS, CUDA_PLANS = (
+    tuple(plan for plan, traits in PLAN_TRAITS.items() if traits.device in ("", device))
+    for device in ("cpu", "cuda")
+)
+# Triton's interpreter runs its kernels on the CPU.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+PLAIN_LAYOUT = CUDA_PLANS  # packed weights are the plain ones, in memory (K, R, S, C / groups)
+
+
+def plans_of(device: str) -> tuple[str, ...]:
+    """The plans that a type of device may have, "meta" any; `select` knows which are there."""
+    if device == "cpu" and _INTERPRETED:
+        return (*CPU_PLANS, "triton")
+    return {"cpu": CPU_PLANS, "cuda": CUDA_PLANS}.get(device, PLANS)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -76,6 +76,7 @@ def conv_shape(
     """This convolution in `dtype` with outputs of out_size rows and columns, for `select`."""
     return select.ConvShape(
         device=conv.weight.device.type,
+        index=conv.weight.device.index or 0,
         dtype=dtype,
         in_channels=conv.weight.shape[1] * conv.groups,
         out_channels=conv.weight.shape[0],
@@ -245,17 +246,19 @@ class _Stamp:
 
         None where more must be looked at.
         """
-        if self.copies or len(self.on_cpu) != len(self.tensors):
+        if self.copies or (self.on_cpu and len(self.on_cpu) != len(self.tensors)):
             return None
         facts = []
         for unit in self.units:
             facts += [guard.attribute(unit.conv, name) for name in _CONV_SETTINGS]
             if unit.bn is not None:
                 facts.append(guard.attribute(unit.bn, "eps"))
-        for owner, key, tensor, version, _ in self.records:
+        for owner, key, tensor, version, address in self.records:
             facts.append(guard.item_is(owner, key, tensor))
             if tensor is not None:
                 facts.append(guard.version_is(tensor, version))
+                if not self.on_cpu:
+                    facts.append(guard.returns(tensor.data_ptr, address))
         return facts
 
     def fits(self) -> bool:

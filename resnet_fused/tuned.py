@@ -1,9 +1,11 @@
 """What `tune` measured on this machine: the answers that `select` asks before its own rule.
 
-An answer holds for one machine: CPU model, instruction set, threads, versions of torch and of this
-package, build of the kernels. And for one convolution, select.ConvShape, whose text is the key. The
-batch is no part of it: packed weights have one layout at a time, and batches that take turns would
-pack at every call. So a convolution has one answer, from the batch that was measured last.
+An answer holds for one processor: CPU model, instruction set and threads, or GPU and driver; and
+for versions of torch and of this package and the build of the kernels. And for one convolution,
+select.ConvShape, whose text is the key. On the CPU the batch is no part of it: packed weights have
+one layout at a time, and batches that take turns would pack at every call. So a convolution has one
+answer, from the batch that was measured last. On a GPU all plans share a layout, and each batch has
+an answer of its own.
 
 The file is read once, when the package is imported: torch.compile captures the lookup but could not
 capture reading a file.
@@ -21,6 +23,7 @@ import torch
 
 from . import _tuning_file, guard
 from ._cpuinfo import cpu_model
+from ._gpuinfo import processor
 from ._tuning_file import Answer, Machines
 from ._version import __version__
 from .ops import _library as ops
@@ -31,24 +34,28 @@ _cpu: list[str] = []  # asked for once, at the first answer
 
 
 @ops.constant_in_graphs
-def machine() -> str:
+def machine(device: str = "cpu", index: int = 0) -> str:
     """What an answer depends on beside the convolution, as one line.
 
-    A graph holds the line of its capture; torch.compile captures again for other threads.
+    device: a type of device; index: which one. A graph holds the line of its capture;
+    torch.compile captures again for other threads.
     """
+    if device == "cuda":
+        return f"{processor(index)}, {_versions()}"
     if not _cpu:
         _cpu.append(cpu_model())
-    return (
-        f"{_cpu[0]}, {ops.cpu_isa()}, threads: {torch.get_num_threads()}, "
-        f"torch {torch.__version__}, resnet-fused {__version__}, kernels {ops.kernels_id()}"
-    )
+    return f"{_cpu[0]}, {ops.cpu_isa()}, threads: {torch.get_num_threads()}, {_versions()}"
 
 
-def answers() -> Mapping[str, Answer]:
-    """Convolution -> answer, of this machine with the present number of threads."""
+def _versions() -> str:
+    return f"torch {torch.__version__}, resnet-fused {__version__}, kernels {ops.kernels_id()}"
+
+
+def answers(device: str = "cpu", index: int = 0) -> Mapping[str, Answer]:
+    """Convolution -> answer, of this processor, the CPU with the present number of threads."""
     if not _table:
         return {}
-    return _table.get(machine(), {})
+    return _table.get(machine(device, index), {})
 
 
 def state() -> tuple[int, int]:
@@ -82,13 +89,19 @@ def load(environ: Mapping[str, str] = os.environ) -> None:
     _revision += 1
 
 
-def learn(new: Mapping[str, Answer], environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Takes answers for this machine into this process and into the file; returns the file.
+def learn(
+    new: Mapping[str, Answer],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    device: str = "cpu",
+    index: int = 0,
+) -> Path | None:
+    """Takes answers for this processor into this process and into the file; returns the file.
 
     None where there is none: switched off, or, with a warning, because it cannot be written.
     """
     global _table, _revision
-    here, path, known = machine(), _tuning_file.path(environ), _table
+    here, path, known = machine(device, index), _tuning_file.path(environ), _table
     if path is not None:
         try:
             known = _tuning_file.merge(path, here, new)

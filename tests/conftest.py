@@ -17,7 +17,7 @@ from torch import Tensor
 
 import resnet_fused as rf
 from resnet_fused import check, select, tuned
-from resnet_fused.check import PLAN_TRAITS, PLANS
+from resnet_fused.check import CPU_PLANS, PLAN_TRAITS
 
 NATIVE = rf.ops.extension_error is None
 ISAS = [
@@ -58,7 +58,7 @@ def runs_here(plan: str) -> bool:
     """Whether the plan's kernel is built, and one of the instruction set in use."""
     if plan == "torch":
         return True
-    return NATIVE and PLAN_TRAITS[plan].isa in ("", rf.ops.cpu_isa())
+    return NATIVE and plan in CPU_PLANS and PLAN_TRAITS[plan].isa in ("", rf.ops.cpu_isa())
 
 
 def _parameters(rows: list[tuple]) -> list:
@@ -69,8 +69,10 @@ def _parameters(rows: list[tuple]) -> list:
     ]
 
 
-EVERY_PLAN = _parameters([(plan,) for plan in PLANS])
-PLAN_DTYPES = _parameters([(plan, dtype) for plan in PLANS for dtype in PLAN_TRAITS[plan].dtypes])
+EVERY_PLAN = _parameters([(plan,) for plan in CPU_PLANS])
+PLAN_DTYPES = _parameters(
+    [(plan, dtype) for plan in CPU_PLANS for dtype in PLAN_TRAITS[plan].dtypes]
+)
 
 
 # ---- fixtures ----------------------------------------------------------------------------------

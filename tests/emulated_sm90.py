@@ -30,7 +30,7 @@ TILES = words(
 )
 FLOAT16_TILES = ("c64x256", "p128x128")
 
-_EMULATOR = ("fibers", "memory", "mbarrier", "async", "tma", "wgmma")
+_EMULATOR = ("fibers", "memory", "mbarrier", "async", "tma", "wgmma", "mma")
 # The kernel's own loads and stores are seen through the calls that gcc inserts for its thread
 # sanitizer, whose runtime is not linked.
 _SEEN = words(
@@ -64,23 +64,34 @@ def why_not() -> str | None:
 
 def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Compiles the kernels of `csrc` and the emulator into `folder`, unless they are there."""
+    kernels = ["emulate/run_sm90", "emulate/run_tap_shift"]
+    return _declare(build_library(folder, "sm90", csrc, kernels, defines, ["sm90/tap_shift"]))
+
+
+def build_library(
+    folder: Path,
+    name: str,
+    csrc: Path,
+    kernels: list[str],
+    defines: tuple[str, ...] = (),
+    plain: list[str] = (),
+) -> ctypes.CDLL:
+    """The library `name`: files with kernels, plain ones, the plan of `name`, and the emulator."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (csrc, "emulate/run_sm90", ("-O1", *_SEEN, *defines)),
-        (csrc, "emulate/run_tap_shift", ("-O1", *_SEEN, *defines)),
-        (csrc, "sm90/tap_shift", ("-O1",)),
-        (csrc, "sm90/plan", ("-O1",)),
-        *((CSRC, f"emulate/{name}", ("-O2", "-march=native")) for name in _EMULATOR),
+        *((csrc, kernel, ("-O1", *_SEEN, *defines)) for kernel in kernels),
+        *((csrc, file, ("-O1",)) for file in (f"{name}/plan", *plain)),
+        *((CSRC, f"emulate/{file}", ("-O2", "-march=native")) for file in _EMULATOR),
     ]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda job: _compile(folder, *job), jobs))
     digest = hashlib.sha256(" ".join(map(str, objects)).encode())
-    library = folder / f"sm90_{digest.hexdigest()[:16]}.so"
+    library = folder / f"{name}_{digest.hexdigest()[:16]}.so"
     if not library.exists():
         fresh = library.with_suffix(".new")
         subprocess.run(["g++", "-shared", "-pthread", *map(str, objects), "-o", fresh], check=True)
         fresh.rename(library)
-    return _declare(ctypes.CDLL(str(library)))
+    return ctypes.CDLL(str(library))
 
 
 def _compile(folder: Path, csrc: Path, name: str, flags: tuple[str, ...]) -> Path:
@@ -90,7 +101,7 @@ def _compile(folder: Path, csrc: Path, name: str, flags: tuple[str, ...]) -> Pat
         digest.update(header.read_bytes())
     source = csrc / "cuda" / f"{name}.cpp"
     digest.update(source.read_bytes())
-    to = folder / f"{source.stem}_{digest.hexdigest()[:16]}.o"
+    to = folder / f"{source.parent.name}_{source.stem}_{digest.hexdigest()[:16]}.o"
     if to.exists():
         return to
     command = ["g++", "-std=c++17", "-fPIC", "-Wall", "-DRESNET_FUSED_EMULATE", *flags]
@@ -165,12 +176,13 @@ class Conv:
     shortcut_stride: int = 2
     residual: bool = False
     relu: bool = True
+    groups: int = 1
     dtype: torch.dtype = torch.bfloat16
     seed: int = 0
 
     def __str__(self) -> str:
         text = f"{self.n}x{self.h}x{self.w}x{self.c}-{self.k}"
-        for name in words("kernel stride padding dilation shortcut residual"):
+        for name in words("kernel stride padding dilation shortcut residual groups"):
             value = getattr(self, name)
             if value != Conv.__dataclass_fields__[name].default:
                 text += f"-{name}{value}"
@@ -236,7 +248,9 @@ class Data:
         to = (lambda t: t.double().abs()) if absolute else (lambda t: t.double())
         c = self.conv
         channel = (-1, 1, 1)
-        y = F.conv2d(to(self.x), to(self.weight), None, c.stride, self.padding(), c.dilation)
+        y = F.conv2d(
+            to(self.x), to(self.weight), None, c.stride, self.padding(), c.dilation, c.groups
+        )
         y = y * to(self.scale).view(channel) + to(self.shift).view(channel)
         if self.shortcut_x is not None:
             z = F.conv2d(to(self.shortcut_x), to(self.shortcut_weight), stride=c.shortcut_stride)
@@ -254,11 +268,11 @@ def draw(conv: Conv) -> Data:
         return torch.randn(*shape, generator=generator) * of
 
     kernel = pair(conv.kernel)
-    fan_in = conv.c * kernel[0] * kernel[1]
+    fan_in = conv.c // conv.groups * kernel[0] * kernel[1]
     data = Data(
         conv,
         normal(conv.n, conv.c, conv.h, conv.w).to(conv.dtype),
-        normal(conv.k, conv.c, *kernel, of=fan_in**-0.5).to(conv.dtype),
+        normal(conv.k, conv.c // conv.groups, *kernel, of=fan_in**-0.5).to(conv.dtype),
         normal(conv.k),
         normal(conv.k),
     )
@@ -318,13 +332,19 @@ def run(
     return operands["y"].permute(0, 3, 1, 2), call.error.decode()
 
 
-def differs(data: Data, y: Tensor) -> str:
-    """How the output differs from float64 by more than one rounding and float32 sums explain."""
+_UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+
+
+def differs(data: Data, y: Tensor, product: float = 0.0) -> str:
+    """How the output differs from float64 by more than one rounding and float32 sums explain.
+
+    product: the relative error that each product may have besides.
+    """
     oracle = data.oracle
     finite = oracle.isfinite()
     if not torch.equal(y.isfinite(), finite):
         return "finite, or not, in other places than float64"
-    unit = 2.0**-8 if data.conv.dtype == torch.bfloat16 else 2.0**-11
-    allowed = 1.01 * unit * oracle.abs() + 4e-6 * data.magnitude + 1e-7
+    unit = _UNITS[data.conv.dtype]
+    allowed = 1.01 * unit * oracle.abs() + (4e-6 + product) * data.magnitude + 1e-7
     error = ((y.double() - oracle).abs() / allowed)[finite]
     return f"error {float(error.max()):.3g} of what is allowed" if bool((error > 1).any()) else ""

@@ -221,7 +221,7 @@ def suitable(plan):
 
 
 @needs_extension
-@pytest.mark.parametrize("plan", [plan for plan in check.PLANS if plan != "torch"])
+@pytest.mark.parametrize("plan", [plan for plan in check.CPU_PLANS if plan != "torch"])
 def test_every_plan_packs_the_weights_that_it_is_counted_with(plan):
     found = suitable(plan)
     weight = found.unit().conv.weight.to(getattr(torch, arithmetic(plan)))
@@ -230,7 +230,7 @@ def test_every_plan_packs_the_weights_that_it_is_counted_with(plan):
     assert counted <= packed.numel() < 1.5 * counted  # a layout may pad channels
 
 
-@pytest.mark.parametrize("plan", check.PLANS)
+@pytest.mark.parametrize("plan", check.CPU_PLANS)
 def test_every_plan_is_counted(plan):
     found = suitable(plan)
     direct = direct_multiplications(found, 1)
@@ -376,7 +376,7 @@ def test_measure(monkeypatch, weights, residual):
     monkeypatch.setattr(layer_cases, "l3_bytes", lambda: 500_000)
     found = layer(16, 32, 10, residual=residual)
     m = measure(found, 2, torch.float32, weights=weights, rounds=1)
-    assert m.plan in check.PLANS
+    assert m.plan in check.CPU_PLANS
     assert (m.layer, m.batch, m.weights) == (found, 2, weights)
     assert min(m.seconds, m.read_seconds, m.peak, m.call_seconds) > 0
     assert 0 < m.limit < 1

@@ -233,7 +233,7 @@ def able(block: Block, dtype: torch.dtype, wanted: str) -> list[str]:
             *("cpu", dtype, channels, conv.k, conv.kernel, (4, 4)),
             *(conv.stride, conv.dilation, conv.groups),
         )
-        here = select.candidates(shape, allow=check.PLANS)
+        here = select.candidates(shape, allow=check.CPU_PLANS)
         plans.append(wanted if wanted in here else here[0])
         channels = conv.k
     return plans
@@ -241,7 +241,7 @@ def able(block: Block, dtype: torch.dtype, wanted: str) -> list[str]:
 
 def plans_of(block: Block, dtype: torch.dtype = torch.float32) -> list[list[str]]:
     """Each plan wherever it can run, and a mixture; every row once."""
-    rows = [able(block, dtype, plan) for plan in check.PLANS]
+    rows = [able(block, dtype, plan) for plan in check.CPU_PLANS]
     rows.append([rows[i % len(rows)][i] for i in range(len(block.convs))])
     rows.append([rows[-1 - i % len(rows)][i] for i in range(len(block.convs))])
     return [list(row) for row in dict.fromkeys(map(tuple, rows))]
@@ -546,7 +546,7 @@ def at(name: str, index: int, value) -> dict:
     return {name: values}
 
 
-PLAN_LIST = " or ".join(f'"{plan}"' for plan in check.PLANS)
+PLAN_LIST = " or ".join(f'"{plan}"' for plan in check.CPU_PLANS)
 EACH = "for each of the 3 convolutions"
 BAD = [
     ({"x": ones(6, 8)}, "x must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape (6, 8)"),

@@ -420,7 +420,7 @@ def test_one_layout_at_a_time():
     module = conv_bn()
     sizes = set()
     with torch.no_grad():
-        for word in (*check.PLANS, "direct"):
+        for word in (*check.CPU_PLANS, "direct"):
             with select.forced(word):
                 module(image())
             held = module._cache.held()

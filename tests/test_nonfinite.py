@@ -27,7 +27,7 @@ from winograd_algorithms import algorithm
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.check import PLAN_TRAITS, PLANS
+from resnet_fused.check import CPU_PLANS, PLAN_TRAITS
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("one_thread")]
 
@@ -123,7 +123,7 @@ def test_direct_kernels_keep_them_in_place(case, where, value, isa):
 
 
 @needs_extension
-@pytest.mark.parametrize("plan", [plan for plan in PLANS if algorithm(plan)])
+@pytest.mark.parametrize("plan", [plan for plan in CPU_PLANS if algorithm(plan)])
 def test_winograd_keeps_them_in_their_tile(plan, isa):
     """Every output that meets the NaN has it, and none in a tile whose window does not."""
     m, stride, window = (getattr(algorithm(plan), name) for name in ("out", "stride", "window"))
@@ -248,7 +248,7 @@ def test_spoiled_norms_show(norm, name, value):
     fused_block = block()
     with torch.no_grad():
         getattr(getattr(fused_block, norm), name)[5] = value
-        for word in PLANS:
+        for word in CPU_PLANS:
             with select.forced(word):
                 want = wild(fused_block.original()(image()))
                 assert not (want & fused_block(image()).isfinite()).any()

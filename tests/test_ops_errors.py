@@ -16,7 +16,7 @@ from winograd_algorithms import algorithm
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.check import PLAN_TRAITS, PLANS
+from resnet_fused.check import CPU_PLANS, PLAN_TRAITS, PLANS
 
 _ops = torch.ops.resnet_fused
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -312,7 +312,7 @@ def test_add_relu_directly(a, b, error, sentence):
 
 # ---- pack_conv ----------------------------------------------------------------------------------
 
-PLAN_CHOICES = " or ".join(f'"{plan}"' for plan in PLANS)
+PLAN_CHOICES = " or ".join(f'"{plan}"' for plan in CPU_PLANS)
 
 
 def name_of_dtype(dtype):
@@ -356,7 +356,7 @@ def wrong_steps(plan):
         yield stride, dilation, f'plan "{plan}" takes {takes} and dilation 1, got {got}'
 
 
-PARTICULAR = [plan for plan in PLANS if PLAN_TRAITS[plan].kernel]  # take one kernel only
+PARTICULAR = [plan for plan in CPU_PLANS if PLAN_TRAITS[plan].kernel]  # take one kernel only
 PACK = [
     (
         {"weight": ones(4, 3, 3)},
@@ -375,7 +375,7 @@ PACK = [
     ({"plan": "best"}, ValueError, f'plan must be {PLAN_CHOICES}, got "best"'),
     *(
         ({"weight": ones(4, 3, 3, 3, dtype=dtype), "plan": plan}, TypeError, sentence)
-        for plan in PLANS
+        for plan in CPU_PLANS
         for dtype, sentence in wrong_dtypes(plan)
     ),
     *(
@@ -518,7 +518,7 @@ PACKED_TORCH = [
 PACKED_ROWS = [("torch", *row) for row in PACKED + PACKED_TORCH]
 PACKED_ROWS += [("direct", *row) for row in PACKED + PACKED_DIRECT]
 PACKED_ROWS += [(plan, *row) for plan in PARTICULAR for row in particular_rows(plan)]
-PACKED_ROWS += [(plan, *row) for plan in PLANS for row in dtype_rows(plan)]
+PACKED_ROWS += [(plan, *row) for plan in CPU_PLANS for row in dtype_rows(plan)]
 
 
 @pytest.mark.parametrize(("plan", "bad", "sentence"), PACKED_ROWS, ids=name_of)

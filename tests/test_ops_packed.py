@@ -23,14 +23,14 @@ from conftest import (
 from winograd_algorithms import algorithm
 
 import resnet_fused as rf
-from resnet_fused.check import PLAN_TRAITS, PLANS
+from resnet_fused.check import CPU_PLANS, PLAN_TRAITS
 from resnet_fused.ops import _shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _ops = torch.ops.resnet_fused
 
-DIRECT = [plan for plan in PLANS if plan.startswith("direct")]
-WINOGRAD = [plan for plan in PLANS if algorithm(plan)]
+DIRECT = [plan for plan in CPU_PLANS if plan.startswith("direct")]
+WINOGRAD = [plan for plan in CPU_PLANS if algorithm(plan)]
 
 # 33 output channels need a second panel; 31, 17 and 3 input channels leave half a pair.
 DENSE = Case(2, 31, 5, 5, 33, (3, 3), padding=(1, 1))
@@ -125,7 +125,7 @@ def test_layout_of_winograd(case, plan):
 
 
 @needs_extension
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", CPU_PLANS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_python_and_kernels_know_the_same_shapes(case, plan):
     case = case.fitted(plan)
@@ -140,7 +140,7 @@ def test_python_and_kernels_know_the_same_shapes(case, plan):
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_packed_weights_serve_every_instruction_set(dtype):
     """Packed on one, run on another: the layout does not depend on the instruction set."""
-    for plan in PLANS:
+    for plan in CPU_PLANS:
         if dtype not in PLAN_TRAITS[plan].dtypes:
             continue
         case = DENSE.fitted(plan)
@@ -163,7 +163,7 @@ def test_packed_weights_serve_every_instruction_set(dtype):
 
 
 @needs_extension
-@pytest.mark.parametrize(("packed_for", "plan"), list(permutations(PLANS, 2)))
+@pytest.mark.parametrize(("packed_for", "plan"), list(permutations(CPU_PLANS, 2)))
 def test_weights_of_another_plan_are_refused(packed_for, plan):
     """No two plans' layouts of one weight can be confused: their shapes tell them apart."""
     case = DENSE.fitted(plan)

@@ -27,7 +27,7 @@ from conftest import (
 )
 from winograd_algorithms import algorithm
 
-from resnet_fused.check import PLAN_TRAITS, PLANS
+from resnet_fused.check import CPU_PLANS, PLAN_TRAITS
 
 pytestmark = [needs_extension, pytest.mark.usefixtures("one_thread")]
 ONE, TWO = (1, 1), (2, 2)
@@ -107,7 +107,7 @@ def test_every_number_of_channels(dtype, isa):
                 check(case, dtype)
 
 
-@pytest.mark.parametrize("plan", [name for name in PLANS if algorithm(name)])
+@pytest.mark.parametrize("plan", [name for name in CPU_PLANS if algorithm(name)])
 def test_every_number_of_tiles(plan, isa):
     """Each number of rows that a register tile can have, and more tiles than a job takes."""
     dtype = PLAN_TRAITS[plan].dtypes[0]
@@ -170,7 +170,7 @@ def relative(got, want):
 
 @pytest.mark.parametrize("rectified", [False, True], ids=["normal", "relu"])
 @pytest.mark.parametrize("channels", [64, 256, 512])
-@pytest.mark.parametrize("plan", [p for p in PLANS if torch.float32 in PLAN_TRAITS[p].dtypes])
+@pytest.mark.parametrize("plan", [p for p in CPU_PLANS if torch.float32 in PLAN_TRAITS[p].dtypes])
 def test_error_of_one_convolution(plan, channels, rectified, isa):
     """What the project promises of every convolution in float32, whoever computes it."""
     for seed in range(3):
@@ -180,7 +180,7 @@ def test_error_of_one_convolution(plan, channels, rectified, isa):
                 assert relative(fused(o, case, plan), want) <= float32_bound(plan)
 
 
-@pytest.mark.parametrize("plan", [p for p in PLANS if torch.float32 in PLAN_TRAITS[p].dtypes])
+@pytest.mark.parametrize("plan", [p for p in CPU_PLANS if torch.float32 in PLAN_TRAITS[p].dtypes])
 def test_error_does_not_grow_with_the_channels(plan, isa):
     """Sums are kept in blocks: 16 times the channels in one go would have 4 times the error."""
     if plan == "torch":

@@ -12,13 +12,11 @@ from torch import nn
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.check import PLAN_TRAITS
+from resnet_fused.check import CPU_PLANS, PLAN_TRAITS
 
 SEEDS = range(5)
-FLOAT32_PLANS = [plan for plan, traits in PLAN_TRAITS.items() if torch.float32 in traits.dtypes]
-BFLOAT16_PLANS = [
-    plan for plan, traits in PLAN_TRAITS.items() if traits.dtypes == (torch.bfloat16,)
-]
+FLOAT32_PLANS = [plan for plan in CPU_PLANS if torch.float32 in PLAN_TRAITS[plan].dtypes]
+BFLOAT16_PLANS = [plan for plan in CPU_PLANS if PLAN_TRAITS[plan].dtypes == (torch.bfloat16,)]
 
 
 @cache

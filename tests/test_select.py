@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from resnet_fused import check, select
+from resnet_fused import _cuda_rule, backends, check, guard, select
 from resnet_fused.ops import _library
 
 needs_extension = pytest.mark.skipif(
@@ -113,6 +113,87 @@ def test_exact_nonfinite_wins_over_winograd():
     choice = select.choose(STAGE_1, exact_nonfinite=True)
     assert choice.plan == "direct"
     assert "exact_nonfinite" in choice.reason
+
+
+ON_GPU = replace(STAGE_1, device="cuda", dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if a GPU were there, with the kernels of some plans."""
+
+    def serve(*plans, tf32=True):
+        def missing(plan, device, index=0):
+            return "" if plan in ("torch", *plans) else f"there is no {plan} kernel for sm_75"
+
+        monkeypatch.setattr(backends, "missing", missing)
+        for module in (backends, _cuda_rule):
+            monkeypatch.setattr(module, "uses_tf32", lambda: tf32)
+        monkeypatch.setattr(_cuda_rule, "missing", missing)
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("plans", "changes", "expected", "reason"),
+    [
+        (("triton", "cuda"), {}, "cuda", "implicit GEMM on tensor cores"),
+        (("triton",), {}, "triton", "implicit GEMM; there is no cuda kernel for sm_75"),
+        ((), {}, "torch", "there is no cuda kernel for sm_75; there is no triton kernel for sm_75"),
+        (("triton",), {"dtype": torch.float16}, "triton", "implicit GEMM"),
+        (("triton",), {"dtype": torch.float64}, "torch", "float64 runs on PyTorch's convolution"),
+        (("triton",), {"dtype": torch.float32}, "triton", "implicit GEMM"),
+        (("triton",), {"groups": 64}, "torch", "1 channels a group are fewer than a tensor core"),
+        (("triton",), {"groups": 4}, "triton", "implicit GEMM"),
+    ],
+)
+def test_rule_on_a_gpu(gpu, plans, changes, expected, reason):
+    gpu(*plans)
+    choice = select.choose(replace(ON_GPU, **changes))
+    assert choice.plan == expected
+    assert choice.reason.startswith(reason)
+    assert choice.backend == expected
+
+
+def test_float32_on_a_gpu_without_tf32_is_pytorchs(gpu):
+    gpu("triton", tf32=False)
+    choice = select.choose(replace(ON_GPU, dtype=torch.float32))
+    assert choice.plan == "torch"
+    assert choice.reason.startswith("float32 without TF32 has no tensor cores")
+    assert select.choose(ON_GPU).plan == "triton"
+
+
+def test_forces_on_a_gpu(gpu):
+    gpu("triton")
+    for word, expected in (
+        ("ours", "triton"),
+        ("triton", "triton"),
+        ("torch", "torch"),
+        ("cuda", "triton"),  # not there
+        ("winograd4", "triton"),  # of the CPU
+    ):
+        with select.forced(word):
+            assert select.choose(replace(ON_GPU, groups=64)).plan == expected
+    assert select.candidates(ON_GPU) == ("triton", "torch")
+    gpu()
+    with select.forced("triton"):
+        assert select.choose(ON_GPU).plan == "torch"
+
+
+def test_the_choice_follows_the_tf32_flag():
+    """It is part of what a module remembers its choice by."""
+    before = select.state()
+    precision = torch.backends.cudnn.conv.fp32_precision
+    facts = guard.watch(select.facts())
+    try:
+        for word in ("ieee", "tf32"):
+            torch.backends.cudnn.conv.fp32_precision = word
+            assert backends.uses_tf32() == (word == "tf32")
+            if word != precision:
+                assert select.state() != before
+                assert facts is None or not facts()
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = precision
 
 
 def test_without_the_extension_everything_is_torch(monkeypatch):
@@ -220,8 +301,8 @@ def test_candidates_are_what_the_ops_take(geometry, dtype, groups):
     shape = select.ConvShape(
         "cpu", dtype, 4, 4, (side, side), tuple(y.shape[-2:]), (stride, stride), groups=groups
     )
-    for plan in check.PLANS:
-        able = plan in select.candidates(shape, allow=check.PLANS)
+    for plan in check.CPU_PLANS:
+        able = plan in select.candidates(shape, allow=check.CPU_PLANS)
 
         def run(plan=plan):
             packed = torch.ops.resnet_fused.pack_conv(weight, groups, plan=plan)
@@ -246,7 +327,7 @@ def test_a_new_plan_needs_one_row(monkeypatch):
     }
     for plan, row in rows.items():
         monkeypatch.setitem(check.PLAN_TRAITS, plan, row)
-    monkeypatch.setattr(select, "PLANS", (*check.PLANS, *rows))
+    monkeypatch.setattr(check, "plans_of", lambda device: (*check.CPU_PLANS, *rows))
     stem = replace(STAGE_1, kernel=(7, 7), stride=(2, 2))
 
     def new(shape, **keywords):
@@ -277,11 +358,15 @@ def test_the_key_of_a_convolution_tells_all_that_the_choice_depends_on():
         "dilation": (1, 2),
         "groups": 2,
     }
-    # Of the batch a tuned answer does not depend: see resnet_fused/tuned.py.
-    assert set(others) == {field.name for field in fields(select.ConvShape)} - {"batch"}
+    # On the CPU an answer does not depend on the batch, and answers are kept by processor: see
+    # resnet_fused/tuned.py.
+    apart = {"batch", "index"}
+    assert set(others) == {field.name for field in fields(select.ConvShape)} - apart
     keys = {str(replace(STAGE_1, **{name: value})) for name, value in others.items()}
     assert len(keys | {str(STAGE_1)}) == len(others) + 1
     assert str(STAGE_1) == "3x3 64->64 to 56x56 float32 cpu"
+    on_gpu = replace(STAGE_1, device="cuda", batch=8)
+    assert str(on_gpu) == "3x3 64->64 to 56x56 float32 cuda batch 8"
     assert str(replace(STAGE_1, stride=(2, 2), dilation=(1, 2), groups=4)) == (
         "3x3 64->64 to 56x56 stride 2x2 dilation 1x2 groups 4 float32 cpu"
     )

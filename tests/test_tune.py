@@ -18,6 +18,7 @@ from resnet_fused import _fused, _tuning_file, select, tuned
 from resnet_fused._tuning_file import Answer
 from resnet_fused.measure import candidates
 from resnet_fused.measure.timing import Samples
+from resnet_fused.ops import _library
 from resnet_fused.tune import Tuning
 
 X = torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -443,7 +444,7 @@ def test_opt_in_plans_come_back_with_their_answer():
 
 def test_without_the_extension_no_answer_helps(monkeypatch):
     learn(ALL, plan="direct")
-    monkeypatch.setattr(select.ops, "extension_error", "it was not built")
+    monkeypatch.setattr(_library, "extension_error", "it was not built")
     assert select.choose(SHAPE).plan == "torch"
     assert "it was not built" in select.choose(SHAPE).reason
 
@@ -459,7 +460,7 @@ def test_an_answer_is_for_one_machine(part, monkeypatch, threads):
     if part == "threads":
         threads(1)
     elif part == "isa":
-        monkeypatch.setattr(select.ops, "cpu_isa", lambda: "another")
+        monkeypatch.setattr(_library, "cpu_isa", lambda: "another")
     elif part == "cpu":
         monkeypatch.setattr(tuned, "_cpu", ["another"])
     elif part == "torch":
@@ -467,7 +468,7 @@ def test_an_answer_is_for_one_machine(part, monkeypatch, threads):
     elif part == "package":
         monkeypatch.setattr(tuned, "__version__", "9.9")
     elif part == "kernels":
-        monkeypatch.setattr(select.ops, "kernels_id", lambda: "00000000")
+        monkeypatch.setattr(_library, "kernels_id", lambda: "00000000")
     else:
         shape = replace(SHAPE, groups=2)
     assert "tuned" not in select.choose(shape).reason

@@ -49,3 +49,5 @@ for _key in ("AutocastCPU", "AutocastCUDA"):
     _register_autocast("conv_bn_act_packed", (), _key)
     _register_autocast("conv_bn_act_kept", (), _key)
     _register_autocast("residual_block", (), _key)
+    _register_autocast("conv_bn_act_triton", (), _key)
+    _register_autocast("conv_bn_act_cuda", (), _key)

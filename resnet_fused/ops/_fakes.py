@@ -51,11 +51,10 @@ def _add_relu_fake(a, b):
 @torch.library.register_fake(f"{NAMESPACE}::pack_conv", lib=library)
 def _pack_conv_fake(weight, groups=1, *, plan):
     check_pack(weight, groups, plan)
-    if plan == "torch":
-        return empty_nhwc(weight, tuple(weight.shape))
-    return weight.new_empty(
-        packed_shape(tuple(weight.shape), groups, plan), dtype=packed_dtype(plan)
-    )
+    shape, dtype = tuple(weight.shape), packed_dtype(plan, weight.dtype)
+    if plan in check.PLAIN_LAYOUT:
+        return empty_nhwc(weight, shape)
+    return weight.new_empty(packed_shape(shape, groups, plan), dtype=dtype)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::conv_bn_act_packed", lib=library)

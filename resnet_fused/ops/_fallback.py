@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import check, reference, select
+from . import _gpu
 from ._kept import kept_weights
 from ._library import extension_error, library
 from ._shapes import (
+    as_runtime_error,
     block_convs,
     check_block,
     check_kept,
     check_pack,
     check_packed,
+    dense_nhwc,
     empty_in_format,
     empty_nhwc,
 )
@@ -30,19 +32,6 @@ def _impl(name: str, key: str = "CompositeExplicitAutograd", **options: bool) ->
         return function
 
     return register
-
-
-def _as_runtime_error(checker: Callable, *args: Any) -> Any:
-    """Direct torch.ops calls raise RuntimeError everywhere, as C++ kernels must."""
-    try:
-        return checker(*args)
-    except (ValueError, TypeError) as error:
-        raise RuntimeError(str(error)) from None
-
-
-def _dense_nhwc(y: Tensor) -> Tensor:
-    out = empty_nhwc(y, tuple(y.shape))
-    return y if y.stride() == out.stride() else out.copy_(y)
 
 
 @_impl("conv_bn_act")
@@ -60,13 +49,14 @@ def _conv_bn_act(
     act="relu",
 ):
     """Chooses, packs, runs. Modules do the first two once and keep the result."""
-    result = _as_runtime_error(
+    result = as_runtime_error(
         check.conv_bn_act,
         *("conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act),
     )
     kernel = (weight.shape[2], weight.shape[3])
     shape = select.ConvShape(
         device=x.device.type,
+        index=x.device.index or 0,
         dtype=x.dtype,
         in_channels=x.shape[-3],
         out_channels=weight.shape[0],
@@ -108,7 +98,7 @@ def _conv_bn_act_kept(
     plan,
     pool=False,
 ):
-    _as_runtime_error(
+    as_runtime_error(
         check_kept,
         *(x, weight, scale, shift, residual, stride, padding, dilation, groups, act, plan, pool),
     )
@@ -131,7 +121,7 @@ def _conv_bn_act_kept(
 
 @_impl("pack_conv")
 def _pack_conv(weight, groups=1, *, plan):
-    _as_runtime_error(check_pack, weight, groups, plan)
+    as_runtime_error(check_pack, weight, groups, plan)
     _refuse_ours("pack_conv", plan, weight)
     return empty_nhwc(weight, tuple(weight.shape)).copy_(weight)
 
@@ -153,25 +143,25 @@ def _conv_bn_act_packed(
     plan,
     pool=False,
 ):
-    _as_runtime_error(
+    as_runtime_error(
         check_packed,
         *(x, packed, scale, shift, residual, kernel_size, stride, padding, dilation, groups, act),
         *(plan, pool),
     )
     _refuse_ours("conv_bn_act_packed", plan, x)
-    y = reference.conv_bn_act(
-        x,
-        packed,
-        scale,
-        shift,
-        residual,
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-        groups=groups,
-        act=act,
-    )
-    return _dense_nhwc(reference.max_pool(y) if pool else y)
+    keywords = {
+        "stride": tuple(stride),
+        "padding": tuple(padding),
+        "dilation": tuple(dilation),
+        "groups": groups,
+        "act": act,
+    }
+    if plan == "torch":
+        y = reference.conv_bn_act(x, packed, scale, shift, residual, **keywords)
+    else:
+        conv = _gpu.conv_op(plan)
+        y = conv(x, packed, scale, shift, residual, kernel_size=kernel_size, **keywords)
+    return dense_nhwc(reference.max_pool(y) if pool else y)
 
 
 @_impl("residual_block")
@@ -181,26 +171,32 @@ def _residual_block(x, packed, scales, shifts, *, has_shortcut, **lists):
         check_block(x, convs, has_shortcut)
         return convs
 
-    convs = _as_runtime_error(checked)
+    convs = as_runtime_error(checked)
     for conv in convs:
         _refuse_ours("residual_block", conv["plan"], x)
     *main, last = convs[:-1] if has_shortcut else convs
-    shortcut = _ops.conv_bn_act_packed(x, **convs[-1]) if has_shortcut else x
     y = x
     for conv in main:
         y = _ops.conv_bn_act_packed(y, **conv)
+    if not has_shortcut:
+        return _ops.conv_bn_act_packed(y, residual=x, **last)
+    if _gpu.joins(last, convs[-1]):
+        return _gpu.conv_with_shortcut(y, last, x, convs[-1])
+    shortcut = _ops.conv_bn_act_packed(x, **convs[-1])
     return _ops.conv_bn_act_packed(y, residual=shortcut, **last)
 
 
 def _refuse_ours(op: str, plan: str, where: Tensor) -> None:
-    if plan in check.PLANS and plan != "torch":
+    if plan not in check.plans_of(where.device.type) or plan == "torch":
+        return
+    if check.PLAN_TRAITS[plan].device == "cpu":
         reason = extension_error or f"there is none for {where.device.type}"
         raise RuntimeError(f'{op}: plan "{plan}" needs our compiled CPU kernel: {reason}')
 
 
 @_impl("add_relu")
 def _add_relu(a, b):
-    _as_runtime_error(check.add_relu, "add_relu", a, b)
+    as_runtime_error(check.add_relu, "add_relu", a, b)
     return empty_in_format(a).copy_(reference.add_relu(a, b))
 
 

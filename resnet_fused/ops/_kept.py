@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import check
+from ._shapes import is_nhwc
+
 _ops = torch.ops.resnet_fused
 
 _MOST_BYTES = 1 << 30
@@ -29,6 +32,8 @@ class KeptWeights:
 
     def pack(self, weight: Tensor, groups: int, plan: str) -> Tensor:
         """pack_conv(weight, groups, plan=plan), which nobody may write to."""
+        if plan in check.PLAIN_LAYOUT and is_nhwc(weight):
+            return weight
         if type(weight) not in (Tensor, torch.nn.Parameter) or weight.device.type != "cpu":
             return _ops.pack_conv(weight, groups, plan=plan)
         key = (_ops.content_hash([weight]), tuple(weight.shape), weight.dtype, groups, plan)

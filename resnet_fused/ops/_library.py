@@ -22,6 +22,12 @@ _BLOCK_KEYWORDS = (
     "int[] kernel_sizes, int[] strides, int[] paddings, int[] dilations, int[] groups, "
     "str[] acts, str[] plans, bool has_shortcut"
 )
+_GPU_CONV = (
+    "(Tensor x, Tensor packed, Tensor scale, Tensor shift, Tensor? residual=None, "
+    "Tensor? shortcut_x=None, Tensor? shortcut_packed=None, Tensor? shortcut_scale=None, "
+    f"Tensor? shortcut_shift=None, *, int[2] kernel_size, {_CONV_KEYWORDS}, "
+    'int[2] shortcut_stride=1, str config="") -> Tensor'
+)
 _SCHEMAS = (
     f"conv_bn_act(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual=None, *, "
     f"{_CONV_KEYWORDS}) -> Tensor",
@@ -32,6 +38,10 @@ _SCHEMAS = (
     f"bool pool=False) -> Tensor",
     f"conv_bn_act_kept(Tensor x, Tensor weight, Tensor scale, Tensor shift, "
     f"Tensor? residual=None, *, {_CONV_KEYWORDS}, str plan, bool pool=False) -> Tensor",
+    f"conv_bn_act_triton{_GPU_CONV}",
+    f"conv_bn_act_cuda{_GPU_CONV}",
+    "add_relu_triton(Tensor a, Tensor b) -> Tensor",
+    "add_relu_cuda(Tensor a, Tensor b) -> Tensor",
     "residual_block(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
     f"{_BLOCK_KEYWORDS}) -> Tensor",
     "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "

@@ -43,6 +43,7 @@ struct Cell {  // shadow of two bytes of shared memory
   bool written;
   uint16_t writer;
   uint32_t clock;
+  bool in_flight;  // cp.async will write it
 };
 struct Reader {
   uint32_t clock;
@@ -62,7 +63,8 @@ class Zeros {
   T* at_;
   size_t bytes_;
 };
-struct Async;  // async.h
+struct Async;       // async.h
+struct CopyQueues;  // mma.cpp
 
 struct Block {
   Options opt;
@@ -77,6 +79,7 @@ struct Block {
   Zeros<Cell> cells;
   Zeros<Reader> readers;  // [cell][warp]
   std::shared_ptr<Async> async;
+  std::shared_ptr<CopyQueues> copies;
   bool running = false;
   uint3 at;
   Stats st{};
@@ -109,6 +112,7 @@ int dev_flags(const void* p);
 void plain_access(int64_t offset, int bytes, bool write);
 bool dependency_waited();
 void block_ends();
+void copies_end();
 bool idle();  // nothing can run: lets a copy land, if there is one
 void poll();  // at every switch: a copy may land
 // ---- matrix formats ----

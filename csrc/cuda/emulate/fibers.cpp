@@ -112,6 +112,7 @@ void fiber_main() {
   for (int i = 0; i < B->nw; ++i) any |= B->warps[i].live != 0;
   if (!any) {
     block_ends();
+    copies_end();
     B->running = false;
     leave();  // another block may take its place
   }
@@ -128,6 +129,7 @@ void start(Block& b, int index, dim3 grid, dim3 block) {
   for (Warp& w : b.warps) w = Warp{};
   memset(b.bars, 0, sizeof b.bars);
   b.async.reset();
+  b.copies.reset();
   for (int i = 0; i < b.nt; ++i) {
     Fiber& f = b.fibers[i];
     f = Fiber{};

@@ -25,6 +25,9 @@ void touch(int64_t offset, int bytes, bool write, int me) {
   const uint32_t clock = B->warps[warp].vc[warp];
   for (int64_t c = offset / 2; c <= (offset + bytes - 1) / 2; ++c) {
     Cell& s = B->cells[c];
+    if (s.in_flight && B->opt.race)
+      fail("shared offset %ld %s by thread %d while a copy to it is in flight", long(offset), what,
+           me);
     if (!s.written && !write && B->opt.uninit)
       fail("shared offset %ld read by thread %d before any write", long(offset), me);
     if (B->opt.race) {
@@ -45,12 +48,12 @@ void touch(int64_t offset, int bytes, bool write, int me) {
         r[warp].clock = clock;
       }
     }
-    if (write) s = {true, uint16_t(me), clock};
+    if (write) s = {true, uint16_t(me), clock, false};
   }
 }
 void landed(int64_t offset, int bytes, int fiber) {
   for (int64_t c = offset / 2; c < (offset + bytes) / 2; ++c)
-    B->cells[c] = {true, uint16_t(fiber), 0};
+    B->cells[c] = {true, uint16_t(fiber), 0, false};
 }
 unsigned char* dyn_smem() { return B->base(); }
 uint32_t smem_u32(const void* p) {

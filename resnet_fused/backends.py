@@ -1,0 +1,39 @@
+"""Which plans can run here: what of the kernels is built, installed and made for a device."""
+
+from __future__ import annotations
+
+import torch
+
+from ._tf32 import uses_tf32 as uses_tf32
+from .check import PLAN_TRAITS, fits_plan
+from .conv_shape import ConvShape
+from .ops import _cuda, _triton
+from .ops import _library as ops
+
+
+@ops.constant_in_graphs
+def missing(plan: str, device: str, index: int = 0) -> str:
+    """Why the kernels of a plan cannot serve a device, "" where they can.
+
+    device: its type, "cpu" or "cuda"; index: of the device among its type.
+    """
+    if plan == "torch":
+        return ""
+    if PLAN_TRAITS[plan].device == "cpu":
+        if device != "cpu":
+            return "it is for the CPU"
+        error = ops.extension_error
+        return f"the C++ extension is not loaded: {error}" if error is not None else ""
+    where = torch.device(device, index)
+    error = _triton.triton_error(where) if plan == "triton" else _cuda.cuda_error(where)
+    return error or ""
+
+
+def can_compute(plan: str, shape: ConvShape) -> bool:
+    """Whether a plan can compute a convolution on this machine."""
+    traits = PLAN_TRAITS[plan]
+    if shape.dtype not in traits.dtypes or missing(plan, shape.device, shape.index):
+        return False
+    if traits.isa and traits.isa != ops.cpu_isa():
+        return False
+    return fits_plan(plan, shape.kernel, shape.stride, shape.dilation, shape.groups)

@@ -1,0 +1,68 @@
+"""What a convolution is, as far as the choice of a plan depends on it, and the choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .check import PLAN_TRAITS, dtype_name
+from .ops import _library as ops
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """What a convolution is, as far as the choice depends on it. Sizes in elements."""
+
+    device: str  # its type: "cpu", "cuda", ...
+    dtype: torch.dtype  # of the computation: autocast's, where autocast is on
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    out_size: tuple[int, int]  # rows and columns of the output
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    batch: int = 1
+    index: int = 0  # of the device among those of its type
+
+    def __str__(self) -> str:
+        """The key of tuned answers: "3x3 64->128 to 28x28 stride 2x2 float32 cpu".
+
+        With the batch on a GPU only: there all plans have one layout of packed weights.
+        """
+        text = (
+            f"{self.kernel[0]}x{self.kernel[1]} {self.in_channels}->{self.out_channels} "
+            f"to {self.out_size[0]}x{self.out_size[1]}"
+        )
+        if self.stride != (1, 1):
+            text += f" stride {self.stride[0]}x{self.stride[1]}"
+        if self.dilation != (1, 1):
+            text += f" dilation {self.dilation[0]}x{self.dilation[1]}"
+        if self.groups != 1:
+            text += f" groups {self.groups}"
+        text = f"{text} {dtype_name(self.dtype)} {self.device}"
+        return f"{text} batch {self.batch}" if self.device == "cuda" else text
+
+
+@dataclass(frozen=True)
+class Choice:
+    """plan: the layout to pack; reason: why."""
+
+    plan: str
+    reason: str
+
+    @property
+    def backend(self) -> str:
+        """What runs the plan here, for reports: "direct (avx512)"."""
+        on_cpu = PLAN_TRAITS[self.plan].device == "cpu"
+        return f"{self.plan} ({ops.cpu_isa()})" if on_cpu else self.plan
+
+
+def is_static(size: int) -> bool:
+    """Whether a size is one number: not in a graph that is captured for all of them."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(size)

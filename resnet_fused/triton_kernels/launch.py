@@ -1,0 +1,150 @@
+"""conv_bn_act and add_relu through the Triton kernels: from checked tensors to launches.
+
+A launch through `kernel[grid](...)` looks at every argument anew, which takes longer than a small
+convolution. So the compiled kernel of each plan is kept and launched directly, as long as all
+pointers are multiples of 16, which is compiled in.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._tf32 import uses_tf32
+from .add_relu import add_relu_kernel
+from .config import Config, choose, parse
+from .conv import conv_kernel, reduce_kernel
+from .device import INTERPRETED, Device, device_of
+from .plan import Launch, plan
+from .problem import Problem, Shortcut
+
+_is_interpreted = not hasattr(conv_kernel, "device_caches")
+
+
+def problem_of(
+    x: Tensor,
+    weight_shape: tuple[int, int, int, int],
+    out_size: tuple[int, int],
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    act: str,
+    residual: bool,
+    shortcut_x: Tensor | None,
+    shortcut_stride: tuple[int, int],
+) -> Problem:
+    """A convolution of x, 4-D; float32 is multiplied as torch's flags for convolutions say."""
+    shortcut = None
+    if shortcut_x is not None:
+        size = (shortcut_x.shape[2], shortcut_x.shape[3])
+        shortcut = Shortcut(shortcut_x.shape[1], size, shortcut_stride)
+    return Problem(
+        dtype=x.dtype,
+        batch=x.shape[0],
+        in_channels=x.shape[1],
+        in_size=(x.shape[2], x.shape[3]),
+        out_channels=weight_shape[0],
+        out_size=out_size,
+        kernel=weight_shape[2:],
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        act=act,
+        residual=residual,
+        shortcut=shortcut,
+        precision="tf32" if uses_tf32() else "ieee",
+    )
+
+
+def device(x: Tensor) -> Device:
+    """The GPU that x is on; what stands for one in the interpreter."""
+    return device_of(x.device.index) if x.is_cuda else INTERPRETED
+
+
+def conv(
+    problem: Problem,
+    operands: Sequence[Tensor | None],
+    y: Tensor,
+    config: str = "",
+) -> None:
+    """Writes the convolution into y, (N, P, Q, K) in memory.
+
+    operands: x, weight, scale, shift, residual, and the shortcut's x, weight, scale and shift, all
+    dense; None what the problem does not have. config: text of one; "": the rule's.
+    """
+    cut = parse(config) if config else choose(problem, device(y))
+    launches = plan(problem, cut, _is_interpreted)
+    x, weight, scale, shift, residual, *shortcut = operands
+    with _on(y):
+        if launches.parts is None:
+            _launch(conv_kernel, launches.conv, [*operands, y])
+            return
+        # From the caching allocator: its memory is the stream's until the kernels have run.
+        parts = torch.empty(launches.parts, dtype=torch.float32, device=y.device)
+        _launch(conv_kernel, launches.conv, [x, weight, scale, shift, None, *shortcut, parts])
+        given = [parts, scale, shift, residual, *shortcut[2:], y]
+        _launch(reduce_kernel, launches.reduce, given)
+
+
+_ADD_BLOCK = 4096
+
+
+def add_relu(a: Tensor, b: Tensor, y: Tensor) -> None:
+    """y = relu(a + b), all in the same order in memory, without gaps."""
+    count = y.numel()
+    launch = _add_launch(-(-count // _ADD_BLOCK), count)
+    with _on(y):
+        _launch(add_relu_kernel, launch, [a, b, y])
+
+
+@functools.lru_cache(maxsize=1024)
+def _add_launch(programs: int, count: int) -> Launch:
+    return Launch(
+        (programs, 1, 1),
+        {"count": count},
+        {"BLOCK": _ADD_BLOCK, "INTERPRETED": _is_interpreted},
+        warps=8,
+        stages=1,
+    )
+
+
+def _on(y: Tensor) -> AbstractContextManager:
+    """On y's GPU, whichever is the current one."""
+    if not y.is_cuda or y.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(y.device)
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}
+_MOST_COMPILED = 4096
+
+
+def _launch(kernel: Any, launch: Launch, tensors: Sequence[Tensor | None]) -> None:
+    """On the current stream of the current device."""
+    arguments = [*tensors, *launch.values]
+    if _is_interpreted:
+        kernel[launch.grid](*arguments)
+        return
+    aligned = all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
+    # Which tensors there are and their dtypes follow from the plan, but for the first one's.
+    key = (id(launch), tensors[0].dtype, torch.cuda.current_device())
+    found = _compiled.get(key) if aligned else None
+    if found is not None and found[0] is launch:
+        found[1][launch.grid](*arguments)
+        return
+    made = kernel[launch.grid](*arguments, num_warps=launch.warps, num_stages=launch.stages)
+    if aligned:
+        if len(_compiled) >= _MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = (launch, made)
+
+
+__all__ = ["Config", "add_relu", "conv", "device"]
