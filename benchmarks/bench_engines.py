@@ -27,27 +27,10 @@ from .common import Unavailable, console, progress_bar
 from .contest import REST_S, Contest, Setup
 from .goals import GOALS, Outcome, judge, overall
 from .peers import BY_KEY, ENTRANTS
+from .words import Words
 
 ACCURACY = "accuracy"  # what --cases calls the errors over several seeds
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCOMPLETE: 3}  # 2 is click's, for usage
-
-
-class Words(click.ParamType):
-    """ "a,b" -> ("a", "b"), each one of `choices`, none twice."""
-
-    name = "word,word,..."
-
-    def __init__(self, choices):
-        self.choices = tuple(choices)
-
-    def convert(self, value, param, ctx) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        words = tuple(value.split(","))
-        if len(set(words)) < len(words) or not set(words) <= set(self.choices):
-            known = ", ".join(self.choices)
-            self.fail(f"must be some of {known} between commas, got {value!r}", param, ctx)
-        return words
 
 
 class Cases(click.ParamType):
