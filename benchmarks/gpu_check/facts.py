@@ -1,6 +1,7 @@
 """What a record of a GPU must name: python -m benchmarks.gpu_check.facts prints it as JSON.
 
-In a process of its own, so that whoever asks holds no memory of the GPU and outlives a broken torch.
+In a process of its own, so that whoever asks holds no memory of the GPU and outlives a broken
+torch.
 """
 
 from __future__ import annotations

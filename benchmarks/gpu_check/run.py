@@ -72,10 +72,10 @@ def run(
 def _run_one(stage: Stage, limit_s: float, cwd: Path, scratch: Path) -> tuple[Verdict, float, str]:
     """How a stage ended, its seconds and all that its commands printed."""
     seconds, log = 0.0, ""
-    verdict = Verdict(OUT_OF_TIME, "no time was left")
     for words in stage.commands:
         if seconds >= limit_s:
-            verdict = Verdict(OUT_OF_TIME, f"after {seconds:.0f} s")
+            why = f"after {seconds:.0f} s" if seconds else "no time was left"
+            verdict = Verdict(OUT_OF_TIME, why)
             break
         left = limit_s - seconds
         env = {**stage.env, SECONDS: str(max(left - MARGIN_S, 1))}
