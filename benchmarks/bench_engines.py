@@ -22,29 +22,15 @@ from resnet_fused.commands import picture
 from resnet_fused.commands.bench import FILE, BatchSizes
 
 from . import accuracy, record, show
+from .arguments import Cases, Words
 from .cases import DTYPES, Case
 from .common import Unavailable, console, progress_bar
 from .contest import REST_S, Contest, Setup
 from .goals import GOALS, Outcome, judge, overall
 from .peers import BY_KEY, ENTRANTS
-from .words import Words
 
 ACCURACY = "accuracy"  # what --cases calls the errors over several seeds
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCOMPLETE: 3}  # 2 is click's, for usage
-
-
-class Cases(click.ParamType):
-    """ "resnet18-float32-8,accuracy" -> (Case, "accuracy")."""
-
-    name = "case,case,..."
-
-    def convert(self, value, param, ctx) -> tuple[Case | str, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(w if w == ACCURACY else Case.parse(w) for w in value.split(","))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command()
@@ -52,7 +38,7 @@ class Cases(click.ParamType):
 @click.option("--models", "names", type=Words(models.BUILDERS), default="resnet18,resnet50")
 @click.option("--batches", type=BatchSizes(), default="1,8,32")
 @click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES))
-@click.option("--cases", type=Cases(), help="These, like resnet18-float32-8, and/or accuracy.")
+@click.option("--cases", type=Cases((ACCURACY,)), help="These, like resnet18-float32-8, and/or accuracy.")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of every engine [default: torch's].")
 @click.option("--seconds", type=click.FloatRange(min=0), default=20.0, help="Timed, per case.")

@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,14 @@ def results_of(entry: Mapping[str, Any]) -> list[Result]:
     return results
 
 
-def read(path: Path) -> Record:
-    """Raises ValueError in one sentence for anything but a record."""
+def read(path: Path, maker: str = "bench_engines") -> Record:
+    """Raises ValueError in one sentence for anything but a record like `maker`'s."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not (isinstance(record, dict) and record.keys() >= {"machine", "setup", "cases"}):
-        raise ValueError(f"{path} must be a record of bench_engines")
+        raise ValueError(f"{path} must be a record of {maker}")
     return record
 
 
@@ -87,12 +87,20 @@ def write(path: Path, record: Record) -> None:
     os.replace(new, path)
 
 
-def difference(old: Record, new: Record) -> str:
-    """What keeps the cases of two records from standing side by side, "" if nothing does."""
-    for key in ("cpu", "isa_in_use", "package"):
+def difference(
+    old: Record,
+    new: Record,
+    machine: Sequence[str] = ("cpu", "isa_in_use", "package"),
+    setup: Sequence[str] = ("threads", "size"),
+) -> str:
+    """What keeps the cases of two records from standing side by side, "" if nothing does.
+
+    machine, setup: what must be equal of a record's parts of those names, beside the versions.
+    """
+    for key in machine:
         if old["machine"][key] != new["machine"][key]:
             return f"{key} {old['machine'][key]}, not {new['machine'][key]}"
-    for key in ("threads", "size"):
+    for key in setup:
         if old["setup"][key] != new["setup"][key]:
             return f"{key} {old['setup'][key]}, not {new['setup'][key]}"
     for name, there in old["versions"].items():
