@@ -96,9 +96,7 @@ def _eager_graph(clock: Clock, model: nn.Module, x: Tensor) -> Prepared:
     return clock.recorded(lambda: model(images()))
 
 
-def _compiled(
-    clock: Clock, model: nn.Module, x: Tensor, options: Mapping[str, Any]
-) -> Prepared:
+def _compiled(clock: Clock, model: nn.Module, x: Tensor, options: Mapping[str, Any]) -> Prepared:
     """torch.compile with these options of inductor; a dry run stops before inductor."""
     import torch._dynamo.config
     import torch._inductor.config

@@ -66,8 +66,7 @@ def _arrays(net: Net) -> dict[str, Any]:
         "stem": _conv_arrays(net.stem),
         "main": [[_conv_arrays(conv) for conv in block.main] for block in net.blocks],
         "shortcut": [
-            None if block.shortcut is None else _conv_arrays(block.shortcut)
-            for block in net.blocks
+            None if block.shortcut is None else _conv_arrays(block.shortcut) for block in net.blocks
         ],
         "linear": (_array(net.weight), _array(net.bias)),
     }

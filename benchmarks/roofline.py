@@ -52,9 +52,7 @@ class Work:
     elements: int
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.multiplications + other.multiplications, self.elements + other.elements
-        )
+        return Work(self.multiplications + other.multiplications, self.elements + other.elements)
 
     def floor(self, itemsize: int, ceilings: Ceilings) -> float:
         """Seconds."""

@@ -28,7 +28,6 @@ GRAPHED = "fused + rf.graph"
 OWN = (FUSED, OURS, RECORDED, GRAPHED)  # all others are peers
 
 
-
 class Prepared(Timed, Protocol):
     """Something to time that can tell what it computes."""
 
