@@ -316,12 +316,6 @@ def test_sources_change_with_any_file(tmp_path):
     assert facts.commit(tmp_path) == "unknown"
 
 
-def test_every_record_is_in_the_list():
-    folder = ROOT / "benchmarks" / "results"
-    text = (folder / "README.md").read_text()
-    assert [path.name for path in folder.glob("*.json") if f"`{path.name}`" not in text] == []
-
-
 # ---- sanitizers --------------------------------------------------------------------------------
 
 CALLS = "16 calls, 0 wrong\n"
