@@ -213,14 +213,33 @@ def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
     files |= {Path(value).name for each in todo for value in each.env.values()}
     files -= {stages._JUNIT, stages._SANITIZED}  # of the moment
     assert len(files) <= 8, files
-    assert all("http" not in word and "index" not in word for word in words)
+    assert "--no-index" in words  # nothing is fetched
 
 
-def test_what_the_stages_call_is_there():
-    for each in stages.stages(ROOT, ROOT):
+def parsed(command, words):
+    """Whether a command of click takes the options; it is not run."""
+    return command.make_context("", list(words))
+
+
+def test_what_the_stages_call_is_there(tmp_path):
+    """Every module, and every option of those that are ours."""
+    from benchmarks import bench_gpu
+    from resnet_fused.commands.tune import tune
+
+    known = {
+        "benchmarks.bench_gpu": lambda words: parsed(bench_gpu.main, words),
+        "benchmarks.gpu_check.sanitize": lambda words: parsed(sanitize.main, words),
+        "resnet_fused": lambda words: parsed(tune, words[1:]) if words[0] == "tune" else None,
+    }
+    seen = []
+    for each in stages.stages(tmp_path, tmp_path):
         for line in each.commands:
-            module = line[line.index("-m") + 1]
+            module, *words = line[line.index("-m") + 1 :]
             assert importlib.util.find_spec(module), module
+            if module in known:
+                assert known[module](words) is not None
+                seen.append(module)
+    assert set(seen) == set(known)
 
 
 def ended(code, log=""):
@@ -381,7 +400,7 @@ def test_a_missing_sanitizer_is_unavailable_not_clean(tmp_path, monkeypatch):
 # In compute-sanitizer's place: reports what the planted program is for, runs the calls as they are.
 STAND_IN = f"""#!{sys.executable}
 import subprocess, sys
-tool, command = sys.argv[2], sys.argv[7:]
+tool, command = sys.argv[2], sys.argv[{5 + len(sanitize.OPTIONS)}:]
 if command[-1] in {sanitize.TOOLS}:
     faults = int(tool != "initcheck")  # blind for one kind
     sys.exit(print("========= ERROR SUMMARY:", faults, "errors"))
