@@ -15,7 +15,8 @@ SOURCES := setup.py build_cuda.py pyproject.toml $(shell find csrc -type d -o -t
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize mutants cuda-check bench bench-layers gpu-check gpu-bench install lint format wheel clean distclean
+.PHONY: help demo test sanitize mutants cuda-check bench bench-layers gpu-check gpu-bench install lint format \
+  wheel clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,7 +55,6 @@ gpu-check: ## on a GPU: STAGES=build,test,sanitize,tune,bench in 8 minutes, reco
 	$(PYTHON) -m benchmarks.gpu_check --stages $(STAGES) --out $(OUT) $(ARGS)
 
 gpu-bench: ## on a GPU: CASES=resnet18-bfloat16-32,... beside other engines; goes on where it ended
-	@mkdir -p $(OUT)
 	RESNET_FUSED_TUNE_FILE=$(abspath $(OUT))/tune.json \
 	  $(PYTHON) -m benchmarks.bench_gpu --json $(OUT)/gpu.json --resume $(and $(CASES),--cases $(CASES)) $(ARGS)
 

@@ -20,8 +20,8 @@ from resnet_fused.commands.bench import FILE, BatchSizes
 from . import gpu_contest, gpu_record, gpu_show, record
 from .arguments import Cases, Words
 from .cases import Case
-from .common import one_line, progress_bar
 from .common import console as new_console
+from .common import one_line, progress_bar
 from .gpu_contest import DTYPES, Setup
 from .gpu_engines import TITLES
 

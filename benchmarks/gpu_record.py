@@ -1,6 +1,6 @@
 """The JSON that bench_gpu writes: surroundings, versions, how it was timed, one entry a case.
 
-    {"when", "machine": {..., "gpu", "driver"}, "setup", "method", "versions", "failed": {name: why},
+    {"when", "machine": {..., "gpu", "driver"}, "setup", "method", "versions", "failed": {name: ...},
      "cases": {name: {"model", "dtype", "batch", "when", "error_limit", "ceilings", "floor_ms",
      "multiplications", "results": [...], "layers": [...], "failures": [...]}}}
 
