@@ -40,7 +40,8 @@ PLANTED = Path(__file__).with_name("planted.cu")
 CALLS = (sys.executable, "-m", "benchmarks.gpu_check.ops_once")
 ENV = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 STATUS = 86  # which --error-exitcode asks for
-OPTIONS = ("--report-api-errors", "no")  # kernels are in question; torch probes what may fail
+# Kernels are in question, torch probes what may fail; importing it under a tool takes its time.
+OPTIONS = ("--report-api-errors", "no", "--launch-timeout", "60")
 # "========= ERROR SUMMARY: 0 errors", "========= RACECHECK SUMMARY: 2 hazards displayed (...)"
 SUMMARY = re.compile(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (\d+) ", re.MULTILINE)
 # The tool's own words, with which it ends before anything was watched.
