@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
+STAGES ?= build,test,sanitize,tune,bench
+OUT ?= build/gpu-check
 
 BIN := $(VENV)/bin
 HAS_TORCH := -c 'import sys, torch; sys.exit(torch.__version__ < "2.11")'
@@ -13,10 +15,11 @@ SOURCES := setup.py build_cuda.py pyproject.toml $(shell find csrc -type d -o -t
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize mutants cuda-check bench bench-layers install lint format wheel clean distclean
+.PHONY: help demo test sanitize mutants cuda-check bench bench-layers gpu-check gpu-bench install lint format \
+  wheel clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed ## train a ResNet-18 on digits, fuse it, compare answers and speed
 	$(BIN)/resnet-fused demo $(ARGS)
@@ -46,6 +49,10 @@ bench-layers: $(VENV)/.installed ## time every convolution against the peak and 
 	$(BIN)/python -m benchmarks.bench_layers $(ARGS)
 	@$(PIP) 'pytest-benchmark>=5'
 	$(BIN)/python -m pytest benchmarks/test_layers.py --benchmark-max-time 0.3
+
+# With PYTHON as it is, no .venv: where a GPU is, torch with CUDA is, and perhaps no network.
+gpu-check: ## on a GPU: STAGES=build,test,sanitize,tune,bench in 8 minutes, records to OUT
+	$(PYTHON) -m benchmarks.gpu_check --stages $(STAGES) --out $(OUT) $(ARGS)
 
 lint: $(VENV)/.linters ## check style: ruff and clang-format
 	$(BIN)/ruff check .
