@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from conftest import (
     LAYOUTS,
-    Case,
     assert_close_as_eager,
     assert_same,
     eager,
