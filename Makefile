@@ -55,6 +55,8 @@ gpu-check: ## on a GPU: STAGES=build,test,sanitize,tune,bench in 8 minutes, reco
 	$(PYTHON) -m benchmarks.gpu_check --stages $(STAGES) --out $(OUT) $(ARGS)
 
 gpu-bench: ## on a GPU: CASES=resnet18-bfloat16-32,... beside other engines; goes on where it ended
+	@$(PYTHON) -m benchmarks.gpu_check.built >/dev/null 2>&1 || \
+	  $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps --editable .
 	RESNET_FUSED_TUNE_FILE=$(abspath $(OUT))/tune.json \
 	  $(PYTHON) -m benchmarks.bench_gpu --json $(OUT)/gpu.json --resume $(and $(CASES),--cases $(CASES)) $(ARGS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -325,7 +326,55 @@ def test_sources_change_with_any_file(tmp_path):
     assert before == facts.sources(tmp_path)
     kernel.write_text("two")
     assert facts.sources(tmp_path) != before
+
+
+def test_the_commit(tmp_path, monkeypatch):
+    """A copy without git is told by a variable."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert facts.commit(tmp_path) == "unknown"
+    monkeypatch.setenv(facts.COMMIT, "0123abc")
+    assert facts.commit(tmp_path) == "0123abc"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init"], ["commit", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    head = facts.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", head)
+    (tmp_path / "new").touch()
+    subprocess.run([*git, "add", "new"], check=True)
+    assert facts.commit(tmp_path) == f"{head} and changes"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_targets():
+    """make passes on what it is given, and makes no .venv."""
+    for target, words, expected in (
+        (
+            "gpu-check",
+            "STAGES=build,test OUT=a",
+            "-m benchmarks.gpu_check --stages build,test --out a",
+        ),
+        ("gpu-bench", "CASES=resnet18-float16-8 OUT=a", "--resume --cases resnet18-float16-8"),
+    ):
+        done = subprocess.run(
+            ["make", "-n", target, "PYTHON=python-there", *words.split()],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert expected in done.stdout
+        assert ".venv" not in done.stdout
+        assert "python-there" in done.stdout
+
+
+def test_where_the_sanitizer_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    assert sanitize.find_sanitizer() is None
+    program = tmp_path / "cuda" / "bin" / sanitize.SANITIZER
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    assert sanitize.find_sanitizer() == str(program)
 
 
 # ---- sanitizers --------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ Exit status 0: all clean; 1: errors; 3: no errors, but not all clean.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -118,11 +119,12 @@ def compile_planted(folder: Path, limit_s: float, compiler: str = "nvcc") -> Pat
 
 
 def find_sanitizer() -> str | None:
-    """On PATH, or beside nvcc, where toolkits have it."""
+    """On PATH, or where toolkits have it: beside nvcc, in CUDA_HOME or its usual place."""
     nvcc = shutil.which("nvcc")
-    beside = Path(nvcc).resolve().parent / SANITIZER if nvcc else None
-    found = shutil.which(SANITIZER)
-    return found or (str(beside) if beside and beside.exists() else None)
+    folders = [Path(nvcc).resolve().parent] if nvcc else []
+    folders.append(Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda", "bin"))
+    able = (shutil.which(SANITIZER, path=str(folder)) for folder in folders)
+    return shutil.which(SANITIZER) or next(filter(None, able), None)
 
 
 @click.command()
