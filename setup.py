@@ -6,7 +6,9 @@ Everything static is in pyproject.toml. Environment variables that are honoured 
     CXX                         the C++ compiler; else g++ or c++ on PATH (the kernels need GCC)
     MAX_JOBS                    how many files are compiled at once; else ninja's choice
     DEBUG=1                     unoptimised, with debug symbols and assertions
-    FORCE_CPU=1                 CPU kernels only, which is all that there is so far
+    FORCE_CPU=1                 CPU kernels only
+    FORCE_CUDA=1                CUDA kernels too, beside whatever torch: to compile, not to load
+    CUDA_HOME, TORCH_CUDA_ARCH_LIST   see build_cuda.py
     SANITIZE=address,undefined  or SANITIZE=thread: kernels that are checked as they run, for
                                 `make sanitize`
 """
@@ -30,6 +32,9 @@ from setuptools import Command, Extension, setup
 from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+import build_cuda  # noqa: E402  beside this file, which pip's build does not look at
+
 PACKAGE = "resnet_fused"
 # One binary serves every torch from here on (its stable ABI) and every Python (its limited API).
 OLDEST_TORCH = (2, 11)
@@ -37,6 +42,7 @@ TORCH_REQUIREMENT = "torch>=2.11"
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 OLDEST_PYTHON = "cp310"
 GUARD_SOURCE = "csrc/python/guard.cpp"
+NO_CUDA = build_cuda.CudaPlan(False, "no plan was made")
 SKIP_HINT = "RESNET_FUSED_SKIP_BUILD=1 installs without kernels."
 
 
@@ -122,7 +128,13 @@ def compile_flags(environ=os.environ):
     return [*flags, "-O3", "-g0", "-fno-wrapv"]
 
 
-def kernels(plan):
+def make_cuda_plan(environ=os.environ):
+    spec = importlib.util.find_spec("torch")
+    folder = Path(spec.origin).parent if spec and spec.origin else ROOT
+    return build_cuda.make_plan(build_cuda.torch_cuda(folder), environ)
+
+
+def kernels(plan, cuda):
     """The extensions and the command that compiles them; needs torch."""
     os.environ["CXX"] = plan.compiler  # for the link too, whichever compiler built Python
     if importlib.util.find_spec("ninja") and not shutil.which("ninja"):
@@ -136,20 +148,37 @@ def kernels(plan):
             if self.editable_mode:  # a folder that stays: an edit compiles only what it touches
                 self.build_temp = str(ROOT / "build" / "editable")
             try:
+                for extension in self.extensions:
+                    if extension.name == f"{PACKAGE}._C_cuda":
+                        made = build_cuda.compile_kernels(cuda, Path(self.build_temp, "cuda"))
+                        extension.extra_objects = [str(kernel.object) for kernel in made]
                 super().run()
             except Exception as error:
                 sys.exit(f"{error}\n{PACKAGE}: the kernels did not compile, see above. {SKIP_HINT}")
 
+    # torch's headers are named again as system headers, which are compiled without warnings.
+    flags = [*compile_flags(), *(f"-isystem{path}" for path in include_paths())]
     kernels = CppExtension(
         f"{PACKAGE}._C",
         cpu_sources(),
         include_dirs=[str(ROOT / "csrc")],
-        # torch's headers are named again as system headers, which are compiled without warnings.
-        extra_compile_args=[*compile_flags(), *(f"-isystem{path}" for path in include_paths())],
+        extra_compile_args=flags,
         extra_link_args=sanitizer_flags(),
         py_limited_api=True,
     )
-    return [kernels, *guard_extension()], BuildKernels
+    extensions = [kernels, *guard_extension()]
+    if cuda.build:
+        extensions.append(
+            CppExtension(
+                f"{PACKAGE}._C_cuda",
+                build_cuda.host_sources(cuda),
+                include_dirs=[str(ROOT / "csrc")],
+                extra_compile_args=[*flags, *build_cuda.host_flags(cuda)],
+                extra_link_args=build_cuda.link_flags(cuda),
+                py_limited_api=True,
+            )
+        )
+    return extensions, BuildKernels
 
 
 def guard_extension():
@@ -173,7 +202,7 @@ def has_python_headers():
     return Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
-def build_info(plan, torch):
+def build_info(plan, torch, cuda=NO_CUDA):
     """The content of `_build_info.json`: what was built, or why it was not."""
     built = plan.action == "build"
     compiler = ""
@@ -184,6 +213,11 @@ def build_info(plan, torch):
     flags = compile_flags() if built else []
     with_guard = built and has_python_headers()
     no_headers = "Python.h is missing (python3-dev), so every call checks its module in Python"
+    with_cuda = built and cuda.build
+    cuda_flags = []
+    if with_cuda:
+        source = build_cuda.kernel_sources(cuda)[0]
+        cuda_flags = [*build_cuda.nvcc_flags(cuda, source), *build_cuda.host_flags(cuda)]
     extensions = {
         "_C": {
             "built": built,
@@ -197,9 +231,22 @@ def build_info(plan, torch):
             "sources": [GUARD_SOURCE] if with_guard else [],
             "flags": flags if with_guard else [],
         },
+        "_C_cuda": {
+            "built": with_cuda,
+            "reason": cuda.reason if built else plan.reason,
+            "sources": [
+                *(path.relative_to(ROOT).as_posix() for path in build_cuda.kernel_sources(cuda)),
+                *build_cuda.host_sources(cuda),
+            ]
+            if with_cuda
+            else [],
+            "flags": cuda_flags,
+        },
     }
     files = len(extensions["_C"]["sources"])
-    result = f"built _C from {files} files with {compiler} against torch {torch}"
+    names = "_C and _C_cuda" if with_cuda else "_C"
+    files += len(extensions["_C_cuda"]["sources"])
+    result = f"built {names} from {files} files with {compiler} against torch {torch}"
     return {
         "summary": f"{PACKAGE}: {result if built else f'kernels not built: {plan.reason}'}",
         "extensions": extensions,
@@ -220,7 +267,9 @@ class RecordBuild(Command):
     """Writes down and prints what was built; comes last, so the record is true."""
 
     user_options = ()
-    plan, torch = Plan("skip", "no plan was made"), None  # main() sets both
+    # main() sets all three.
+    plan, torch = Plan("skip", "no plan was made"), None
+    cuda = NO_CUDA
 
     def initialize_options(self):
         self.build_lib, self.editable_mode = None, False
@@ -235,7 +284,10 @@ class RecordBuild(Command):
         if self.editable_mode and self.plan.action == "skip":
             for stale in (*package.glob("_C.*so"), *package.glob("_guard.*so")):
                 stale.unlink()
-        info = build_info(self.plan, self.torch)
+        if self.editable_mode and not (self.plan.action == "build" and self.cuda.build):
+            for stale in package.glob("_C_cuda.*so"):
+                stale.unlink()
+        info = build_info(self.plan, self.torch, self.cuda)
         (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
         print(info["summary"])
 
@@ -253,9 +305,10 @@ class RecordBuild(Command):
 def main():
     RecordBuild.torch = find_torch()
     RecordBuild.plan = plan = make_plan(RecordBuild.torch)
+    RecordBuild.cuda = cuda = make_cuda_plan()
     arguments = {"cmdclass": {"build": Build, "record_build": RecordBuild}}
     if plan.action == "build":
-        arguments["ext_modules"], arguments["cmdclass"]["build_ext"] = kernels(plan)
+        arguments["ext_modules"], arguments["cmdclass"]["build_ext"] = kernels(plan, cuda)
         arguments["options"] = {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}}
     elif plan.action == "fail" and RecordBuild.torch is None:
         # pip installs it into its build environment, then runs this file again.

@@ -1,10 +1,119 @@
-"""conv_bn_act_cuda and add_relu_cuda: the CUDA C++ kernels as ops."""
+"""conv_bn_act_cuda and add_relu_cuda: the CUDA C++ kernels as ops.
+
+The kernels are in an extension of their own, `_C_cuda`, which only a torch with CUDA can load.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
+
+from .. import check
+from .._tf32 import uses_tf32
+from ._library import library
+from ._shapes import check_gpu_conv, empty_in_format, empty_nhwc
+
+OLDEST_CAPABILITY = (8, 0)
 
 
+def _load() -> str | None:
+    """Registers the CUDA C++ kernels; returns why it could not, or None."""
+    if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
+        return "RESNET_FUSED_DISABLE_EXT is set"
+    try:
+        found = importlib.util.find_spec("resnet_fused._C_cuda")
+    except ImportError as error:
+        return str(error)
+    if found is None or found.origin is None:
+        return "the CUDA C++ kernels are not built (resnet-fused doctor says why)"
+    if torch.version.cuda is None:
+        return "torch was built without CUDA"
+    try:
+        torch.ops.load_library(found.origin)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+# Read by the C++ kernel for float32: torch's flag has no stable place in C++.
+library.define("uses_tf32() -> bool")
+library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
+library.define("cuda_configurations() -> str")
+
+extension_error: str | None = _load()
+"""None where the CUDA C++ kernels are loaded, else why they are not."""
+
+
+@functools.cache
 def cuda_error(device: torch.device) -> str | None:
     """Why the CUDA C++ kernels cannot serve a device; None where they can."""
-    return "the CUDA C++ kernels are not built"
+    if extension_error is not None:
+        return extension_error
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.version.hip is not None:
+        return "the CUDA C++ kernels are for NVIDIA's GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        return f"sm_{capability[0]}{capability[1]} is older than sm_80"
+    return None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A tile of a CUDA C++ kernel; f"{name} split {n}" is what conv_bn_act_cuda's config takes."""
+
+    name: str
+    threads: int  # of a block
+    shared_bytes: int
+
+
+def configurations() -> tuple[Configuration, ...]:
+    """What is compiled; nothing where the kernels are not loaded."""
+    if extension_error is not None:
+        return ()
+    rows = torch.ops.resnet_fused.cuda_configurations().splitlines()
+    parts = [row.rsplit(" ", 2) for row in rows]
+    return tuple(Configuration(name, int(threads), int(size)) for name, threads, size in parts)
+
+
+def _conv_fake(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    shortcut_x: Tensor | None = None,
+    shortcut_packed: Tensor | None = None,
+    shortcut_scale: Tensor | None = None,
+    shortcut_shift: Tensor | None = None,
+    *,
+    kernel_size,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    act="relu",
+    shortcut_stride=(1, 1),
+    config="",
+) -> Tensor:
+    shortcut = (shortcut_x, shortcut_packed, shortcut_scale, shortcut_shift)
+    shape = check_gpu_conv(
+        *("conv_bn_act_cuda", x, packed, scale, shift, residual, shortcut, kernel_size, stride),
+        *(padding, dilation, groups, act, shortcut_stride),
+    )
+    return empty_nhwc(x, shape)
+
+
+def _add_relu_fake(a: Tensor, b: Tensor) -> Tensor:
+    check.add_relu("add_relu_cuda", a, b)
+    return empty_in_format(a)
+
+
+torch.library.register_fake("resnet_fused::conv_bn_act_cuda", _conv_fake, lib=library)
+torch.library.register_fake("resnet_fused::add_relu_cuda", _add_relu_fake, lib=library)

@@ -1,0 +1,51 @@
+#include "cuda/context.h"
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <map>
+#include <mutex>
+
+#include "check.h"
+
+namespace resnet_fused::cuda {
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  const cudaError_t code = cudaDeviceGetAttribute(&value, which, device);
+  if (code != cudaSuccess) cudaGetLastError();
+  check(code == cudaSuccess, "cuda:", device, ": ", cudaGetErrorString(code));
+  return value;
+}
+
+}  // namespace
+
+const DeviceFacts& device_facts(int device) {
+  static std::mutex mutex;
+  static std::map<int, DeviceFacts> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  const DeviceFacts facts{attribute(cudaDevAttrMultiProcessorCount, device),
+                          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+                          attribute(cudaDevAttrComputeCapabilityMajor, device),
+                          attribute(cudaDevAttrComputeCapabilityMinor, device)};
+  return known.emplace(device, facts).first->second;
+}
+
+CUstream_st* current_stream(int device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<CUstream_st*>(stream);
+}
+
+std::string clear(uint32_t* words, int64_t count, CUstream_st* stream) {
+  const cudaError_t code = cudaMemsetAsync(words, 0, 4 * count, stream);
+  if (code == cudaSuccess) return "";
+  cudaGetLastError();
+  return std::string("workspace: ") + cudaGetErrorString(code);
+}
+
+}  // namespace resnet_fused::cuda

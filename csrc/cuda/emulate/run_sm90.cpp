@@ -1,0 +1,105 @@
+// The entry for the tests: copies tensors into guarded buffers, runs the kernel, copies y back.
+#include "cuda/emulate/run_sm90.h"
+
+#include <cstring>
+
+#include "cuda/sm90/conv_kernel.cuh"
+
+// Which tiles are compiled, bit by bit; planted bugs need few.
+#ifndef EMULATED_TILES
+#define EMULATED_TILES_BFLOAT16 0x7ff
+#define EMULATED_TILES_FLOAT16 0x018  // c64x256 and p128x128: the rest differ by conversions only
+#else
+#define EMULATED_TILES_BFLOAT16 EMULATED_TILES
+#define EMULATED_TILES_FLOAT16 0
+#endif
+
+using namespace resnet_fused::sm90;
+
+namespace {
+
+template <typename T, int kTile>
+emu::Result launch(const KernelParams& k, int blocks, const emu::Options& options) {
+  using C = Config<kTile>;
+  const bool split = k.schedule.splits > 1;
+  std::function<void()> body;
+  if (k.shortcut_scale) {
+    body = split ? std::function<void()>([&k] { conv_kernel<T, kTile, true, true>(k); })
+                 : std::function<void()>([&k] { conv_kernel<T, kTile, true, false>(k); });
+  } else {
+    body = split ? std::function<void()>([&k] { conv_kernel<T, kTile, false, true>(k); })
+                 : std::function<void()>([&k] { conv_kernel<T, kTile, false, false>(k); });
+  }
+  return emu::launch(dim3(blocks), dim3(C::kThreads), C::kSharedBytes, body, options);
+}
+
+template <typename T, int kTiles, int kTile = 0>
+emu::Result launch_tile(int tile, const KernelParams& k, int blocks, const emu::Options& options) {
+  if constexpr (kTile < kTileCount) {
+    if constexpr (kTiles >> kTile & 1)
+      if (tile == kTile) return launch<T, kTile>(k, blocks, options);
+    return launch_tile<T, kTiles, kTile + 1>(tile, k, blocks, options);
+  } else {
+    return {"this tile is not compiled", {}};
+  }
+}
+
+}  // namespace
+
+extern "C" void sm90_run(Sm90Run* r) {
+  const Problem& p = r->problem;
+  const Choice choice{r->tile, r->splits};
+  r->error[0] = 0;
+  const std::string why = refuses(p, choice);
+  if (!why.empty()) {
+    snprintf(r->error, sizeof r->error, "refused: %s", why.c_str());
+    return;
+  }
+  Operands o = guarded_operands(*r);
+  const int64_t sums = partial_floats(p, choice), counters = tickets(p, choice);
+  if (sums) {
+    o.partial = static_cast<float*>(
+        emu::dev_alloc(4 * sums, "partial", emu::kWriteOnce | emu::kDependent | emu::kShared));
+    o.tickets = static_cast<uint32_t*>(
+        emu::dev_alloc(4 * counters, "tickets", emu::kDependent | emu::kShared));
+    memset(o.tickets, 0, 4 * counters);
+  }
+  KernelParams k;
+  if (const char* refused = fill(&k, p, choice, o)) {
+    snprintf(r->error, sizeof r->error, "TMA: %s", refused);
+    return;
+  }
+  emu::Options options;
+  options.order = r->order;
+  options.async = true;
+  options.race = options.uninit = r->race;
+  const emu::Result result =
+      r->bfloat16
+          ? launch_tile<__nv_bfloat16, EMULATED_TILES_BFLOAT16>(r->tile, k, r->blocks, options)
+          : launch_tile<__half, EMULATED_TILES_FLOAT16>(r->tile, k, r->blocks, options);
+  snprintf(r->error, sizeof r->error, "%s", result.error.c_str());
+  for (int64_t i = 0; i < counters && !r->error[0]; ++i)
+    if (o.tickets[i]) snprintf(r->error, sizeof r->error, "ticket %ld was not reset", long(i));
+  memcpy(r->y, o.y, y_bytes(p));
+}
+
+// ---- the plan, which the tests hold too ----
+extern "C" int sm90_tile_count() { return kTileCount; }
+extern "C" const char* sm90_tile_name(int tile) { return kTiles[tile].name; }
+extern "C" int sm90_tile_threads(int tile) { return 128 * (1 + kTiles[tile].tile.consumers); }
+extern "C" int sm90_tile_shared_bytes(int tile) { return shared_bytes(kTiles[tile].tile); }
+extern "C" void sm90_refuses(const Problem* p, char* why, int size) {
+  snprintf(why, size, "%s", refuses(*p).c_str());
+}
+extern "C" void sm90_choose(const Problem* p, int multiprocessors, Choice* choice, int* blocks_out,
+                            double* microseconds, char* name, int size) {
+  *choice = choose(*p, {multiprocessors});
+  *blocks_out = blocks(*p, *choice, {multiprocessors});
+  *microseconds = cost(*p, *choice, {multiprocessors}).microseconds;
+  snprintf(name, size, "%s", text(*choice).c_str());
+}
+extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name, choice); }
+extern "C" int64_t sm90_tickets(const Problem* p, const Choice* c) { return tickets(*p, *c); }
+extern "C" int64_t sm90_partial_floats(const Problem* p, const Choice* c) {
+  return partial_floats(*p, *c);
+}

@@ -1,0 +1,88 @@
+#include "cuda/sm80/launch.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "cuda/sm80/kernels.h"
+
+namespace resnet_fused::sm80 {
+namespace {
+
+constexpr int kTypes = 4;
+
+std::string error(const char* what, cudaError_t code) {
+  cudaGetLastError();  // ours, and reported: the next caller shall not find it
+  return std::string(what) + ": " + cudaGetErrorString(code);
+}
+
+const void* kernel_of(Type type, int tile, bool shortcut) {
+  switch (type) {
+    case Type::kBFloat16:
+      return kernel_bfloat16(tile, shortcut);
+    case Type::kFloat16:
+      return kernel_float16(tile, shortcut);
+    case Type::kTf32:
+      return kernel_tf32(tile, shortcut);
+    default:
+      return kernel_float32(tile, shortcut);
+  }
+}
+
+// Shared memory beyond 48 KiB is asked for once per kernel and device.
+cudaError_t allow_shared(const void* kernel, int slot, int bytes) {
+  static std::atomic<uint64_t> allowed[kTypes * 2 * kTileCount];
+  if (bytes <= 48 << 10) return cudaSuccess;
+  int device = 0;
+  if (cudaError_t code = cudaGetDevice(&device)) return code;
+  const uint64_t bit = device < 64 ? 1ull << device : 0;
+  if (allowed[slot].load(std::memory_order_relaxed) & bit) return cudaSuccess;
+  const cudaError_t code =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (code == cudaSuccess) allowed[slot].fetch_or(bit, std::memory_order_relaxed);
+  return code;
+}
+
+}  // namespace
+
+std::string launch(const Problem& p, Type type, const Choice& choice, const Operands& o,
+                   CUstream_st* stream) {
+  const std::string why = refuses(p, type, choice);
+  if (!why.empty()) return why;
+  const bool shortcut = p.shortcut_c > 0;
+  const void* const kernel = kernel_of(type, choice.tile, shortcut);
+  const Grid grid = grid_of(p, type, choice);
+  const int slot = (int(type) * kTileCount + choice.tile) * 2 + shortcut;
+  if (cudaError_t code = allow_shared(kernel, slot, grid.shared_bytes))
+    return error("shared memory", code);
+  if (const int64_t tickets = workspace_of(p, type, choice).tickets)
+    if (cudaError_t code = cudaMemsetAsync(o.tickets, 0, 4 * tickets, stream))
+      return error("workspace", code);
+  KernelParams params = params_of(p, type, choice, o);
+  void* arguments[] = {&params};
+  if (cudaError_t code = cudaLaunchKernel(kernel, dim3(grid.tiles, grid.splits), dim3(grid.threads),
+                                          arguments, grid.shared_bytes, stream))
+    return error("launch", code);
+  return "";
+}
+
+std::string launch_add_relu(Type type, const void* a, const void* b, void* y, int64_t count,
+                            const Device& device, CUstream_st* stream) {
+  constexpr int kThreads = 256, kBlocksPerSm = 8;  // 2048 threads fill a multiprocessor
+  const void* const kernel = type == Type::kBFloat16  ? add_relu_bfloat16()
+                             : type == Type::kFloat16 ? add_relu_float16()
+                                                      : add_relu_float32();
+  const auto bits = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) |
+                    reinterpret_cast<uintptr_t>(y);
+  bool aligned = bits % 16 == 0;
+  const int64_t each = aligned ? 16 / element_bytes(type) : 1;
+  const int64_t blocks = (count + each * kThreads - 1) / (each * kThreads);
+  const int grid = int(std::min<int64_t>(blocks, int64_t(device.multiprocessors) * kBlocksPerSm));
+  void* arguments[] = {&a, &b, &y, &count, &aligned};
+  if (cudaError_t code = cudaLaunchKernel(kernel, dim3(grid), dim3(kThreads), arguments, 0, stream))
+    return error("launch", code);
+  return "";
+}
+
+}  // namespace resnet_fused::sm80

@@ -1,0 +1,113 @@
+#include "cuda/sm90/launch.h"
+
+#include <cuda_runtime_api.h>
+
+#include <mutex>
+#include <set>
+#include <utility>
+
+#include "cuda/sm90/kernels.h"
+#include "cuda/sm90/tap_shift.h"
+
+namespace resnet_fused::sm90 {
+namespace {
+
+std::string error(const char* what, cudaError_t code) {
+  cudaGetLastError();
+  return std::string(what) + ": " + cudaGetErrorString(code);
+}
+
+struct Start {
+  const void* kernel = nullptr;
+  void* params = nullptr;
+  int threads = 0, shared_bytes = 0, allowed = 0;
+};
+
+// Shared memory beyond 48 KiB is asked for once per kernel and device.
+cudaError_t allow_shared(const void* kernel, int bytes) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0;
+  if (cudaError_t code = cudaGetDevice(&device)) return code;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, device})) return cudaSuccess;
+  const cudaError_t code =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (code == cudaSuccess) allowed.insert({kernel, device});
+  return code;
+}
+
+// What these kernels wrote last, by stream. A launch overlaps the one before only where that is
+// known not to have written its weights.
+struct LastOutput {
+  CUstream_st* stream;
+  uintptr_t begin, end;
+};
+bool may_overlap(CUstream_st* stream, const LastOutput& weights, const LastOutput& shortcut,
+                 const LastOutput& y) {
+  static std::mutex mutex;
+  static LastOutput last[256];
+  const std::lock_guard<std::mutex> lock(mutex);
+  LastOutput& slot = last[(reinterpret_cast<uintptr_t>(stream) >> 4) % 256];
+  const auto apart = [&](const LastOutput& range) {
+    return range.end <= slot.begin || slot.end <= range.begin;
+  };
+  const bool known = slot.stream == stream && slot.end;
+  const bool result = known && apart(weights) && apart(shortcut);
+  slot = y;
+  return result;
+}
+LastOutput range_of(CUstream_st* stream, const void* at, int64_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(at);
+  return {stream, begin, begin + bytes};
+}
+
+}  // namespace
+
+std::string launch(const Problem& p, const Choice& choice, const Operands& o, const Device& device,
+                   CUstream_st* stream) {
+  const std::string why = refuses(p, choice);
+  if (!why.empty()) return why;
+  const bool shortcut = p.shortcut_c > 0;
+  Start start;
+  KernelParams tiled;
+  TapShiftParams windows;
+  if (choice.tile == kTapShift) {
+    const Window g = tap_shift_window(p);
+    if (const char* refused = fill(&windows, p, g, o)) return refused;
+    const bool shared = p.k > 64;
+    start.kernel = o.bfloat16 ? tap_shift_bfloat16(g.n, shared, shortcut)
+                              : tap_shift_float16(g.n, shared, shortcut);
+    // A kernel serves maps of several sizes: all that a block may have is asked for.
+    start = {start.kernel, &windows, 384, tap_shift_shared_bytes(g, shared), 232448};
+  } else {
+    if (const char* refused = fill(&tiled, p, choice, o)) return refused;
+    const Tile& t = kTiles[choice.tile].tile;
+    const bool split = tiled.schedule.splits > 1;
+    start.kernel = o.bfloat16 ? kernel_bfloat16(choice.tile, shortcut, split)
+                              : kernel_float16(choice.tile, shortcut, split);
+    start = {start.kernel, &tiled, 128 * (1 + t.consumers), shared_bytes(t), shared_bytes(t)};
+  }
+  if (cudaError_t code = allow_shared(start.kernel, start.allowed))
+    return error("shared memory", code);
+
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks(p, choice, device));
+  config.blockDim = dim3(start.threads);
+  config.dynamicSmemBytes = start.shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  const int64_t pixels = int64_t(p.n) * out_h(p) * out_w(p);
+  config.numAttrs =
+      may_overlap(stream, range_of(stream, o.weight, int64_t(2) * p.k * p.r * p.s * p.c),
+                  range_of(stream, o.shortcut_weight, int64_t(2) * p.k * p.shortcut_c),
+                  range_of(stream, o.y, 2 * pixels * p.k));
+  if (cudaError_t code = cudaLaunchKernelExC(&config, start.kernel, &start.params))
+    return error("launch", code);
+  return "";
+}
+
+}  // namespace resnet_fused::sm90

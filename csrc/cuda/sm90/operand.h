@@ -1,0 +1,55 @@
+// How operands lie in shared memory, and which thread holds which accumulator.
+//
+// An operand of wgmma is a stack of rows (pixels or output channels), each `span` bytes of the
+// reduction: 128, 64 or 32, the three swizzle modes of TMA. TMA exchanges the 16-byte chunks of a
+// row so that eight rows under each other fall on different banks; wgmma undoes it, from the same
+// address bits. Both sides must agree, hence this one file. The functions are plain arithmetic:
+// the kernel, the host and the emulation of the hardware's own side share none of them by accident,
+// csrc/cuda/emulate has its own from the documents.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define RF_HD __host__ __device__ __forceinline__
+#else
+#define RF_HD inline
+#endif
+
+namespace resnet_fused::sm90 {
+
+// The wgmma matrix descriptor of a K-major operand that starts at `address` (shared window, bytes):
+// rows of `span` bytes, groups of eight rows 8 * span bytes apart. The next 16 elements of the
+// reduction are 32 bytes further, which is +2 in the descriptor's unit of 16 bytes.
+RF_HD uint64_t operand_descriptor(uint32_t address, int span) {
+  const uint64_t layout = span == 128 ? 1 : span == 64 ? 2 : 3;
+  uint64_t d = (address & 0x3FFFF) >> 4;
+  d |= uint64_t(1) << 16;  // leading offset: unused for swizzled K-major operands
+  d |= uint64_t((8 * span) >> 4) << 32;
+  d |= layout << 62;
+  return d;
+}
+
+// Accumulator register r (0 .. n/2 - 1) of thread t (0 .. 127) of a warpgroup in m64nNk16.
+RF_HD int fragment_row(int t, int r) {
+  return (t >> 5) * 16 + ((t & 31) >> 2) + 8 * ((r >> 1) & 1);
+}
+RF_HD int fragment_column(int t, int r) { return (r >> 2) * 8 + (t & 3) * 2 + (r & 1); }
+
+// The epilogue writes 16 bytes a thread: eight channels of one pixel. After quad_transpose (in
+// epilogue.cuh) lane q of a quad holds in word i what lane i held in word q.
+struct Vector {
+  int pixel, channel;
+};
+// Pixels on M: the words are column groups 4 * j .. 4 * j + 3 of one half of the rows.
+RF_HD Vector vector_pixels_on_m(int t, int half, int j) {
+  return {(t >> 5) * 16 + ((t & 31) >> 2) + 8 * half, (4 * j + (t & 3)) * 8};
+}
+// Channels on M: the words, each an 8 x 8 block turned by movmatrix, are
+// [pixel group 2 * j + (m >> 1)][row half m & 1].
+RF_HD Vector vector_channels_on_m(int t, int j) {
+  const int q = t & 3;
+  return {8 * (2 * j + (q >> 1)) + ((t & 31) >> 2), (t >> 5) * 16 + (q & 1) * 8};
+}
+
+}  // namespace resnet_fused::sm90

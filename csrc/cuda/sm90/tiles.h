@@ -1,0 +1,36 @@
+// The tiles that are compiled.
+//
+// 128-byte rows (chunk 64) where there are 64 channels or more. What the choice between them
+// weighs is in plan.h; nothing here has been timed, no GPU was at hand.
+#pragma once
+
+#include "cuda/sm90/problem.h"
+
+namespace resnet_fused::sm90 {
+
+struct NamedTile {
+  const char* name;
+  Tile tile;
+};
+// channels on M, blocks of M, N, chunk, stages, sharing, consumers
+constexpr NamedTile kTiles[] = {
+    {"c128x256", {true, 1, 256, 64, 4, kSplitM, 2}},   // 128 channels by 256 pixels
+    {"c128x192", {true, 1, 192, 64, 5, kSplitM, 2}},   // where 256 leave SMs idle
+    {"p128x256", {false, 1, 256, 64, 4, kSplitM, 2}},  // 128 pixels by 256 channels
+    {"c64x256", {true, 1, 256, 64, 5, kPingPong, 2}},
+    {"p128x128", {false, 2, 128, 64, 6, kPingPong, 2}},
+    {"p128x64", {false, 2, 64, 64, 8, kPingPong, 2}},
+    {"p64x128", {false, 1, 128, 64, 4, kPingPong, 1}},
+    {"p64x64", {false, 1, 64, 64, 6, kPingPong, 1}},
+    {"p64x32", {false, 1, 32, 64, 8, kPingPong, 1}},
+    {"p128x64k32", {false, 2, 64, 32, 8, kPingPong, 2}},  // C up to 32
+    {"p128x64k16", {false, 2, 64, 16, 8, kPingPong, 2}},  // C up to 16
+};
+constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);
+
+// Room to align the stages, the stages, their barriers, and 24 bytes of turn barriers and words.
+RF_HD constexpr int shared_bytes(const Tile& t) {
+  return 1024 + t.stages * stage_bytes(t) + (16 * t.stages + 24 + 63) / 64 * 64;
+}
+
+}  // namespace resnet_fused::sm90

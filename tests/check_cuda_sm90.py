@@ -1,0 +1,91 @@
+"""Compiles the sm_90a kernels and holds what the compiler made of them to sm90_resources.txt.
+
+    python tests/check_cuda_sm90.py            compare; exit status 1 where something differs
+    python tests/check_cuda_sm90.py --write    write the file anew
+
+Needs nvcc; the machine instructions are counted where cuobjdump is found too (it is in Triton's
+package). Not part of `make test`; `make cuda-check` runs it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cuda_kernels import ROOT, build_cuda, compiled, machine_code
+
+TABLE = Path(__file__).with_name("sm90_resources.txt")
+# An instance in the kernel's mangled name: tile, shortcut, split-K; or of tap-shift: N, whether
+# two warpgroups share a tile, shortcut.
+_INSTANCE = r"(conv|tap_shift)_kernelI\w+?Li(\d+)ELb(\d)ELb(\d)E"
+_COUNTED = ("HGMMA", "UTMALDG", "LDL", "STL")
+
+
+def _tiles() -> list[str]:
+    text = (ROOT / "csrc" / "cuda" / "sm90" / "tiles.h").read_text()
+    return re.findall(r'\{"(\w+)", \{', text)
+
+
+def _instance(text: str) -> tuple[str, int, int]:
+    """Tile, shortcut and split-K of the kernel that the text is about."""
+    found = re.search(_INSTANCE, text)
+    number, first, second = map(int, found.groups()[1:])
+    if found[1] == "conv":
+        return _tiles()[number], first, second
+    return f"tap-shift-{128 if first else 64}x{number}", second, 0
+
+
+def rows_of(file: build_cuda.Compiled) -> dict[tuple, list]:
+    """Rows of (type, tile, shortcut, split): registers, stack bytes, spilled bytes, counts."""
+    dtype = file.source.stem.removeprefix("kernels_")
+    if warning := re.search(r"^.*(?:warning|C75\d\d).*$", file.report, re.MULTILINE):
+        raise SystemExit(f"the compiler warns: {warning[0]}")
+    rows = {}
+    for entry in file.report.split("Compiling entry function")[1:]:
+        stack, stores, loads = map(
+            int,
+            re.search(
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry
+            ).groups(),
+        )
+        registers = int(re.search(r"Used (\d+) registers", entry)[1])
+        rows[(dtype, *_instance(entry))] = [registers, stack, stores + loads]
+    for function in machine_code(file).split("Function : ")[1:]:
+        counts = [len(re.findall(rf"\b{name}\b", function)) for name in _COUNTED]
+        rows[(dtype, *_instance(function))] += counts
+    return rows
+
+
+def table(rows: dict[tuple, list]) -> str:
+    lines = ["# type tile shortcut split | registers stack spilled | " + " ".join(_COUNTED)]
+    for key, (registers, stack, spilled, *counts) in rows.items():
+        text = " ".join(map(str, key)) + f" | {registers} {stack} {spilled}"
+        lines.append(text + (" | " + " ".join(map(str, counts)) if counts else ""))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(rows_of, compiled("sm90")))
+    rows = dict(sorted({**parts[0], **parts[1]}.items()))
+    failures = []
+    for key, (_, stack, spilled, *counts) in rows.items():
+        if stack or spilled:
+            failures.append(f"{key}: {stack} bytes of stack, {spilled} spilled")
+        if counts and not (counts[0] and counts[1]):
+            failures.append(f"{key}: no wgmma or no TMA in the machine code")
+        if counts and (counts[2] or counts[3]):
+            failures.append(f"{key}: local memory is used")
+    if "--write" in sys.argv:
+        TABLE.write_text(table(rows))
+    elif (held := TABLE.read_text()) != table(rows):
+        new = set(table(rows).splitlines()) - set(held.splitlines())
+        failures += [f"differs from {TABLE.name}: {line}" for line in sorted(new)]
+    print(f"{len(rows)} kernels, {len(failures)} failures", *failures, sep="\n")
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,677 @@
+"""Bugs to plant in the sm_90a kernel, one at a time, and the convolutions that must show each.
+
+A copy of the sources gets a switch at each place: `(sm90_planted == 7 ? (bug) : (source))`, or an
+if around a whole statement. So one compilation holds many bugs, and 0 is the kernel as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from emulated_sm90 import CSRC, Conv, Data, alone, build, differs, draw, run
+
+_KERNEL, _EPILOGUE, _SHORTCUT = "conv_kernel.cuh", "epilogue.cuh", "shortcut.cuh"
+_SPLIT, _MAP, _OPERAND, _RING, _PROBLEM = (
+    "split_k.cuh",
+    "tensor_map.h",
+    "operand.h",
+    "ring.h",
+    "problem.h",
+)
+_TAPS, _WINDOW = "tap_shift_kernel.cuh", "tap_shift.h"
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str  # in csrc/cuda/sm90
+    source: str  # statements, or an expression
+    bug: str
+    report: str = ""  # what the emulator says of it, where it is not left to the numbers
+    ci: bool = False  # planted in `make test` too
+    context: str = ""  # what holds the source, where that is in the file more than once
+
+
+BUGS = [
+    # ---- mbarriers ----
+    Bug(
+        "no wait for an empty stage",
+        _KERNEL,
+        "barrier_wait(stages.empty(ring.stage), empty_parity(ring));",
+        ";",
+        "more than 1 arrivals",
+        ci=True,
+    ),
+    Bug(
+        "no wait for a full stage",
+        _KERNEL,
+        "barrier_wait(stages.full(ring.stage), full_parity(ring));",
+        ";",
+        "before any write",
+        ci=True,
+    ),
+    Bug(
+        "a full stage's parity inverted",
+        _KERNEL,
+        "full_parity(ring)",
+        "full_parity(ring) ^ 1u",
+        "before any write",
+    ),
+    Bug(
+        "the empty parity not inverted",
+        _RING,
+        "ring.phase ^ 1u",
+        "ring.phase",
+        "more than 1 arrivals",
+    ),
+    Bug("the ring's phase never changes", _RING, "ring.phase ^= 1u;", ";", ci=True),
+    Bug(
+        "a consumer's ring starts one step early",
+        _KERNEL,
+        "ring_at(iteration, C::kStages)",
+        "ring_at(iteration + 1, C::kStages)",
+    ),
+    Bug(
+        "too few bytes expected",
+        _KERNEL,
+        "barrier_expect(full, C::kStageBytes)",
+        "barrier_expect(full, C::kStageBytes - 128)",
+        ci=True,
+    ),
+    Bug(
+        "too many bytes expected",
+        _KERNEL,
+        "barrier_expect(full, C::kStageBytes)",
+        "barrier_expect(full, C::kStageBytes + 128)",
+        "deadlock",
+    ),
+    Bug(
+        "early weights not expected",
+        _KERNEL,
+        "barrier_expect(stages.full(early), C::kStageBytes);",
+        ";",
+    ),
+    Bug("one early stage too many counted", _KERNEL, "early > 0", "early >= 0"),
+    Bug(
+        "a stage released before its wgmma is waited for", _KERNEL, "wgmma_wait<1>();", ";", "wgmma"
+    ),
+    Bug(
+        "the running stage released instead of the last",
+        _KERNEL,
+        "if (k > begin && lane == 0) barrier_arrive(stages.empty(last));",
+        "if (k > begin && lane == 0) barrier_arrive(stages.empty(ring.stage));",
+    ),
+    Bug(
+        "a release too many",
+        _KERNEL,
+        "if (k > begin && lane == 0) barrier_arrive(stages.empty(last));",
+        "if (lane == 0) barrier_arrive(stages.empty(last));",
+    ),
+    Bug(
+        "released by every lane",
+        _KERNEL,
+        "if (lane == 0) barrier_arrive(stages.empty(last));",
+        "barrier_arrive(stages.empty(last));",
+        "deadlock",
+    ),
+    Bug(
+        "the last stage never released",
+        _KERNEL,
+        "if (lane == 0) barrier_arrive(stages.empty(last));",
+        ";",
+        "deadlock",
+    ),
+    Bug(
+        "no turns in ping-pong",
+        _KERNEL,
+        "if (C::kPingPong && i > 0) barrier_wait(stages.turn(warpgroup), turn_parity(i));",
+        ";",
+    ),
+    Bug(
+        "the turn goes to oneself",
+        _KERNEL,
+        "stages.turn(warpgroup ^ 1)",
+        "stages.turn(warpgroup)",
+        "deadlock",
+    ),
+    Bug(
+        "the turn's parity inverted", _RING, "uint32_t((i - 1) >> 1) & 1u", "uint32_t(i >> 1) & 1u"
+    ),
+    Bug(
+        "barriers not made visible to TMA", _KERNEL, "barrier_init_fence();", ";", "fence.mbarrier"
+    ),
+    Bug(
+        "an empty barrier counts one warp less",
+        _KERNEL,
+        "barrier_init(stages.empty(s), C::kEmptyArrivals)",
+        "barrier_init(stages.empty(s), C::kEmptyArrivals - 1)",
+    ),
+    Bug(
+        "a full barrier waits for two arrivals",
+        _KERNEL,
+        "barrier_init(stages.full(s), 1)",
+        "barrier_init(stages.full(s), 2)",
+        "deadlock",
+    ),
+    Bug("no __syncthreads behind the barriers' start", _KERNEL, "__syncthreads();", ";"),
+    Bug(
+        "all lanes produce",
+        _KERNEL,
+        "if (warp == 0 && elect_one()) produce<C, kShortcut>(p, stages);",
+        "if (warp == 0) produce<C, kShortcut>(p, stages);",
+    ),
+    # ---- dependent launch ----
+    Bug(
+        "inputs read before the kernel before has ended",
+        _KERNEL,
+        "wait_for_earlier_kernels();",
+        ";",
+        "griddepcontrol",
+        ci=True,
+        context="wait_for_earlier_kernels(); // Only",
+    ),
+    Bug(
+        "outputs written before the kernel before has ended",
+        _KERNEL,
+        "wait_for_earlier_kernels();",
+        ";",
+        "griddepcontrol",
+        context="wait_for_earlier_kernels(); // the workspace",
+    ),
+    # ---- wgmma ----
+    Bug("no wait for the last wgmma", _KERNEL, "wgmma_wait<0>();", ";", "wgmma", ci=True),
+    Bug("no wgmma.fence", _KERNEL, "wgmma_fence();", ";", "wgmma.fence"),
+    Bug("no commit", _KERNEL, "wgmma_commit();", ";", "wgmma"),
+    Bug("sums not cleared", _KERNEL, "k > work.begin || c > 0", "true", ci=True),
+    Bug("sums cleared at the shortcut", _KERNEL, "k > work.begin || c > 0", "k > begin || c > 0"),
+    Bug("A's slice of the reduction twice as far", _KERNEL, "a + 2 * c", "a + 4 * c"),
+    Bug("B's slice of the reduction half as far", _KERNEL, "b + 2 * c", "b + c"),
+    Bug("the second block of M is the first", _KERNEL, "m * (64 * C::kSpan / 16)", "0"),
+    Bug(
+        "the second warpgroup reads the first's rows",
+        _KERNEL,
+        "operand_descriptor(at + row * C::kSpan, C::kSpan)",
+        "operand_descriptor(at, C::kSpan)",
+    ),
+    Bug(
+        "the swizzle on wgmma's side only",
+        _MAP,
+        "f.swizzle_bytes = 2 * chunk;",
+        "f.swizzle_bytes = chunk > 16 ? 32 : 64;",
+        "wider than the swizzle",
+    ),
+    Bug(
+        "another swizzle in the descriptor",
+        _OPERAND,
+        "span == 128 ? 1 : span == 64 ? 2 : 3",
+        "span == 128 ? 2 : span == 64 ? 3 : 1",
+        ci=True,
+    ),
+    Bug("row groups half as far apart", _OPERAND, "(8 * span) >> 4", "(4 * span) >> 4"),
+    # ---- TMA ----
+    Bug("the lower corner without padding", _MAP, "f.lower[0] = -pad_w;", "f.lower[0] = 0;"),
+    Bug(
+        "the upper corner without the kernel's reach", _MAP, "pad_w - dilation_w * (s - 1)", "pad_w"
+    ),
+    Bug("the upper corner of the rows", _MAP, "pad_h - dilation_h * (r - 1)", "pad_h"),
+    Bug("the walk without stride", _MAP, "f.stride[1] = stride_w;", "f.stride[1] = 1;"),
+    Bug(
+        "strides exchanged in the walk", _MAP, "f.stride[2] = stride_h;", "f.stride[2] = stride_w;"
+    ),
+    Bug(
+        "weights flat over the taps",
+        _MAP,
+        "f.size[0] = c;\n  f.size[1] = taps;",
+        "f.size[0] = c * taps;\n  f.size[1] = taps;",
+    ),
+    Bug(
+        "taps exchanged",
+        _KERNEL,
+        "step.r * p.reduction.kernel_w + step.s",
+        "step.s * p.reduction.kernel_w + step.r",
+    ),
+    Bug("dilation forgotten", _KERNEL, "uint16_t(step.s * p.dilation_w)", "uint16_t(step.s)"),
+    Bug(
+        "dilations exchanged",
+        _KERNEL,
+        "uint16_t(step.r * p.dilation_h)",
+        "uint16_t(step.r * p.dilation_w)",
+    ),
+    Bug(
+        "padding exchanged at a tile's start",
+        _PROBLEM,
+        "q * stride_w - pad_w",
+        "q * stride_w - pad_h",
+        context="return {q * stride_w - pad_w",
+    ),
+    Bug(
+        "the shortcut walked with the main strides",
+        _KERNEL,
+        "first_tap(p.schedule, work.pixel, p.shortcut_stride_h, p.shortcut_stride_w, 0, 0)",
+        "first_tap(p.schedule, work.pixel, p.stride_h, p.stride_w, 0, 0)",
+    ),
+    # ---- the walk ----
+    Bug(
+        "the shortcut begins one step late", _PROBLEM, "i + 1 == k.main_steps", "i == k.main_steps"
+    ),
+    Bug("the column of taps not reset", _PROBLEM, "step.s = 0;", ";"),
+    Bug(
+        "splits overlap by one step",
+        _PROBLEM,
+        "int(int64_t(w.split + 1) * s.steps / s.splits)",
+        "int((int64_t(w.split + 1) * s.steps + s.splits - 1) / s.splits)",
+    ),
+    # ---- the shortcut ----
+    Bug(
+        "no rescale between the ranges", _KERNEL, "rescale<C>(sum, p, channel, tid);", ";", ci=True
+    ),
+    Bug(
+        "rescaled one step late",
+        _KERNEL,
+        "max(work.begin, p.reduction.main_steps)",
+        "max(work.begin, p.reduction.main_steps + 1)",
+    ),
+    Bug(
+        "the ratio of the other half of the rows", _SHORTCUT, "ratio[(r >> 1) & 1]", "ratio[r & 1]"
+    ),
+    Bug(
+        "the ratio upside down",
+        _SHORTCUT,
+        "scale / shortcut_scale",
+        "shortcut_scale / scale",
+    ),
+    Bug(
+        "the main scale in the epilogue",
+        _SHORTCUT,
+        "joint_scale(p, channel).factor",
+        "__ldg(p.scale + channel)",
+    ),
+    Bug(
+        "one shift only",
+        _SHORTCUT,
+        "__ldg(p.shift + channel) + __ldg(p.shortcut_shift + channel)",
+        "__ldg(p.shift + channel)",
+    ),
+    Bug("dead rows not cleared", _KERNEL, "clear", "false", context="if (clear)"),
+    Bug(
+        "only zero counts as dead",
+        _SHORTCUT,
+        "fabsf(shortcut_scale) * kRange < fabsf(scale)",
+        "false",
+    ),
+    Bug(
+        "no proxy fence behind the clearing",
+        _SHORTCUT,
+        "async_proxy_fence();",
+        ";",
+        "fence.proxy.async",
+        ci=True,
+    ),
+    Bug("no barrier behind the clearing", _SHORTCUT, "group_barrier<C::kTeam>(barrier);", ";"),
+    Bug(
+        "the fence behind the barrier",
+        _SHORTCUT,
+        "async_proxy_fence();\n  group_barrier<C::kTeam>(barrier);",
+        "{ group_barrier<C::kTeam>(barrier); async_proxy_fence(); }",
+        "fence.proxy.async",
+    ),
+    Bug("half of a dead row cleared", _SHORTCUT, "i < C::kSpan", "i < C::kSpan / 2"),
+    # ---- split-K ----
+    Bug(
+        "no barrier before the ticket",
+        _SPLIT,
+        "group_barrier<128>(barrier);",
+        ";",
+        context="group_barrier<128>(barrier); if (tid == 0)",
+    ),
+    Bug(
+        "no barrier behind the ticket",
+        _SPLIT,
+        "group_barrier<128>(barrier);",
+        ";",
+        context="group_barrier<128>(barrier); if (*word",
+    ),
+    Bug(
+        "no fence before the ticket",
+        _SPLIT,
+        "__threadfence();",
+        ";",
+        "without barrier, or fence",
+        ci=True,
+        context="__threadfence(); // what",
+    ),
+    Bug(
+        "no fence behind the ticket",
+        _SPLIT,
+        "__threadfence();",
+        ";",
+        "without barrier, or fence",
+        context="__threadfence(); // the other",
+    ),
+    Bug("the ticket not taken back", _SPLIT, "if (tid == 0) p.tickets[slot] = 0;", ";", "ticket"),
+    Bug("the second last adds", _SPLIT, "p.schedule.splits - 1", "p.schedule.splits - 2"),
+    Bug(
+        "sums of another split",
+        _SPLIT,
+        "(split * slots + slot)",
+        "(split / 2 * slots + slot)",
+        "stored twice",
+    ),
+    Bug(
+        "both warpgroups in one place", _SPLIT, "(C::kShared ? warpgroup : 0)", "0", "stored twice"
+    ),
+    # ---- the epilogue ----
+    Bug(
+        "one pixel too many stored",
+        _EPILOGUE,
+        "pixel < s.pixels",
+        "pixel <= s.pixels",
+        "out of bounds",
+        ci=True,
+    ),
+    Bug(
+        "channels behind the last stored",
+        _EPILOGUE,
+        "channel < s.k",
+        "channel <= s.k",
+        context="&& channel < s.k",
+    ),
+    Bug(
+        "ReLU swallows NaN", _EPILOGUE, "relu ? relu_keeping_nan(v) : v", "relu ? fmaxf(v, 0.f) : v"
+    ),
+    Bug(
+        "the residual not transposed", _EPILOGUE, "if (p.residual) quad_transpose(w[h], lane);", ";"
+    ),
+    Bug("the residual's blocks not turned", _EPILOGUE, "transpose_8x8(w[g][i])", "w[g][i]"),
+    Bug(
+        "the halves' affine exchanged",
+        _EPILOGUE,
+        "finish(s[1], affine[i & 1], r.y, p.relu)",
+        "finish(s[1], affine[(i & 1) ^ 1], r.y, p.relu)",
+    ),
+    Bug(
+        "more registers taken than given",
+        _KERNEL,
+        "take_registers<232>();",
+        "take_registers<240>();",
+        "setmaxnreg",
+    ),
+    Bug("the turn signalled at the first step", _KERNEL, "k == work.end - 1", "k == begin"),
+    Bug(
+        "vectors in the wrong place",
+        _OPERAND,
+        "(t >> 5) * 16 + (q & 1) * 8",
+        "(t >> 5) * 16 + (q >> 1) * 8",
+    ),
+    Bug(
+        "fragment rows of the other half", _OPERAND, "8 * ((r >> 1) & 1)", "8 * ((r >> 1 & 1) ^ 1)"
+    ),
+]
+
+# The other kernel, where it differs.
+BUGS += [
+    Bug(
+        "tap-shift: no wait for a window",
+        _TAPS,
+        "barrier_wait(memory.window_full(windows.stage), full_parity(windows));",
+        ";",
+        "did not wait",
+        ci=True,
+    ),
+    Bug(
+        "tap-shift: no wait for an empty window",
+        _TAPS,
+        "barrier_wait(memory.window_empty(windows.stage), empty_parity(windows));",
+        ";",
+        "more than 1 arrivals",
+    ),
+    Bug(
+        "tap-shift: no wait for weights",
+        _TAPS,
+        "barrier_wait(memory.weights_full(weights.stage), full_parity(weights));",
+        ";",
+        "before any write",
+    ),
+    Bug(
+        "tap-shift: a window released at once",
+        _TAPS,
+        "window_done",
+        "true",
+        context="if (window_done)",
+    ),
+    Bug(
+        "tap-shift: a window's bytes of whole stages",
+        _TAPS,
+        "p.window.box_positions * 128",
+        "p.window.bytes",
+        "deadlock",
+        context="barrier_expect(full, p.window.box_positions * 128)",
+    ),
+    Bug(
+        "tap-shift: no zeros behind the window",
+        _TAPS,
+        "at < p.window.bytes",
+        "false",
+        "before any write",
+    ),
+    Bug(
+        "tap-shift: no fence behind the zeros",
+        _TAPS,
+        "async_proxy_fence();",
+        ";",
+        "fence.proxy.async",
+        ci=True,
+    ),
+    Bug(
+        "tap-shift: a row's shift without dilation",
+        _TAPS,
+        "r * conv.dilation_h * p.window.pitch",
+        "r * p.window.pitch",
+    ),
+    Bug(
+        "tap-shift: the shortcut at the first tap",
+        _TAPS,
+        "conv.pad_h * p.window.pitch + conv.pad_w",
+        "0",
+    ),
+    Bug("tap-shift: the shortcut's window unstrided", _TAPS, "shortcut ? 2 : 1", "1"),
+    Bug(
+        "tap-shift: no rescale",
+        _TAPS,
+        "rescale<C>(sum, conv, channel, tid);",
+        ";",
+        ci=True,
+    ),
+    Bug("tap-shift: dead rows not cleared", _TAPS, "clear", "false", context="if (clear)"),
+    Bug("tap-shift: no wait for the last wgmma", _TAPS, "wgmma_wait<0>();", ";", "wgmma"),
+    Bug(
+        "tap-shift: rows too far apart",
+        _WINDOW,
+        "p.w + p.pad_w",
+        "p.w + 2 * p.pad_w",
+        "",
+        context="g.pitch = p.w + p.pad_w",
+    ),
+    Bug(
+        "tap-shift: one row too few",
+        _WINDOW,
+        "(p.r - 1) * p.dilation_h",
+        "(p.r - 2) * p.dilation_h",
+        context="rows + (p.r - 1) * p.dilation_h",
+    ),
+    Bug("tap-shift: columns of padding stored", _WINDOW, "column >= q", "column > q"),
+    Bug("tap-shift: rows of the next tile stored", _WINDOW, "row >= g.rows", "row > g.rows"),
+    Bug(
+        "tap-shift: only the first image's positions",
+        _WINDOW,
+        "position -= image * g.image_pitch;",
+        ";",
+    ),
+]
+
+_TILES = ("c128x256", "c64x256", "p128x128", "p64x64")
+_DEFINES = ("-DEMULATED_TILES=0x99", "-w")
+
+
+def _gamma(data: Data) -> Data:
+    """Scales that rescaling must live with, and inputs that NaN and Inf come from."""
+    data.shortcut_scale[::4] = 0
+    data.shortcut_scale[1::8] = 1e-38
+    data.shortcut_scale[2::8] *= -1
+    data.scale[3::8] = 0
+    return data
+
+
+def cases() -> list[tuple[Data, str, dict]]:
+    """Few and small, and between them every part of the kernel."""
+    plain = draw(Conv(3, 9, 11, 72, 88, residual=True))
+    odd = draw(
+        Conv(2, 13, 12, 24, 40, kernel=(5, 3), stride=(2, 1), padding=(2, 3), dilation=(1, 2))
+    )
+    joined = _gamma(draw(Conv(2, 9, 7, 72, 136, shortcut=72)))
+    many = draw(Conv(2, 16, 17, 16, 72))
+    nan = draw(Conv(1, 8, 8, 64, 64))
+    nan.x[0, 5, 3, 3] = float("nan")
+    windows = _gamma(draw(Conv(5, 7, 7, 64, 136, shortcut=128)))
+    # Behind a tap's last channels comes the next tap, which must not be read: 0 * Inf is NaN.
+    # Where it is not, -Inf becomes 0.
+    flat = draw(Conv(1, 8, 8, 40, 64, padding=0))
+    flat.weight[::2, 0, 0, 1] = torch.inf
+    flat.x[:, 0] = flat.x[:, 0].abs() + 0.1
+    flat.scale[::2] = -flat.scale[::2].abs()
+    return [
+        (plain, "c128x256", {}),
+        (plain, "p128x128", {"order": 2}),
+        (plain, "c64x256", {"order": 1}),
+        (odd, "c64x256", {}),
+        (odd, "p64x64", {"order": 1}),
+        (joined, "c128x256", {"order": 1}),
+        (joined, "p128x128", {"order": 0}),
+        (joined, "c64x256", {"splits": 3, "blocks": 3, "order": 2}),
+        (joined, "p128x128", {"splits": 2, "blocks": 1}),
+        (joined, "c128x256", {"splits": 3, "blocks": 2}),
+        (joined, "p64x64", {"blocks": 3, "order": 1}),
+        (many, "p128x128", {"blocks": 1, "order": 1}),
+        (many, "c64x256", {"blocks": 1, "order": 2}),
+        (many, "p64x64", {"blocks": 2, "splits": 4, "order": 0}),
+        (nan, "c64x256", {}),
+        (nan, "p64x64", {}),
+        (flat, "p128x128", {}),
+        (draw(Conv(3, 13, 11, 64, 72, residual=True)), "tap-shift", {"window": (9, 1, 208)}),
+        (
+            draw(Conv(2, 12, 12, 64, 64, dilation=2)),
+            "tap-shift",
+            {"window": (6, 1, 232), "blocks": 1},
+        ),
+        (draw(Conv(2, 9, 9, 256, 64)), "tap-shift", {"window": (9, 1, 232), "blocks": 1}),
+        (windows, "tap-shift", {"window": (7, 4, 256), "order": 1}),
+        (
+            _gamma(draw(Conv(2, 9, 9, 128, 64, shortcut=64))),
+            "tap-shift",
+            {"window": (9, 1, 232), "order": 2, "blocks": 1},
+        ),
+    ]
+
+
+def _find(text: str, part: str, name: str) -> tuple[int, int]:
+    """Where `part` is, whatever the formatter made of its white space."""
+    pattern = r"\s*".join(map(re.escape, "".join(part.split())))
+    found = list(re.finditer(pattern, text))
+    if len(found) != 1:
+        raise ValueError(f"{name}: {part!r} is {len(found)} times in the source")
+    return found[0].span()
+
+
+def _spot(bug: Bug) -> tuple[int, int]:
+    text = (CSRC / "cuda" / "sm90" / bug.file).read_text()
+    start, end = _find(text, bug.context or bug.source, bug.name)
+    if not bug.context:
+        return start, end
+    a, b = _find(text[start:end], bug.source, bug.name)
+    return start + a, start + b
+
+
+def rounds(bugs: list[Bug]) -> list[list[Bug]]:
+    """As few lists as a greedy walk finds in which no two bugs overlap in the source."""
+    lists: list[list[Bug]] = []
+    for bug in bugs:
+        start, end = _spot(bug)
+        for group in lists:
+            others = [_spot(o) for o in group if o.file == bug.file]
+            if all(end <= a or b <= start for a, b in others):
+                group.append(bug)
+                break
+        else:
+            lists.append([bug])
+    return lists
+
+
+def build_planted(folder: Path, bugs: list[Bug]) -> ctypes.CDLL:
+    """A library in which `sm90_planted` n > 0 switches to bug number n - 1."""
+    with alone(folder, "plant"):
+        return build(folder, _plant(folder, bugs), _DEFINES)
+
+
+def _plant(folder: Path, bugs: list[Bug]) -> Path:
+    csrc = folder / "csrc"
+    shutil.rmtree(csrc, ignore_errors=True)
+    shutil.copytree(CSRC / "cuda", csrc / "cuda")
+    for name in {bug.file for bug in bugs}:
+        path = csrc / "cuda" / "sm90" / name
+        text = path.read_text()
+        spots = [(*_spot(bug), number + 1) for number, bug in enumerate(bugs) if bug.file == name]
+        for start, end, number in sorted(spots, reverse=True):
+            bug, source = bugs[number - 1].bug, text[start:end]
+            if source.endswith(";"):
+                switch = f"if (sm90_planted == {number}) {{ {bug} }} else {{ {source} }}"
+            else:
+                switch = f"(sm90_planted == {number} ? ({bug}) : ({source}))"
+            text = text[:start] + switch + text[end:]
+        path.write_text(text)
+    operand = csrc / "cuda" / "sm90" / "operand.h"
+    operand.write_text(
+        operand.read_text().replace("#pragma once", "#pragma once\nextern int sm90_planted;", 1)
+    )
+    with (csrc / "cuda" / "emulate" / "run_sm90.cpp").open("a") as end:
+        end.write('\nint sm90_planted;\nextern "C" void sm90_plant(int n) { sm90_planted = n; }\n')
+    return csrc
+
+
+def show(library: ctypes.CDLL, number: int, sweep: list, bug: Bug | None = None) -> str:
+    """What shows bug `number` (0: none) first, in words; empty where nothing does."""
+    library.sm90_plant(number)
+    for data, tile, how in sweep:
+        if bug and (bug.file in (_TAPS, _WINDOW)) != (tile == "tap-shift"):
+            continue
+        y, report = run(library, data, tile, **how)
+        if report:
+            return f"{data.conv} {tile}: {report}"
+        if wrong := differs(data, y):
+            return f"{data.conv} {tile}: {wrong}"
+    return ""
+
+
+def main() -> None:
+    """Plants every bug; exit status 1 where more than one in twenty does not show."""
+    folder = CSRC.parent / "build" / "emulated"
+    sweep, missed = cases(), []
+    for bugs in rounds(BUGS):
+        library = build_planted(folder, bugs)
+        if without := show(library, 0, sweep):
+            raise SystemExit(f"without a bug: {without}")
+        for number, bug in enumerate(bugs):
+            shown = show(library, number + 1, sweep, bug)
+            print(f"{bug.name}\n    {shown or 'DOES NOT SHOW'}", flush=True)
+            if not shown:
+                missed.append(bug.name)
+    print(f"{len(BUGS) - len(missed)} of {len(BUGS)} planted bugs show")
+    raise SystemExit(len(missed) * 20 > len(BUGS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""conv_bn_act_cuda and add_relu_cuda: fakes and refusals anywhere, kernels on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import resnet_fused  # noqa: F401  registers the ops
+from resnet_fused.ops import _cuda
+
+OPS = torch.ops.resnet_fused
+GPU = torch.device("cuda", 0)
+
+
+def nhwc(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(memory_format=torch.channels_last)
+
+
+def arguments(device, dtype=torch.bfloat16, c=16, k=24, groups=1, kernel=3, batch=2):
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape, of=1.0):
+        return (torch.randn(*shape, generator=draw) * of).to(device)
+
+    x = nhwc(normal(batch, c, 9, 7)).to(dtype)
+    fan_in = c // groups * kernel * kernel
+    weight = nhwc(normal(k, c // groups, kernel, kernel, of=fan_in**-0.5)).to(dtype)
+    return x, weight, normal(k), normal(k)
+
+
+# ---- without a GPU -----------------------------------------------------------------------------
+
+
+def test_why_the_kernels_are_not_there():
+    error = _cuda.cuda_error(GPU)
+    if torch.version.cuda is None:
+        assert error in (
+            "the CUDA C++ kernels are not built (resnet-fused doctor says why)",
+            "torch was built without CUDA",
+        )
+    elif not torch.cuda.is_available():
+        assert error is not None
+
+
+def test_configurations_are_those_that_are_loaded():
+    found = _cuda.configurations()
+    assert bool(found) is (_cuda.extension_error is None)
+    assert all(c.name.split()[0] in ("sm80", "sm90") and c.shared_bytes < 2**18 for c in found)
+
+
+def test_uses_tf32_follows_torch():
+    flag = torch.backends.cudnn.conv.fp32_precision
+    try:
+        for value, expected in (("tf32", True), ("ieee", False)):
+            torch.backends.cudnn.conv.fp32_precision = value
+            assert OPS.uses_tf32() is expected
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = flag
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_fake_output(batched):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, weight, scale, shift = arguments("cpu")
+    x = x if batched else x[0]
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        given = [mode.from_tensor(t) for t in (x, weight, scale, shift)]
+        y = OPS.conv_bn_act_cuda(*given, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+        assert y.shape == ((2, 24, 5, 4) if batched else (24, 5, 4))
+        assert y.dtype == torch.bfloat16
+        assert y.stride()[-3:] == (1, 4 * 24, 24)
+        assert OPS.add_relu_cuda(y, y).stride() == y.stride()
+
+
+def test_fake_refuses_in_a_sentence():
+    x, weight, scale, shift = arguments("meta")
+    with pytest.raises(
+        ValueError, match=r"conv_bn_act_cuda: packed must have shape \(24, 16, 1, 1\)"
+    ):
+        OPS.conv_bn_act_cuda(x, weight, scale, shift, kernel_size=(1, 1))
+    with pytest.raises(ValueError, match="add_relu_cuda: b must have shape"):
+        OPS.add_relu_cuda(x, x[:1])
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------
+
+needs_kernels = pytest.mark.skipif(
+    _cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU))
+)
+
+
+def expected(x, weight, scale, shift, extra=None, act="relu", **conv):
+    y = F.conv2d(x.double(), weight.double(), **conv)
+    y = y * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1)
+    y = y if extra is None else y + extra.double()
+    return torch.where(y < 0, 0.0, y) if act == "relu" else y
+
+
+def close(y, oracle, product=0.0):
+    unit = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}[y.dtype]
+    error = (y.double() - oracle).abs()
+    assert bool((error <= 1.01 * unit * oracle.abs() + 2e-5 + 8 * product).all()), error.max()
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("c", "k", "groups"), [(16, 24, 1), (64, 64, 1), (3, 5, 1), (12, 12, 12)])
+@pytest.mark.parametrize("config", ["", "sm80 any64x64 split 2", "sm80 64x32 split 3"])
+def test_conv_on_a_gpu(dtype, c, k, groups, config):
+    if "any" not in config and config and (c % 8 or groups > 1):
+        pytest.skip("needs whole chunks of channels")
+    x, weight, scale, shift = arguments(GPU, dtype, c, k, groups)
+    conv = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": groups}
+    oracle = expected(x, weight, scale, shift, **conv)
+    y = OPS.conv_bn_act_cuda(x, weight, scale, shift, kernel_size=(3, 3), config=config, **conv)
+    tf32 = dtype == torch.float32 and OPS.uses_tf32()
+    close(y, oracle, 2.0**-10 if tf32 else 0.0)
+    again = OPS.conv_bn_act_cuda(x, weight, scale, shift, kernel_size=(3, 3), config=config, **conv)
+    assert torch.equal(y, again)
+
+
+@pytest.mark.gpu
+@needs_kernels
+def test_shortcut_residual_and_capture_on_a_gpu():
+    x, weight, scale, shift = arguments(GPU, torch.bfloat16, 64, 64)
+    x2, weight2, scale2, shift2 = arguments(GPU, torch.bfloat16, 32, 64, kernel=1)
+    scale2[:4] = torch.tensor([0.0, 1e-6, -1e-6, -1.0], device=GPU)
+    branch = expected(x2, weight2, scale2, shift2, act="none")
+    oracle = expected(x, weight, scale, shift, branch, padding=1)
+    operands = (x, weight, scale, shift, None, x2, weight2, scale2, shift2)
+    keywords = {"kernel_size": (3, 3), "padding": (1, 1)}
+    close(OPS.conv_bn_act_cuda(*operands, **keywords), oracle)
+    residual = nhwc(torch.randn_like(branch)).to(x.dtype)
+    y = OPS.conv_bn_act_cuda(x, weight, scale, shift, residual, **keywords)
+    close(y, expected(x, weight, scale, shift, residual, padding=1))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = OPS.conv_bn_act_cuda(*operands, **keywords, config="sm80 64x64 split 4")
+    for _ in range(3):
+        captured.fill_(float("nan"))
+        graph.replay()
+        close(captured, oracle)
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("count", [1, 7, 1003, 4096 * 1024 + 3])
+def test_add_relu_on_a_gpu(dtype, count):
+    a, b = (torch.randn(count + 1, device=GPU).to(dtype) for _ in range(2))
+    a[count // 2] = float("nan")
+    for left, right in ((a[:-1], b[:-1]), (a[1:], b[:-1])):
+        y = OPS.add_relu_cuda(left, right)
+        assert torch.equal(y.nan_to_num(7.0), torch.relu(left + right).nan_to_num(7.0))

@@ -1,0 +1,264 @@
+"""The sm_90a kernel's own source, run on the CPU: every tile against float64, its plan, and bugs
+planted in it, each of which must show.
+
+No GPU takes part: mbarriers, TMA and wgmma are emulated to their documents (csrc/cuda/emulate).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import planted_sm90
+import pytest
+import torch
+from emulated_sm90 import (
+    FLOAT16_TILES,
+    ROOT,
+    TILES,
+    Choice,
+    Conv,
+    Data,
+    build,
+    differs,
+    draw,
+    run,
+    why_not,
+)
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+BUILT = ROOT / "build" / "emulated"
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    return build(BUILT)
+
+
+def agrees(library: ctypes.CDLL, data: Data, tile: str, **how) -> torch.Tensor:
+    y, report = run(library, data, tile, **how)
+    assert not report
+    assert not differs(data, y)
+    return y
+
+
+def channels(tile: str, otherwise: int) -> int:
+    """Input channels for which the tile is meant."""
+    return 24 if tile.endswith("k32") else 16 if tile.endswith("k16") else otherwise
+
+
+# ---- every tile --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_tiles_of_ragged_sizes(library, tile):
+    """Sizes that divide nothing: rows, images, channels, chunks, the last block's share."""
+    conv = Conv(3, 9, 11, channels(tile, 72), 88, residual=True)
+    for order in range(3):
+        agrees(library, draw(conv), tile, order=order)
+    agrees(library, draw(replace(conv, residual=False, relu=False)), tile, blocks=1)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_split_sums_have_the_same_bits_in_any_order(library, tile):
+    data = draw(Conv(2, 9, 7, channels(tile, 72), 136))
+    results = [agrees(library, data, tile, splits=3, blocks=4, order=order) for order in range(3)]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("splits", [1, 4])
+def test_shortcut_of_any_scales(library, tile, splits):
+    """Zero, tiny, negative on either side; a split may hold one range of the reduction or both."""
+    data = draw(Conv(2, 9, 7, channels(tile, 40), 136, shortcut=72))
+    for scale in (data.scale, data.shortcut_scale):
+        scale[:6] = torch.tensor([0.0, 1e-6, -1e-6, -2.0, 1e-30, -1e-40])
+    data.scale[8:14] = data.scale[:6].clone()
+    data.shortcut_scale[8:14] = data.shortcut_scale[:6].flip(0).clone()
+    agrees(library, data, tile, splits=splits, blocks=3, order=splits % 3)
+
+
+@pytest.mark.parametrize("tile", FLOAT16_TILES)
+def test_float16(library, tile):
+    agrees(library, draw(Conv(2, 10, 9, 40, 72, dtype=torch.float16, residual=True)), tile)
+    agrees(library, draw(Conv(2, 9, 7, 40, 72, shortcut=24, dtype=torch.float16)), tile, splits=2)
+
+
+GEOMETRIES = (
+    Conv(2, 15, 13, 24, 40, kernel=(5, 3), stride=2, dilation=2),
+    Conv(1, 12, 10, 16, 64, stride=(2, 1), padding=(0, 2)),
+    Conv(1, 13, 12, 24, 40, kernel=(3, 5), stride=(1, 3), padding=(3, 0), dilation=(2, 1)),
+    Conv(2, 15, 15, 64, 72, kernel=1, stride=2),
+    Conv(1, 6, 5, 64, 64, kernel=1, padding=1),
+    Conv(1, 30, 30, 8, 64, kernel=7, stride=2),
+    Conv(1, 10, 9, 64, 64, kernel=(2, 4), padding=1),
+    Conv(5, 1, 1, 64, 64),
+    Conv(2, 20, 20, 8, 8, kernel=1, stride=8),
+    Conv(2, 9, 9, 64, 64, shortcut=32, shortcut_stride=1),
+)
+
+
+@pytest.mark.parametrize("conv", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("tile", ["c64x256", "p64x64"])
+def test_geometries(library, tile, conv):
+    agrees(library, draw(conv), tile)
+
+
+def test_many_tiles_of_one_block(library):
+    """Ping-pong over several laps of the ring; the last round is ragged."""
+    data = draw(Conv(2, 20, 18, 16, 72))
+    for order, tile in enumerate(("p128x64", "c64x256", "p64x32")):
+        agrees(library, data, tile, blocks=1, order=order)
+
+
+# ---- tap-shift ---------------------------------------------------------------------------------
+
+WINDOWS = [  # rows, images, positions
+    (Conv(3, 13, 11, 64, 72), (9, 1, 208)),
+    (Conv(3, 13, 11, 64, 64, residual=True), (9, 1, 232)),
+    (Conv(3, 13, 11, 128, 72, shortcut=64), (9, 1, 216)),
+    (Conv(5, 7, 7, 64, 136, shortcut=128), (7, 4, 256)),
+    (Conv(2, 12, 12, 64, 64, dilation=2, relu=False), (6, 1, 232)),
+    (Conv(2, 9, 9, 64, 64, kernel=1), (0, 0, 0)),
+    (Conv(1, 10, 12, 64, 64, kernel=(5, 3)), (0, 0, 0)),
+    (Conv(1, 28, 28, 64, 136), (0, 0, 0)),
+    (Conv(4, 7, 7, 128, 64, shortcut=64), (0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("row", range(len(WINDOWS)))
+def test_tap_shift(library, row):
+    conv, window = WINDOWS[row]
+    order = row % 3
+    agrees(library, draw(conv), "tap-shift", window=window, order=order, blocks=1 + order)
+
+
+def test_tap_shift_is_chosen_by_name_only(library):
+    choice = Choice()
+    assert library.sm90_parse(b"sm90 tap-shift split 1", ctypes.byref(choice))
+    assert choice.tile == library.sm90_tile_count()
+
+
+TAP_SHIFT_REFUSED = [
+    (Conv(1, 8, 8, 64, 64, stride=2), "tap-shift serves stride 1"),
+    (Conv(1, 8, 8, 64, 64, padding=0), "tap-shift serves outputs of the input's size"),
+    (Conv(1, 8, 8, 72, 64), "tap-shift needs input channels in multiples of 64"),
+    (Conv(1, 4, 256, 64, 64), "tap-shift's rows hold 256 positions, 128 with a shortcut"),
+    (Conv(1, 8, 8, 64, 64, shortcut=64, shortcut_stride=1),
+     "tap-shift serves shortcuts of stride 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("conv", "sentence"), TAP_SHIFT_REFUSED)
+def test_tap_shift_refusals(library, conv, sentence):
+    assert run(library, draw(conv), "tap-shift")[1] == f"refused: {sentence}"
+
+
+# ---- what is not finite ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", ["c128x256", "p128x128"])
+def test_nan_and_inf_reach_the_outputs_that_eager_gives_them_to(library, tile):
+    data = draw(Conv(2, 8, 8, 40, 64, shortcut=24))
+    data.x[0, 3, 2, 2] = float("nan")
+    data.x[1, 3, 2, 2] = torch.inf
+    data.shortcut_x[0, 5, 8, 8] = torch.inf
+    data.shortcut_scale[::4] = 0  # 0 * Inf is NaN, as in eager PyTorch
+    agrees(library, data, tile)
+
+
+# ---- the plan ----------------------------------------------------------------------------------
+
+RESNET18 = (
+    Conv(1, 56, 56, 64, 64),
+    Conv(1, 56, 56, 64, 128, stride=2),
+    Conv(1, 28, 28, 128, 128, shortcut=64),
+    Conv(1, 14, 14, 256, 256),
+    Conv(1, 7, 7, 512, 512, shortcut=256),
+)
+
+
+@pytest.mark.parametrize("batch", [1, 32, 256])
+@pytest.mark.parametrize("conv", RESNET18, ids=str)
+def test_choice(library, conv, batch):
+    """The chosen tile serves the convolution, fills the device where it can, and has a name."""
+    problem = draw(conv).problem()
+    problem.n = batch
+    choice, again, blocks, us = Choice(), Choice(), ctypes.c_int(), ctypes.c_double()
+    name = ctypes.create_string_buffer(80)
+    library.sm90_choose(
+        *map(ctypes.byref, (problem,)), 132, *map(ctypes.byref, (choice, blocks, us)), name, 80
+    )
+    assert name.value.decode() == f"sm90 {TILES[choice.tile]} split {choice.splits}"
+    assert library.sm90_parse(name.value, ctypes.byref(again))
+    assert (again.tile, again.splits) == (choice.tile, choice.splits)
+    per_sm = 2 if library.sm90_tile_threads(choice.tile) == 256 else 1
+    assert 0 < blocks.value <= 132 * per_sm
+    assert us.value > 0
+    if batch == 1:
+        assert blocks.value > 45  # of 4 to 49 tiles of 128 x 64
+    split = choice.splits > 1
+    sizes = [f(ctypes.byref(problem), ctypes.byref(choice)) for f in _workspace(library)]
+    assert [size > 0 for size in sizes] == [split, split]
+    assert not split or sizes[1] >= choice.splits * batch * conv.h * conv.w // 4 * conv.k
+
+
+def _workspace(library):
+    return library.sm90_tickets, library.sm90_partial_floats
+
+
+def test_names_that_are_none(library):
+    for name in (b"", b"sm90", b"sm90 p64x64", b"sm90 p65x64 split 1", b"sm90 p64x64 split 0",
+                 b"sm90 p64x64 split 2 ", b"sm80 p64x64 split 1"):  # fmt: skip
+        assert not library.sm90_parse(name, ctypes.byref(Choice()))
+
+
+REFUSED = (
+    (Conv(1, 8, 8, 12, 64), "TMA needs input channels in multiples of 8, not 12"),
+    (Conv(1, 8, 8, 16, 20), "16-byte stores need output channels in multiples of 8, not 20"),
+    (Conv(1, 40, 40, 8, 8, stride=9), "TMA walks in strides up to 8, not 9"),
+    (Conv(1, 300, 8, 8, 8, dilation=(128, 1), padding=(0, 1)),
+     "TMA's tap offsets reach 255 pixels, not 256"),
+    (Conv(1, 200, 8, 8, 8, kernel=(2, 1), dilation=(130, 1), padding=0),
+     "TMA's corners allow a reach of 128 pixels beyond the padding, not 130"),
+    (Conv(1, 8, 8, 8, 8, padding=128), "TMA's corners allow a padding up to 127, not 128"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("conv", "sentence"), REFUSED)
+def test_refusals(library, conv, sentence):
+    why = ctypes.create_string_buffer(200)
+    library.sm90_refuses(ctypes.byref(draw(conv).problem()), why, 200)
+    assert why.value.decode() == sentence
+    assert run(library, draw(conv), "p64x64")[1] == f"refused: {sentence}"
+
+
+# ---- planted bugs ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Libraries of planted bugs, and where each bug is."""
+    where = {}
+    for bugs in planted_sm90.rounds([bug for bug in planted_sm90.BUGS if bug.ci]):
+        built = planted_sm90.build_planted(BUILT, bugs)
+        where.update({bug.name: (built, number + 1) for number, bug in enumerate(bugs)})
+    return where, planted_sm90.cases()
+
+
+@pytest.mark.parametrize(
+    "bug", [bug for bug in planted_sm90.BUGS if bug.ci], ids=lambda bug: bug.name
+)
+def test_planted_bug_shows(planted, bug):
+    where, cases = planted
+    shown = planted_sm90.show(*where[bug.name], cases, bug)
+    assert shown
+    assert bug.report in shown
+
+
+def test_without_a_planted_bug_nothing_shows(planted):
+    where, cases = planted
+    for built in {id(built): built for built, _ in where.values()}.values():
+        assert not planted_sm90.show(built, 0, cases)
