@@ -11,10 +11,6 @@ float64. A dry run has no times.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +19,7 @@ from resnet_fused import _gpuinfo
 from resnet_fused.triton_kernels.device import device_of
 
 from .common import machine
+from .gpu_check import facts
 from .gpu_contest import Setup
 from .gpu_engines import INPUTS
 from .gpu_layers import MOST_INPUTS
@@ -32,6 +29,7 @@ from .record import Record, now
 MAKER = "bench_gpu"
 PACKAGES = ("torch", "triton", "jax", "jaxlib")
 SAME_MACHINE = ("gpu", "driver", "package", "sources")
+# A record goes on under a later commit of the same package.
 SOURCES = ("resnet_fused", "csrc")
 SAME_SETUP = ("dry_run", "size", "layers", "engines")
 
@@ -62,7 +60,12 @@ def new(setup: Setup) -> Record:
 
 def _gpu(setup: Setup) -> dict[str, Any]:
     """What of the GPU and the code the numbers depend on."""
-    about: dict[str, Any] = {"driver": None, "l2_bytes": None} | sources()
+    about: dict[str, Any] = {
+        "driver": None,
+        "l2_bytes": None,
+        "commit": facts.commit(),
+        "sources": facts.sources(folders=SOURCES),
+    }
     if not setup.dry_run:
         device = device_of(torch.cuda.current_device())
         about |= {"driver": _gpuinfo.driver_version(), "l2_bytes": device.l2_bytes}
@@ -74,28 +77,3 @@ def _versions() -> dict[str, str | None]:
     versions = {name: version(name) for name in PACKAGES}
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     return versions | {"cuda": torch.version.cuda, "cudnn": None if cudnn is None else str(cudnn)}
-
-
-def sources() -> dict[str, str | None]:
-    """commit: of this checkout. sources: a hash of the package's code there, with "+" behind it
-    where files differ; so that a record can go on under a later commit of the same code.
-
-    Both are None outside a checkout.
-    """
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str:
-        quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
-        found = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, env=quiet
-        )
-        return found.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        trees = git("rev-parse", *(f"HEAD:{folder}" for folder in SOURCES)).split()
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "sources": None}
-    digest = hashlib.sha256(" ".join(trees).encode()).hexdigest()[:12]
-    return {"commit": commit, "sources": digest + ("+" if changed else "")}

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,13 @@ def commit(root: Path = ROOT) -> str:
     return f"{head} and changes" if changes else head
 
 
-def sources(root: Path = ROOT) -> str:
-    """Twelve digits that change with any source file, for copies that have no git."""
+def sources(root: Path = ROOT, folders: Sequence[str] = SOURCES) -> str:
+    """Twelve digits that change with any source file, for copies that have no git.
+
+    folders: below root, where they are looked for beside root itself.
+    """
     digest = hashlib.sha256()
-    found = [*root.glob("*"), *(path for name in SOURCES for path in (root / name).rglob("*"))]
+    found = [*root.glob("*"), *(path for name in folders for path in (root / name).rglob("*"))]
     for path in sorted(path for path in found if path.suffix in SUFFIXES):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
