@@ -236,6 +236,32 @@ def test_what_the_stages_call_is_there(tmp_path):
     assert set(seen) == set(known)
 
 
+def test_files_with_gpu_tests_are_found(tmp_path):
+    for name, text in (("test_a", "pytest.mark.gpu"), ("test_b", "slow"), ("c", "mark.gpu")):
+        (tmp_path / f"{name}.py").write_text(text)
+    assert stages.gpu_tests(tmp_path) == [str(tmp_path / "test_a.py")]
+    assert str(ROOT / "tests" / "test_cuda_ops.py") in stages.gpu_tests()
+
+
+def test_every_candidate_is_compiled_by_one_process(monkeypatch):
+    """On the CPU, whose plans have no configurations: with stand-ins for them."""
+    from benchmarks.gpu_check import precompile
+
+    monkeypatch.setattr(
+        precompile, "_configured", lambda plan, call: [f"{plan} {i}" for i in (1, 2)]
+    )
+    ran, case = [], "resnet18-float32-1"
+    monkeypatch.setattr(
+        precompile.candidates, "_run", lambda call, o, name, packed: ran.append((call, name))
+    )
+    done = [precompile.run_share([case], i, 3, "cpu", 32) for i in range(3)]
+    assert max(done) - min(done) <= 1
+    assert sum(done) == len(ran) == len(set(ran))
+    assert set(ran) == set(precompile.configured(case, "cpu", 32))
+    plans = {name.split()[0] for _, name in ran}
+    assert "torch" in plans
+
+
 def ended(code, log=""):
     return command.Ended(code, 1.0, log)
 
