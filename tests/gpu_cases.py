@@ -80,13 +80,14 @@ MODES = {
 @contextmanager
 def multiplied(mode: str) -> Iterator[torch.dtype]:
     """torch's flag for float32 convolutions as a mode says; gives the mode's dtype."""
-    flags = torch.backends.cudnn.conv
-    before = flags.fp32_precision
-    flags.fp32_precision = "tf32" if mode == "tf32" else "ieee"
+    # Not torch.backends.cudnn.conv.fp32_precision alone: then allow_tf32, which compilers read,
+    # raises.
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = mode == "tf32"
     try:
         yield MODES[mode]
     finally:
-        flags.fp32_precision = before
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def moved(o: Operands, device: torch.device) -> Operands:

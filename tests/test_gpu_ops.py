@@ -334,13 +334,14 @@ def test_tf32_only_where_torch_says_so(gpu, gpu_plan):
     largest = want.abs().max()
     assert (results["ieee"] - want).abs().max() <= 1e-6 * largest
     assert (results["tf32"] - want).abs().max() > 1e-5 * largest
-    before = torch.backends.cudnn.allow_tf32
+    flags = torch.backends.cudnn.conv
+    before = flags.fp32_precision
     try:
-        for flag, mode in ((False, "ieee"), (True, "tf32")):
-            torch.backends.cudnn.allow_tf32 = flag
+        for mode in ("ieee", "tf32"):
+            flags.fp32_precision = mode
             assert torch.equal(gpu_conv(gpu_plan, o, case).cpu().double(), results[mode])
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        flags.fp32_precision = before
 
 
 # ResNet's own sizes; the first with more tiles than any GPU has multiprocessors.
