@@ -51,7 +51,7 @@ def check(folder, todo, current=None, total_s=100.0):
 def test_a_command_ends_with_its_children(tmp_path):
     """Also with those that do not end when they are asked to."""
     mark, child = tmp_path / "mark", tmp_path / "child.sh"
-    child.write_text(f"trap '' TERM\nwhile :; do echo >> {mark}; sleep 0.02; done\n")
+    child.write_text(f"trap '' INT TERM\nwhile :; do echo >> {mark}; sleep 0.02; done\n")
     ended = command.run(["sh", "-c", f"sh {child}; true"], tmp_path / "log", 1.5)
     assert ended.code is None
     assert ended.seconds < 20
@@ -306,6 +306,20 @@ REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{
 def test_what_the_tests_showed(tmp_path, counts, code, outcome):
     (tmp_path / stages._JUNIT).write_text(REPORT.format(*counts))
     assert stages.tested(ended(code), tmp_path).outcome == outcome
+
+
+def test_tests_that_run_out_of_time_tell_what_they_found(tmp_path):
+    """pytest writes its report when it is interrupted."""
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)\n"
+    )
+    (tmp_path / "scratch").mkdir()
+    report = f"--junitxml={tmp_path / 'scratch' / stages._JUNIT}"
+    words = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_slow.py", report)
+    outcomes, current = check(tmp_path, [Stage("test", [words], 6.0, stages.tested)])
+    assert outcomes == {"test": OUT_OF_TIME}
+    assert "1 passed, 1 failed" in current["stages"]["test"]["why"]
+    assert "assert 0" in (tmp_path / "out" / "test.log").read_text()
 
 
 def test_tests_without_a_report_have_failed(tmp_path):

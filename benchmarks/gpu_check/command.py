@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE_S = 3.0  # between asking to end and ending
+GRACE_S = 5.0  # between asking to end and ending
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ def run(
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends what is left of a command's process group: asks, then insists."""
-    for sign, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
+    """Ends what is left of a command's process group: asks like Ctrl-C, at which pytest tells what
+    it has found so far, then insists."""
+    for sign, patience in ((signal.SIGINT, GRACE_S), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, sign)
         except ProcessLookupError:
