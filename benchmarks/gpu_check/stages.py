@@ -1,7 +1,7 @@
 """The five stages: what each runs, for how long, and what counts as fine.
 
-Limits add up to under 8 minutes. They were set by estimate, without a GPU: correct them by the
-seconds in the first summaries.
+Limits add up to under 8 minutes, with the time that an overdue stage takes to end. They were set by
+estimate, without a GPU: correct them by the seconds in the first summaries.
 """
 
 from __future__ import annotations
