@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
+STAGES ?= build,test,sanitize,tune,bench
+OUT ?= build/gpu-check
 
 BIN := $(VENV)/bin
 HAS_TORCH := -c 'import sys, torch; sys.exit(torch.__version__ < "2.11")'
@@ -13,10 +15,11 @@ SOURCES := setup.py build_cuda.py pyproject.toml $(shell find csrc -type d -o -t
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize bench bench-layers install lint format wheel clean distclean
+.PHONY: help demo test sanitize mutants cuda-check bench bench-layers gpu-check gpu-bench install lint format \
+  wheel clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed ## train a ResNet-18 on digits, fuse it, compare answers and speed
 	$(BIN)/resnet-fused demo $(ARGS)
@@ -28,6 +31,14 @@ sanitize: $(VENV)/.installed ## run kernels under gcc's address, undefined and t
 	@$(PIP) 'setuptools>=77' ninja
 	$(BIN)/python tests/run_sanitized.py $(ARGS)
 
+mutants: $(VENV)/.installed ## plant bugs in the CUDA kernels: 95% must show under emulation (ARGS="fence" picks)
+	$(BIN)/python tests/run_mutants.py $(ARGS)
+
+cuda-check: $(VENV)/.installed ## compile the CUDA kernels for every GPU, hold registers and instructions
+	$(BIN)/python tests/check_cuda_sm80.py
+	$(BIN)/python tests/check_cuda_sm90.py
+	$(BIN)/python tests/check_oldest_torch.py build/cuda-check/_C_cuda.abi3.so
+
 bench: $(VENV)/.peers ## time fused nets beside other engines (ARGS="--check" holds the goals)
 	$(BIN)/python -m benchmarks.bench_engines $(ARGS)
 	@$(MAKE) --no-print-directory bench-layers ARGS='--net resnet18'
@@ -38,6 +49,16 @@ bench-layers: $(VENV)/.installed ## time every convolution against the peak and 
 	$(BIN)/python -m benchmarks.bench_layers $(ARGS)
 	@$(PIP) 'pytest-benchmark>=5'
 	$(BIN)/python -m pytest benchmarks/test_layers.py --benchmark-max-time 0.3
+
+# With PYTHON as it is, no .venv: where a GPU is, torch with CUDA is, and perhaps no network.
+gpu-check: ## on a GPU: STAGES=build,test,sanitize,tune,bench in 8 minutes, records to OUT
+	$(PYTHON) -m benchmarks.gpu_check --stages $(STAGES) --out $(OUT) $(ARGS)
+
+gpu-bench: ## on a GPU: CASES=resnet18-bfloat16-32,... beside other engines; goes on where it ended
+	@$(PYTHON) -m benchmarks.gpu_check.built >/dev/null 2>&1 || \
+	  $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps --editable .
+	RESNET_FUSED_TUNE_FILE=$(abspath $(OUT))/tune.json \
+	  $(PYTHON) -m benchmarks.bench_gpu --json $(OUT)/gpu.json --resume $(and $(CASES),--cases $(CASES)) $(ARGS)
 
 lint: $(VENV)/.linters ## check style: ruff and clang-format
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from resnet_fused.commands import picture
 from resnet_fused.commands.bench import FILE, BatchSizes
 
 from . import accuracy, record, show
+from .arguments import Cases, Words
 from .cases import DTYPES, Case
 from .common import Unavailable, console, progress_bar
 from .contest import REST_S, Contest, Setup
@@ -32,44 +33,12 @@ ACCURACY = "accuracy"  # what --cases calls the errors over several seeds
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCOMPLETE: 3}  # 2 is click's, for usage
 
 
-class Words(click.ParamType):
-    """ "a,b" -> ("a", "b"), each one of `choices`, none twice."""
-
-    name = "word,word,..."
-
-    def __init__(self, choices):
-        self.choices = tuple(choices)
-
-    def convert(self, value, param, ctx) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        words = tuple(value.split(","))
-        if len(set(words)) < len(words) or not set(words) <= set(self.choices):
-            known = ", ".join(self.choices)
-            self.fail(f"must be some of {known} between commas, got {value!r}", param, ctx)
-        return words
-
-
-class Cases(click.ParamType):
-    """ "resnet18-float32-8,accuracy" -> (Case, "accuracy")."""
-
-    name = "case,case,..."
-
-    def convert(self, value, param, ctx) -> tuple[Case | str, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(w if w == ACCURACY else Case.parse(w) for w in value.split(","))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command()
 @click.option("--only", type=Words(BY_KEY), default=",".join(BY_KEY), help="Engines to run.")
 @click.option("--models", "names", type=Words(models.BUILDERS), default="resnet18,resnet50")
 @click.option("--batches", type=BatchSizes(), default="1,8,32")
 @click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES))
-@click.option("--cases", type=Cases(), help="These, like resnet18-float32-8, and/or accuracy.")
+@click.option("--cases", type=Cases((ACCURACY,)), help="Like resnet18-float32-8,accuracy.")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of every engine [default: torch's].")
 @click.option("--seconds", type=click.FloatRange(min=0), default=20.0, help="Timed, per case.")
@@ -116,27 +85,15 @@ def main(
         cases = tuple(Case(m, d, b) for m in names for d in dtypes for b in batches)
 
     out = console()
-    current = _resumed(json_path, setup) if resume else record.new(setup)
+    current = record.new(setup)
+    if resume:
+        current = record.resumed(json_path, current, record.read, record.difference)
     _measure(out, cases, setup, current, json_path)
     show.tables(out, current)
     if chart:
         show.chart(chart, current)
     if check:
         _conclude(out, cases, current)
-
-
-def _resumed(path: Path, setup: Setup) -> record.Record:
-    """The record at `path` if it is there and fits."""
-    fresh = record.new(setup)
-    if not path.exists():
-        return fresh
-    try:
-        old = record.read(path)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    if differs := record.difference(old, fresh):
-        raise click.ClickException(f"--resume: {path} was measured with {differs}")
-    return fresh | {"when": old["when"], "accuracy": old["accuracy"], "cases": old["cases"]}
 
 
 def _measure(

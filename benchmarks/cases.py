@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resnet_fused import models
@@ -23,11 +24,11 @@ class Case:
         return f"{self.model}-{self.dtype}-{self.batch}"
 
     @classmethod
-    def parse(cls, name: str) -> Case:
-        """Raises ValueError in one sentence."""
+    def parse(cls, name: str, dtypes: Sequence[str] = DTYPES) -> Case:
+        """Raises ValueError in one sentence for other words, or a dtype not in `dtypes`."""
         model, _, rest = name.partition("-")
         dtype, _, batch = rest.partition("-")
-        known = model in models.BUILDERS and dtype in DTYPES
+        known = model in models.BUILDERS and dtype in dtypes
         if not (known and batch.isdecimal() and int(batch) > 0):
-            raise ValueError(f"case must be like resnet18-float32-8, got {name!r}")
+            raise ValueError(f"case must be like resnet18-{dtypes[0]}-8, got {name!r}")
         return cls(model, dtype, int(batch))

@@ -149,7 +149,7 @@ def prepare(layer: Layer, batch: int, dtype: torch.dtype, weights: str = WARM) -
         choice=choice,
         weight=first.weight,
         maps=maps,
-        exact=_exact(unit, dtype, x, residual),
+        exact=exact(unit, dtype, x, residual),
         ours=ours,
         peers=prepacked(unit, dtype, x, residual, copies) if is_available(dtype) else {},
         read=in_turn([lambda p=p: _ops.read_words([*maps, _flat(p.weight)]) for p in packed]),
@@ -168,7 +168,7 @@ def measure(
     """Times `layer` for about `seconds` (or `rounds` rounds), everything interleaved."""
     with torch.inference_mode():
         calls = prepare(layer, batch, dtype, weights)
-        errors = [relative_error(_ends(call()), calls.exact) for call in _first_of_each(calls)]
+        errors = [relative_error(ends(call()), calls.exact) for call in _first_of_each(calls)]
         products, peaks = getattr(torch, arithmetic(calls.choice.plan)), []
         timed = {
             "ours": calls.ours,
@@ -205,12 +205,14 @@ def measure(
         )
 
 
-def operands(layer: Layer, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def operands(
+    layer: Layer, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor | None]:
     """x as a ReLU leaves it, and the residual, both (N, C, H, W) in channels_last."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(device).manual_seed(1)
 
     def normal(channels: int, size: tuple[int, int]) -> Tensor:
-        values = torch.randn(batch, channels, *size, generator=generator).to(dtype)
+        values = torch.randn(batch, channels, *size, generator=generator, device=device).to(dtype)
         return values.contiguous(memory_format=torch.channels_last)
 
     x = normal(layer.in_channels, layer.in_size)
@@ -259,19 +261,19 @@ def _page_faults(call: Callable[[], object], calls: int = 5) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
 
 
-def _exact(unit: ConvUnit, dtype: torch.dtype, x: Tensor, residual: Tensor | None) -> Tensor:
+def exact(unit: ConvUnit, dtype: torch.dtype, x: Tensor, residual: Tensor | None) -> Tensor:
     """The ends of the result in fp64, from the weights and inputs as `dtype` holds them."""
     keywords = packing.conv_keywords(unit)
     act = keywords.pop("act")
     scale, shift = (t.double()[:, None, None] for t in packing.fold(unit))
     weight = unit.conv.weight.to(dtype).double()
-    y = F.conv2d(_ends(x).double(), weight, None, **keywords) * scale + shift
+    y = F.conv2d(ends(x).double(), weight, None, **keywords) * scale + shift
     if residual is not None:
-        y = y + _ends(residual).double()
+        y = y + ends(residual).double()
     return y.relu() if act == "relu" else y
 
 
-def _ends(y: Tensor) -> Tensor:
+def ends(y: Tensor) -> Tensor:
     """The first and the last image: enough to hold against fp64, which is slow."""
     return torch.cat([y[:1], y[-1:]])
 

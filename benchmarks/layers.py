@@ -140,7 +140,7 @@ def _layer(
 
 def _input_sizes(model: nn.Module, size: int) -> dict[str, tuple[int, int]]:
     """Name of each convolution -> rows and columns of its input, in the order of the calls."""
-    shadow = copy.deepcopy(model).to("meta").eval()
+    shadow = copy.deepcopy(model).to("meta", torch.float32).eval()
     convs = {name: m for name, m in shadow.named_modules() if isinstance(m, nn.Conv2d)}
     sizes: dict[str, tuple[int, int]] = {}
 

@@ -12,10 +12,11 @@ import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from .cases import Case
@@ -25,6 +26,7 @@ from .goals import GOALS
 from .peers import ENTRANTS, version
 
 Record = dict[str, Any]
+KEPT = ("when", "accuracy", "failed", "cases")  # of a record that is resumed
 
 
 def new(setup: Setup) -> Record:
@@ -69,14 +71,14 @@ def results_of(entry: Mapping[str, Any]) -> list[Result]:
     return results
 
 
-def read(path: Path) -> Record:
-    """Raises ValueError in one sentence for anything but a record."""
+def read(path: Path, maker: str = "bench_engines") -> Record:
+    """Raises ValueError in one sentence for anything but a record like `maker`'s."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not (isinstance(record, dict) and record.keys() >= {"machine", "setup", "cases"}):
-        raise ValueError(f"{path} must be a record of bench_engines")
+        raise ValueError(f"{path} must be a record of {maker}")
     return record
 
 
@@ -87,18 +89,49 @@ def write(path: Path, record: Record) -> None:
     os.replace(new, path)
 
 
-def difference(old: Record, new: Record) -> str:
-    """What keeps the cases of two records from standing side by side, "" if nothing does."""
-    for key in ("cpu", "isa_in_use", "package"):
-        if old["machine"][key] != new["machine"][key]:
-            return f"{key} {old['machine'][key]}, not {new['machine'][key]}"
-    for key in ("threads", "size"):
-        if old["setup"][key] != new["setup"][key]:
-            return f"{key} {old['setup'][key]}, not {new['setup'][key]}"
+def difference(
+    old: Record,
+    new: Record,
+    machine: Sequence[str] = ("cpu", "isa_in_use", "package"),
+    setup: Sequence[str] = ("threads", "size"),
+) -> str:
+    """What keeps the cases of two records from standing side by side, "" if nothing does.
+
+    machine, setup: what must be equal of a record's parts of those names, beside the versions.
+    """
+    for key in machine:
+        was, now_is = old["machine"].get(key), new["machine"].get(key)
+        if was != now_is:
+            return f"{key} {was}, not {now_is}"
+    for key in setup:
+        was, now_is = old["setup"].get(key), new["setup"].get(key)
+        if was != now_is:
+            return f"{key} {was}, not {now_is}"
     for name, there in old["versions"].items():
         if there != new["versions"].get(name):
             return f"{name} {there}, not {new['versions'].get(name)}"
     return ""
+
+
+def resumed(
+    path: Path,
+    fresh: Record,
+    read: Callable[[Path], Record],
+    difference: Callable[[Record, Record], str],
+) -> Record:
+    """The record at `path`, under the surroundings of `fresh`, or `fresh` where there is none.
+
+    Raises click.ClickException where it was measured otherwise.
+    """
+    if not path.exists():
+        return fresh
+    try:
+        old = read(path)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if differs := difference(old, fresh):
+        raise click.ClickException(f"--resume: {path} was measured with {differs}")
+    return fresh | {key: old[key] for key in KEPT if key in old}
 
 
 def _limit(eager: float | None, dtype: torch.dtype) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import re
+import zlib
 from pathlib import Path
 
 import torch
@@ -41,3 +42,12 @@ def triton_version() -> str:
         return importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return "none"
+
+
+@functools.cache
+def triton_kernels_id() -> str:
+    """Eight digits that change with the sources of the Triton kernels."""
+    folder, total = Path(__file__).with_name("triton_kernels"), 0
+    for path in sorted(folder.glob("*.py")):
+        total = zlib.crc32(path.read_bytes(), total)
+    return f"{total:08x}"

@@ -48,12 +48,14 @@ class Answer:
     """What was measured of one convolution with `batch` images.
 
     plan: the fastest. ms: milliseconds (median) of each plan; None for one that was not exact
-    enough to be timed.
+    enough to be timed. configs: on a GPU, the configuration that a plan's time was measured with,
+    where it was not the kernel's own choice.
     """
 
     batch: int
     plan: str
     ms: Mapping[str, float | None]
+    configs: Mapping[str, str] = field(default_factory=dict)
 
 
 Machines = dict[str, dict[str, Answer]]  # machine -> convolution -> answer
@@ -131,7 +133,7 @@ def merge(path: Path, machine: str, answers: Mapping[str, Answer]) -> Machines:
 
 def _write(path: Path, machines: Machines) -> None:
     entries = {
-        machine: {shape: vars(a) | {"ms": dict(a.ms)} for shape, a in answers.items()}
+        machine: {shape: _entry(answer) for shape, answer in answers.items()}
         for machine, answers in machines.items()
     }
     document = {"format": FORMAT, "version": VERSION, "machines": entries}
@@ -147,6 +149,11 @@ def _write(path: Path, machines: Machines) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _entry(answer: Answer) -> dict[str, Any]:
+    entry = {"batch": answer.batch, "plan": answer.plan, "ms": dict(answer.ms)}
+    return entry | ({"configs": dict(answer.configs)} if answer.configs else {})
 
 
 @contextmanager
@@ -176,7 +183,10 @@ def _answer(entry: Any) -> Answer:
     ms = {name: _milliseconds(value) for name, value in entry["ms"].items()}
     if type(batch) is not int or batch < 1 or ms[plan] is None:
         raise ValueError
-    return Answer(batch, plan, ms)
+    configs = entry.get("configs", {})
+    if any(type(text) is not str or name not in ms for name, text in configs.items()):
+        raise ValueError
+    return Answer(batch, plan, ms, configs)
 
 
 def _milliseconds(value: Any) -> float | None:

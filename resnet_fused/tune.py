@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,7 +24,7 @@ from ._fused import FusedModule
 from ._progress import progress_bar
 from ._tuning_file import Answer
 from .fuse import refresh
-from .measure.candidates import ConvCall, measure
+from .measure.candidates import MARGIN, ConvCall, Measured, measure, split_name
 from .select import ConvShape, milliseconds
 
 
@@ -36,6 +36,8 @@ class Row:
     it. ms: plan -> median in milliseconds, None where it is not exact enough; empty where only one
     plan can compute it. errors: plan -> relative L2 against float64. plan: the fastest, by_rule
     where none is faster beyond chance. by_rule: what is chosen where nothing was measured.
+    configs: on a GPU, plan -> the fastest configuration of its kernel, whose time is the plan's; no
+    entry where that is the plan's own choice.
     """
 
     shape: ConvShape
@@ -44,6 +46,7 @@ class Row:
     errors: dict[str, float]
     plan: str
     by_rule: str
+    configs: dict[str, str] = field(default_factory=dict)
 
 
 class Tuning(Sequence[Row]):
@@ -114,7 +117,9 @@ def tune(
     that can compute one is verified against float64 and timed, interleaved with the others. From
     then on the fastest is chosen for this convolution, at any batch: the last tuning counts. A
     model that is `exact_nonfinite` gets the fastest of the plans that are. The
-    answer holds for this CPU, instruction set, number of threads, torch and package, and is kept in
+    answer holds for this processor (a CPU with its instruction set and number of threads, or a GPU
+    and its driver), torch and package. On a GPU the kernels' configurations are measured, too, and
+    each batch has an answer of its own. It is kept in
     the file that RESNET_FUSED_TUNE_FILE names ("none": in no file), else in the user's cache
     folder. Where it cannot be written, a warning says so, and the answer holds in this process.
 
@@ -141,8 +146,21 @@ def tune(
         rows = _measure_all(found, tuple(allow), weight_bytes, seconds, progress)
     finally:
         refresh(fused)
-    answers = {str(r.shape): Answer(r.shape.batch, r.plan, r.ms) for r in rows if r.ms.get(r.plan)}
-    return Tuning(rows, tuned.learn(answers) if answers else None)
+    return Tuning(rows, _learn(rows))
+
+
+def _learn(rows: Sequence[Row]) -> Path | None:
+    """Keeps the answers by the processor that gave them; returns the file, None if in none."""
+    answers: dict[tuple[str, int], dict[str, Answer]] = {}
+    for r in rows:
+        if r.ms.get(r.plan):
+            processor = (r.shape.device, r.shape.index if r.shape.device == "cuda" else 0)
+            answer = Answer(r.shape.batch, r.plan, r.ms, r.configs)
+            answers.setdefault(processor, {})[str(r.shape)] = answer
+    path = None
+    for (device, index), found in answers.items():
+        path = tuned.learn(found, device=device, index=index)
+    return path
 
 
 def _check(fused: Any, x: Any, allow: Any, seconds: Any) -> None:
@@ -232,16 +250,46 @@ def _row(
     plans = select.candidates(shape, allow=allow)
     if len(plans) == 1:
         return Row(shape, f.count, {}, {}, plans[0], by_rule)
+    names = [*plans, *(name for plan in plans for name in _configured(plan, call))]
     m = measure(
         call,
-        plans,
+        names,
         by_rule,
         allow=allow,
         weight_bytes=weight_bytes,
         seconds=seconds,
         on_round=on_round,
     )
-    return Row(shape, f.count, m.ms, m.errors, m.plan, by_rule)
+    return _row_of(f, m, plans, by_rule)
+
+
+_MOST_CONFIGS = 8  # of a plan: those with the least estimated time, each takes a second to compile
+
+
+def _configured(plan: str, call: ConvCall) -> list[str]:
+    """A plan's configurations that are worth measuring, as candidates; none but for "triton"."""
+    if plan != "triton":
+        return []
+    from .ops import _triton
+
+    texts = _triton.configs(call.shape, call.in_size, call.padding, call.act, call.residual)
+    return [f"{plan} {text}" for text in texts[:_MOST_CONFIGS]]
+
+
+def _row_of(f: _Found, m: Measured, plans: Sequence[str], by_rule: str) -> Row:
+    """Each plan stands for the fastest of its configurations; its own choice goes first."""
+    best: dict[str, str] = {}
+    for name, ms in m.ms.items():
+        plan, _ = split_name(name)
+        at = best.get(plan)
+        if at is None or (ms is not None and (m.ms[at] is None or ms < MARGIN * m.ms[at])):
+            best[plan] = name
+    plan, _ = split_name(m.plan)
+    best[plan] = m.plan
+    configs = {p: split_name(name)[1] for p, name in best.items() if split_name(name)[1]}
+    ms = {p: m.ms[best[p]] for p in plans}
+    errors = {p: m.errors[best[p]] for p in plans}
+    return Row(f.call.shape, f.count, ms, errors, plan, by_rule, configs)
 
 
 def _time(ms: float | None) -> str:

@@ -23,9 +23,10 @@ import torch
 
 from . import _tuning_file, guard
 from ._cpuinfo import cpu_model
-from ._gpuinfo import processor
+from ._gpuinfo import processor, triton_kernels_id
 from ._tuning_file import Answer, Machines
 from ._version import __version__
+from .conv_shape import ConvShape, is_static
 from .ops import _library as ops
 
 _table: Machines = {}
@@ -41,7 +42,7 @@ def machine(device: str = "cpu", index: int = 0) -> str:
     torch.compile captures again for other threads.
     """
     if device == "cuda":
-        return f"{processor(index)}, {_versions()}"
+        return f"{processor(index)}, {_versions()}, triton kernels {triton_kernels_id()}"
     if not _cpu:
         _cpu.append(cpu_model())
     return f"{_cpu[0]}, {ops.cpu_isa()}, threads: {torch.get_num_threads()}, {_versions()}"
@@ -56,6 +57,14 @@ def answers(device: str = "cpu", index: int = 0) -> Mapping[str, Answer]:
     if not _table:
         return {}
     return _table.get(machine(device, index), {})
+
+
+def config(plan: str, shape: ConvShape) -> str:
+    """The configuration that a plan's kernel was fastest with, "" for its own choice."""
+    if not _table or not is_static(shape.batch):
+        return ""
+    answer = answers(shape.device, shape.index).get(str(shape))
+    return "" if answer is None else answer.configs.get(plan, "")
 
 
 def state() -> tuple[int, int]:
@@ -110,7 +119,7 @@ def learn(
                 f"resnet_fused: what was measured holds in this process only, because "
                 f"{path} cannot be written: {error.strerror or error}",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,  # past tune and _learn
             )
             path = None
     _table = known | {here: _table.get(here, {}) | known.get(here, {}) | dict(new)}

@@ -4,23 +4,19 @@
     python tests/check_cuda_sm90.py --write    write the file anew
 
 Needs nvcc; the machine instructions are counted where cuobjdump is found too (it is in Triton's
-package). About two minutes; not part of `make test`.
+package). Not part of `make test`; `make cuda-check` runs it.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from cuda_kernels import ROOT, build_cuda, compiled, machine_code
+
 TABLE = Path(__file__).with_name("sm90_resources.txt")
-TYPES = ("bfloat16", "float16")
 # An instance in the kernel's mangled name: tile, shortcut, split-K; or of tap-shift: N, whether
 # two warpgroups share a tile, shortcut.
 _INSTANCE = r"(conv|tap_shift)_kernelI\w+?Li(\d+)ELb(\d)ELb(\d)E"
@@ -41,33 +37,13 @@ def _instance(text: str) -> tuple[str, int, int]:
     return f"tap-shift-{128 if first else 64}x{number}", second, 0
 
 
-def _cuobjdump() -> str | None:
-    if found := shutil.which("cuobjdump"):
-        return found
-    spec = find_spec("triton")
-    if spec is None or spec.origin is None:
-        return None
-    packed = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return str(packed) if packed.exists() else None
-
-
-def compile_type(dtype: str, folder: Path) -> dict[tuple, list]:
+def rows_of(file: build_cuda.Compiled) -> dict[tuple, list]:
     """Rows of (type, tile, shortcut, split): registers, stack bytes, spilled bytes, counts."""
-    cubin = folder / f"{dtype}.cubin"
-    done = subprocess.run(
-        [
-            "nvcc", "-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-cubin",
-            "-Xptxas", "-v,-warn-spills", f"-I{ROOT / 'csrc'}", "-o", str(cubin),
-            str(ROOT / "csrc" / "cuda" / "sm90" / f"kernels_{dtype}.cu"),
-        ],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    if warning := re.search(r"^.*(?:warning|C75\d\d).*$", done.stderr, re.MULTILINE):
+    dtype = file.source.stem.removeprefix("kernels_")
+    if warning := re.search(r"^.*(?:warning|C75\d\d).*$", file.report, re.MULTILINE):
         raise SystemExit(f"the compiler warns: {warning[0]}")
     rows = {}
-    for entry in done.stderr.split("Compiling entry function")[1:]:
+    for entry in file.report.split("Compiling entry function")[1:]:
         stack, stores, loads = map(
             int,
             re.search(
@@ -76,11 +52,9 @@ def compile_type(dtype: str, folder: Path) -> dict[tuple, list]:
         )
         registers = int(re.search(r"Used (\d+) registers", entry)[1])
         rows[(dtype, *_instance(entry))] = [registers, stack, stores + loads]
-    if tool := _cuobjdump():
-        sass = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True).stdout
-        for function in sass.split("Function : ")[1:]:
-            counts = [len(re.findall(rf"\b{name}\b", function)) for name in _COUNTED]
-            rows[(dtype, *_instance(function))] += counts
+    for function in machine_code(file).split("Function : ")[1:]:
+        counts = [len(re.findall(rf"\b{name}\b", function)) for name in _COUNTED]
+        rows[(dtype, *_instance(function))] += counts
     return rows
 
 
@@ -93,8 +67,8 @@ def table(rows: dict[tuple, list]) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(lambda dtype: compile_type(dtype, Path(folder)), TYPES))
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(rows_of, compiled("sm90")))
     rows = dict(sorted({**parts[0], **parts[1]}.items()))
     failures = []
     for key, (_, stack, spilled, *counts) in rows.items():

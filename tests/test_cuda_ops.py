@@ -43,6 +43,12 @@ def test_why_the_kernels_are_not_there():
         assert error is not None
 
 
+def test_configurations_are_those_that_are_loaded():
+    found = _cuda.configurations()
+    assert bool(found) is (_cuda.extension_error is None)
+    assert all(c.name.split()[0] in ("sm80", "sm90") and c.shared_bytes < 2**18 for c in found)
+
+
 def test_uses_tf32_follows_torch():
     flag = torch.backends.cudnn.conv.fp32_precision
     try:
@@ -58,8 +64,9 @@ def test_fake_output(batched):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     x, weight, scale, shift = arguments("cpu")
+    x = x if batched else x[0]
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        given = [mode.from_tensor(t) for t in (x if batched else x[0], weight, scale, shift)]
+        given = [mode.from_tensor(t) for t in (x, weight, scale, shift)]
         y = OPS.conv_bn_act_cuda(*given, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
         assert y.shape == ((2, 24, 5, 4) if batched else (24, 5, 4))
         assert y.dtype == torch.bfloat16

@@ -151,6 +151,23 @@ def test_nan_and_inf_reach_the_outputs_that_eager_gives_them_to(library, splits)
     agrees(library, data, "64x64", splits=splits)
 
 
+# ---- add_relu ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(("count", "shift"), [(1, 0), (7, 0), (2048 + 64 + 5, 0), (1500, 1)])
+def test_add_relu(library, kind, count, shift):
+    """Less and more than a round of the grid, a tail that is no whole vector, unaligned tensors."""
+    draw_normal = torch.Generator().manual_seed(count)
+    a, b = (torch.randn(count, generator=draw_normal).to(DTYPES[kind]) for _ in range(2))
+    a[count // 2] = float("nan")
+    y, why = torch.full_like(a, -1.0), ctypes.create_string_buffer(800)
+    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (a, b, y))
+    library.sm80_add_relu(TYPES.index(kind), *pointers, ctypes.c_int64(count), shift, 2, why, 800)
+    assert not why.value
+    assert torch.equal(y.nan_to_num(7.0), torch.relu(a + b).nan_to_num(7.0))
+
+
 # ---- the plan ----------------------------------------------------------------------------------
 
 

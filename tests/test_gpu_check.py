@@ -1,104 +1,530 @@
-"""gpu_check without a GPU: time limits, stages that fail, what is written when."""
+"""gpu-check without a GPU: stages over stand-in commands, records, what a sanitizer says."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+
+pytest.importorskip("benchmarks", reason="the benchmarks are not in this copy")
+
 from click.testing import CliRunner
 
-from benchmarks import gpu_check, stages
-from benchmarks.stages import Stage
+from benchmarks.gpu_check import command, facts, record, run, sanitize, stages
+from benchmarks.gpu_check.record import FAILED, INCOMPLETE, OUT_OF_TIME, PASSED
+from benchmarks.gpu_check.run import Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+GPU = {"gpu": "NVIDIA H200", "driver": "1.2", "torch": "2.11", "cuda": "13.0"}
+GPU |= {"triton": "3.6.0", "nvcc": "13.0.88", "sources": "0123", "commit": "abc"}
 
 
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
+def python(code):
+    return (sys.executable, "-c", code)
 
 
-PASS, FAIL = python("print('fine')"), python("print('bad'); raise SystemExit(3)")
-HANG = python("import subprocess, sys\nprint('begun', flush=True)\nsubprocess.run(['sleep', '60'])")
+def stage(name, code="", limit_s=20.0, **rest):
+    return Stage(name, [python(code)], limit_s, **rest)
+
+
+def check(folder, todo, current=None, total_s=100.0):
+    """What `run` makes of the stages: outcomes by name, and the record."""
+    out, scratch = folder / "out", folder / "scratch"
+    for path in (out, scratch):
+        path.mkdir(exist_ok=True)
+    current = record.new(GPU, total_s) if current is None else current
+    run.run(todo, current, out, cwd=folder, scratch=scratch)
+    return {name: found["outcome"] for name, found in current["stages"].items()}, current
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+def test_a_command_ends_with_its_children(tmp_path):
+    """Also with those that do not end when they are asked to."""
+    mark, child = tmp_path / "mark", tmp_path / "child.sh"
+    child.write_text(f"trap '' TERM\nwhile :; do echo >> {mark}; sleep 0.02; done\n")
+    ended = command.run(["sh", "-c", f"sh {child}; true"], tmp_path / "log", 1.5)
+    assert ended.code is None
+    assert ended.seconds < 20
+    lines = mark.read_text()
+    time.sleep(0.3)
+    assert mark.read_text() == lines
+
+
+def test_what_a_command_printed_is_kept(tmp_path):
+    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(5)"
+    ended = command.run(python(code), tmp_path / "log", 20, env={"PYTHONUNBUFFERED": "1"})
+    assert (ended.code, ended.log) == (5, "out\nerr\n")
+    missing = command.run(["no-such-program"], tmp_path / "log", 20)
+    assert (missing.code, missing.log) == (127, "no-such-program: No such file or directory\n")
+    killed = command.run(python("import os; os.kill(os.getpid(), 9)"), tmp_path / "log", 20)
+    assert killed.code == -9
+
+
+# ---- stages ------------------------------------------------------------------------------------
 
 
 def test_later_stages_run_when_an_earlier_one_fails(tmp_path):
-    chosen = {"build": Stage((FAIL,), 20), "test": Stage((PASS,), 20)}
-    assert gpu_check.check(chosen, tmp_path) == 1
-    record = json.loads((tmp_path / "check.json").read_text())
-    assert record["stages"]["build"]["status"] == "failed"
-    assert record["stages"]["build"]["reason"] == "python: exit status 3".replace(
-        "python", stages._name(FAIL)
-    )
-    assert record["stages"]["test"]["status"] == "passed"
-    assert "bad" in (tmp_path / "build.log").read_text()
-    assert gpu_check.check({"test": chosen["test"]}, tmp_path) == 0
+    todo = [
+        stage("test", "import time; time.sleep(30)", limit_s=1.0),
+        stage("build", "print('so it is'); raise SystemExit(4)"),
+        stage("sanitize", "raise SystemExit(3)"),
+        stage("bench"),
+    ]
+    outcomes, current = check(tmp_path, todo)
+    assert outcomes["test"] == OUT_OF_TIME
+    assert outcomes["build"] == FAILED
+    assert current["stages"]["test"]["seconds"] < 20
+    assert outcomes["sanitize"] == INCOMPLETE
+    assert outcomes["bench"] == PASSED
+    assert current["stages"]["build"]["why"] == "exit status 4"
+    assert current["stages"]["build"]["tail"].endswith("so it is")
+    assert record.exit_code(current, tuple(outcomes)) == 1
 
 
-def test_a_stage_ends_at_its_limit_with_all_that_it_started(tmp_path):
-    chosen = {"test": Stage((HANG, PASS), 1.5), "tune": Stage((PASS,), 20)}
-    assert gpu_check.check(chosen, tmp_path) == 1
-    record = json.loads((tmp_path / "check.json").read_text())["stages"]
-    assert record["test"]["status"] == "timed out"
-    assert record["test"]["seconds"] < 15
-    assert "was ended at the stage's limit; no time was left" in record["test"]["reason"]
-    assert record["tune"]["status"] == "passed"
-    assert "begun" in (tmp_path / "test.log").read_text()
+def test_time_that_a_stage_leaves_is_there_for_the_next(tmp_path):
+    given = {}
+    todo = [stage("build", limit_s=40.0), stage("test", limit_s=5.0), stage("bench", limit_s=5.0)]
+    current = record.new(GPU, 48.0)
+    run.run(todo, current, tmp_path, cwd=tmp_path, scratch=tmp_path, on_stage=given.__setitem__)
+    assert given["build"] == 40  # its own, although the total is too little for all
+    for name, own in (("test", 40), ("bench", 45)):
+        assert own - 25 < given[name] < own + 5, name
+    assert given["test"] == pytest.approx(current["stages"]["test"]["limit_s"], abs=0.1)
 
 
-def test_what_the_machine_refuses_is_never_clean(tmp_path):
-    refused = python("print('ERROR: Device not supported'); raise SystemExit(1)")
-    stage = Stage((PASS, refused), 20, refusals=gpu_check.REFUSALS)
-    assert stages.run(stage, tmp_path / "a.log", tmp_path).status == "unavailable"
-    stage = Stage((["/no/such/compute-sanitizer", "--tool", "memcheck"],), 20)
-    outcome = stages.run(stage, tmp_path / "b.log", tmp_path)
-    assert outcome.status == "unavailable"
-    assert outcome.reason == "memcheck cannot be run: No such file or directory"
-    both = Stage((refused, FAIL), 20, refusals=gpu_check.REFUSALS)
-    assert stages.run(both, tmp_path / "c.log", tmp_path).status == "failed"
-    assert gpu_check.check({"sanitize": stage}, tmp_path) == 1
+def test_no_time_is_left(tmp_path):
+    outcomes, current = check(tmp_path, [stage("build"), stage("bench")], total_s=0.0)
+    assert outcomes == {"build": OUT_OF_TIME, "bench": OUT_OF_TIME}
+    assert current["stages"]["bench"]["why"] == "no time was left"
 
 
-def test_the_end_of_a_long_log_is_kept(tmp_path):
-    long = python("print('x' * 500_000 + 'end')")
-    stages.run(Stage((long,), 20), tmp_path / "a.log", tmp_path)
-    text = (tmp_path / "a.log").read_text()
-    assert len(text) == stages.MOST_LOG_BYTES
-    assert text.endswith("end\n")
+def test_commands_of_a_stage_run_until_one_fails(tmp_path):
+    words = [
+        python("print('one')"),
+        python("print('two'); raise SystemExit(1)"),
+        python("print(3)"),
+    ]
+    outcomes, _ = check(tmp_path, [Stage("build", words, 20.0)])
+    assert outcomes == {"build": FAILED}
+    printed = (tmp_path / "out" / "build.log").read_text().splitlines()
+    assert [line for line in printed if not line.startswith("$")] == ["one", "two"]
 
 
-def test_the_default_stages_take_at_most_8_minutes_and_8_files(tmp_path):
-    known = gpu_check.stages(tmp_path)
-    assert list(known) == ["build", "test", "sanitize", "tune", "bench"]
-    assert sum(stage.limit_s for stage in known.values()) <= 480
-    records = {"check.json", "tuning.json", "bench.json"}
-    assert len(records | {f"{name}.log" for name in known}) == 8
-    commands = [" ".join(command) for stage in known.values() for command in stage.commands]
-    assert "--no-index" in commands[0]
-    assert "--no-deps" in commands[0]
-    for tool in gpu_check.SANITIZERS:
-        assert any(f"--tool {tool}" in command for command in commands)
+def test_a_command_learns_how_long_it_has(tmp_path):
+    code = f"import os; print(float(os.environ[{run.SECONDS!r}]) < 20, os.environ['MINE'])"
+    _, current = check(tmp_path, [stage("tune", code, env={"MINE": "yes"}, log=False)])
+    assert current["stages"]["tune"]["tail"].endswith("True yes")
+    assert not (tmp_path / "out" / "tune.log").exists()
 
 
-def test_the_machine_is_named(tmp_path):
-    gpu_check.check({"test": Stage((PASS,), 20)}, tmp_path)
-    machine = json.loads((tmp_path / "check.json").read_text())["machine"]
-    for name in ("gpu", "driver", "torch", "triton", "commit", "when"):
-        assert name in machine
-    assert machine["torch"]
+def test_the_record_is_whole_after_each_stage(tmp_path):
+    """The second stage looks at what the first has left behind."""
+    path = str(tmp_path / "out" / "summary.json")
+    code = f"import json; print(list(json.load(open({path!r}))['stages']))"
+    outcomes, current = check(tmp_path, [stage("build"), stage("test", code)])
+    assert outcomes == {"build": PASSED, "test": PASSED}
+    assert current["stages"]["test"]["tail"].endswith("['build']")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == current
+    text = (tmp_path / "out" / "summary.md").read_text()
+    for word in ("NVIDIA H200", "driver: 1.2", "torch: 2.11", "triton: 3.6.0", "commit: abc"):
+        assert word in text
+    assert "| test | passed |" in text
 
 
-def test_unknown_stages_are_refused(tmp_path):
-    result = CliRunner().invoke(gpu_check.main, ["--stages", "build,fly", "--out", str(tmp_path)])
-    assert result.exit_code == 2
-    assert "must be among build, test, sanitize, tune, bench, got fly" in result.output
+def test_long_logs_are_cut(tmp_path):
+    check(tmp_path, [stage("test", "print('x' * 300_000); print('the end')")])
+    kept = (tmp_path / "out" / "test.log").read_text()
+    assert len(kept) <= run.LARGEST_LOG
+    assert kept.endswith("the end\n")
+
+
+def test_resuming_leaves_out_what_passed(tmp_path):
+    ran = tmp_path / "ran"
+    append = f"open({str(ran)!r}, 'a').write('{{}}')"
+    todo = [
+        stage("build", append.format("b"), repeat=True),
+        stage("test", append.format("t")),
+        stage("bench", append.format("n") + "; raise SystemExit(1)"),
+    ]
+    check(tmp_path, todo)
+    again = record.resumed(tmp_path / "out", record.new(GPU, 100.0))
+    assert list(again["stages"]) == ["build", "test"]
+    outcomes, _ = check(tmp_path, todo, again)
+    assert ran.read_text() == "btnbn"
+    assert outcomes == {"build": PASSED, "test": PASSED, "bench": FAILED}
+
+
+@pytest.mark.parametrize("key", record.SAME)
+def test_resuming_other_work_starts_anew(tmp_path, key):
+    check(tmp_path, [stage("test")])
+    fresh = record.new(GPU | {key: "other"}, 100.0)
+    assert record.resumed(tmp_path / "out", fresh) == fresh
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"facts": {}}', '{"facts": {}, "stages": 3}'])
+def test_a_damaged_record_is_none(tmp_path, text):
+    (tmp_path / record.JSON).write_text(text)
+    fresh = record.new({}, 100.0)
+    assert record.resumed(tmp_path, fresh) == fresh
 
 
 @pytest.mark.parametrize(
-    ("command", "name"),
+    ("outcomes", "code"),
     [
-        (["compute-sanitizer", "--tool", "racecheck", "python", "-m", "x"], "racecheck"),
-        (["python", "-m", "pytest", "tests"], "pytest"),
-        (["/usr/bin/make"], "make"),
+        ((PASSED, PASSED), 0),
+        ((PASSED, FAILED), 1),
+        ((PASSED, OUT_OF_TIME), 1),
+        ((INCOMPLETE, FAILED), 1),
+        ((PASSED, INCOMPLETE), 3),
+        ((PASSED, None), 3),
     ],
 )
-def test_names(command, name):
-    assert stages._name(command) == name
+def test_exit_codes(outcomes, code):
+    found = {str(i): {"outcome": outcome} for i, outcome in enumerate(outcomes) if outcome}
+    assert record.exit_code({"stages": found}, ("0", "1")) == code
+
+
+# ---- the real stages ---------------------------------------------------------------------------
+
+
+def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
+    todo = stages.stages(tmp_path, tmp_path)
+    assert tuple(each.name for each in todo) == stages.NAMES
+    assert sum(each.limit_s for each in todo) <= 480
+    words = [word for each in todo for line in each.commands for word in line]
+    files = {f"{each.name}.log" for each in todo if each.log} | {record.JSON, record.MARKDOWN}
+    files |= {Path(word).name for word in words if Path(word).parent == tmp_path}
+    files |= {Path(value).name for each in todo for value in each.env.values()}
+    files -= {stages._JUNIT, stages._SANITIZED}  # of the moment
+    assert len(files) <= 8, files
+    assert "--no-index" in words  # nothing is fetched
+
+
+def parsed(command, words):
+    """Whether a command of click takes the options; it is not run."""
+    return command.make_context("", list(words))
+
+
+def test_what_the_stages_call_is_there(tmp_path):
+    """Every module, and every option of those that are ours."""
+    from benchmarks import bench_gpu
+    from resnet_fused.commands.tune import tune
+
+    known = {
+        "benchmarks.bench_gpu": lambda words: parsed(bench_gpu.main, words),
+        "benchmarks.gpu_check.sanitize": lambda words: parsed(sanitize.main, words),
+        "resnet_fused": lambda words: parsed(tune, words[1:]) if words[0] == "tune" else None,
+    }
+    seen = []
+    for each in stages.stages(tmp_path, tmp_path):
+        for line in each.commands:
+            module, *words = line[line.index("-m") + 1 :]
+            assert importlib.util.find_spec(module), module
+            if module in known:
+                assert known[module](words) is not None
+                seen.append(module)
+    assert set(seen) == set(known)
+
+
+def test_files_with_gpu_tests_are_found(tmp_path):
+    for name, text in (("test_a", "pytest.mark.gpu"), ("test_b", "slow"), ("c", "mark.gpu")):
+        (tmp_path / f"{name}.py").write_text(text)
+    assert stages.gpu_tests(tmp_path) == [str(tmp_path / "test_a.py")]
+    assert str(ROOT / "tests" / "test_cuda_ops.py") in stages.gpu_tests()
+
+
+def test_every_candidate_is_compiled_by_one_process(monkeypatch):
+    """On the CPU, whose plans have no configurations: with stand-ins for them."""
+    from benchmarks.gpu_check import precompile
+
+    monkeypatch.setattr(
+        precompile, "_configured", lambda plan, call: [f"{plan} {i}" for i in (1, 2)]
+    )
+    ran, case = [], "resnet18-float32-1"
+    monkeypatch.setattr(
+        precompile.candidates, "_run", lambda call, o, name, packed: ran.append((call, name))
+    )
+    done = [precompile.run_share([case], i, 3, "cpu", 32) for i in range(3)]
+    assert max(done) - min(done) <= 1
+    assert sum(done) == len(ran) == len(set(ran))
+    assert set(ran) == set(precompile.configured(case, "cpu", 32))
+    plans = {name.split()[0] for _, name in ran}
+    assert "torch" in plans
+
+
+def ended(code, log=""):
+    return command.Ended(code, 1.0, log)
+
+
+def test_what_was_built(tmp_path):
+    fine = ended(0, 'torch 2.11\n{"cpu": "", "cuda": "", "triton": ""}\n')
+    assert stages.built(fine, tmp_path).outcome == PASSED
+    bad = stages.built(ended(1, '{"cpu": "", "cuda": "not built", "triton": ""}'), tmp_path)
+    assert (bad.outcome, bad.why) == (FAILED, "cuda: not built")
+    assert stages.built(ended(1, "Traceback"), tmp_path).outcome == FAILED
+
+
+def test_built_says_what_is_missing():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_check.built"],
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    verdict = stages.built(ended(done.returncode, done.stdout), ROOT)
+    assert verdict.outcome == FAILED
+    assert verdict.details["cuda"]
+    assert verdict.details["triton"] in ("there is no GPU", "Triton is not installed")
+
+
+REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
+
+
+@pytest.mark.parametrize(
+    ("counts", "code", "outcome"),
+    [
+        ((9, 0, 0, 2), 0, PASSED),
+        ((9, 0, 0, 9), 0, FAILED),  # all skipped: nothing was shown
+        ((0, 0, 0, 0), 5, FAILED),
+        ((9, 1, 0, 0), 1, FAILED),
+        ((9, 0, 1, 0), 1, FAILED),
+        ((9, 0, 0, 0), 3, FAILED),  # pytest itself broke
+    ],
+)
+def test_what_the_tests_showed(tmp_path, counts, code, outcome):
+    (tmp_path / stages._JUNIT).write_text(REPORT.format(*counts))
+    assert stages.tested(ended(code), tmp_path).outcome == outcome
+
+
+def test_tests_without_a_report_have_failed(tmp_path):
+    assert stages.tested(ended(0), tmp_path).outcome == FAILED
+    assert stages.sanitized(ended(0), tmp_path).outcome == FAILED
+
+
+def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
+    from benchmarks.gpu_check.__main__ import main
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = CliRunner().invoke(main, ["--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "gpu-check needs an NVIDIA GPU, but torch" in result.output
+    assert not list((tmp_path / "out").iterdir())
+    wrong = CliRunner().invoke(main, ["--stages", "build,fly"])
+    assert wrong.exit_code == 2
+    assert "must be some of build, test, sanitize, tune, bench" in wrong.output
+
+
+def test_the_command_from_end_to_end(tmp_path, monkeypatch):
+    """With the facts of a GPU and stand-in stages."""
+    module = importlib.import_module("benchmarks.gpu_check.__main__")
+    monkeypatch.setattr(module, "look", lambda scratch: GPU)
+    todo = [stage("build"), stage("test", "raise SystemExit(1)"), stage("bench")]
+    monkeypatch.setattr(module, "stages", lambda out, scratch: todo)
+    result = CliRunner().invoke(module.main, ["--stages", "build,test", "--out", str(tmp_path)])
+    assert result.exit_code == 1, result.output
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"build.log", "test.log", record.JSON, record.MARKDOWN}
+    todo[1] = stage("test")
+    again = CliRunner().invoke(
+        module.main, ["--stages", "build,test", "--out", str(tmp_path), "--resume"]
+    )
+    assert again.exit_code == 0, again.output
+    assert "NVIDIA H200" in again.output
+
+
+def test_sources_change_with_any_file(tmp_path):
+    (tmp_path / "csrc").mkdir()
+    kernel = tmp_path / "csrc" / "conv.cu"
+    kernel.write_text("one")
+    before = facts.sources(tmp_path)
+    assert before == facts.sources(tmp_path)
+    kernel.write_text("two")
+    assert facts.sources(tmp_path) != before
+
+
+def test_the_commit(tmp_path, monkeypatch):
+    """A copy without git is told by a variable."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert facts.commit(tmp_path) == "unknown"
+    monkeypatch.setenv(facts.COMMIT, "0123abc")
+    assert facts.commit(tmp_path) == "0123abc"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init"], ["commit", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    head = facts.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", head)
+    (tmp_path / "new").touch()
+    subprocess.run([*git, "add", "new"], check=True)
+    assert facts.commit(tmp_path) == f"{head} and changes"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_targets():
+    """make passes on what it is given, and makes no .venv."""
+    for target, words, expected in (
+        (
+            "gpu-check",
+            "STAGES=build,test OUT=a",
+            "-m benchmarks.gpu_check --stages build,test --out a",
+        ),
+        ("gpu-bench", "CASES=resnet18-float16-8 OUT=a", "--resume --cases resnet18-float16-8"),
+    ):
+        done = subprocess.run(
+            ["make", "-n", target, "PYTHON=python-there", *words.split()],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert expected in done.stdout
+        assert ".venv" not in done.stdout
+        assert "python-there" in done.stdout
+
+
+def test_where_the_sanitizer_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    assert sanitize.find_sanitizer() is None
+    program = tmp_path / "cuda" / "bin" / sanitize.SANITIZER
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    assert sanitize.find_sanitizer() == str(program)
+
+
+# ---- sanitizers --------------------------------------------------------------------------------
+
+CALLS = "16 calls, 0 wrong\n"
+FINE = f"========= COMPUTE-SANITIZER\n{CALLS}========= ERROR SUMMARY: 0 errors\n"
+FINE_RACES = f"{CALLS}========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+SEEN = ended(sanitize.STATUS, "========= ERROR SUMMARY: 32 errors\n")
+REFUSAL = "========= Device not supported. Please refer to the documentation.\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "planted", "outcome"),
+    [
+        (0, FINE, SEEN, sanitize.CLEAN),
+        (0, FINE_RACES, SEEN, sanitize.CLEAN),
+        (0, FINE, ended(0, FINE), sanitize.UNPROVED),  # it is blind here
+        (0, FINE, ended(None, ""), sanitize.UNPROVED),
+        (0, FINE, None, sanitize.UNPROVED),
+        (sanitize.STATUS, FINE.replace("0 errors", "3 errors"), SEEN, sanitize.ERRORS),
+        (sanitize.STATUS, FINE_RACES.replace("Y: 0", "Y: 1"), SEEN, sanitize.ERRORS),
+        (None, "========= ERROR SUMMARY: 1 error\n", SEEN, sanitize.ERRORS),
+        (1, FINE.replace(", 0 wrong", ", 2 wrong"), SEEN, sanitize.ERRORS),
+        (0, FINE.replace(CALLS, ""), SEEN, sanitize.ERRORS),  # it watched nothing
+        (1, REFUSAL, SEEN, sanitize.UNAVAILABLE),
+        (1, f"{REFUSAL}========= ERROR SUMMARY: 1 error\n", SEEN, sanitize.UNAVAILABLE),
+        (0, CALLS, SEEN, sanitize.UNAVAILABLE),  # no word of the tool's
+        (127, "compute-sanitizer: No such file", SEEN, sanitize.UNAVAILABLE),
+        (None, CALLS, SEEN, sanitize.OUT_OF_TIME),
+    ],
+)
+def test_what_a_sanitizer_showed(code, log, planted, outcome):
+    assert sanitize.judge(ended(code, log), planted).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ((sanitize.CLEAN, sanitize.CLEAN), 0),
+        ((sanitize.CLEAN, sanitize.UNAVAILABLE), 3),
+        ((sanitize.UNPROVED,), 3),
+        ((sanitize.OUT_OF_TIME, sanitize.ERRORS), 1),
+    ],
+)
+def test_exit_codes_of_sanitizers(outcomes, code):
+    assert sanitize.exit_code({str(i): sanitize.Found(o) for i, o in enumerate(outcomes)}) == code
+
+
+def test_a_missing_sanitizer_is_unavailable_not_clean(tmp_path, monkeypatch):
+    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: None)
+    path = tmp_path / stages._SANITIZED
+    result = CliRunner().invoke(sanitize.main, ["--json", str(path)])
+    assert result.exit_code == 3
+    verdict = stages.sanitized(ended(3), tmp_path)
+    assert verdict.outcome == INCOMPLETE
+    assert verdict.why.count("unavailable") == len(sanitize.TOOLS)
+
+
+# In compute-sanitizer's place: reports what the planted program is for, runs the calls as they are.
+STAND_IN = f"""#!{sys.executable}
+import subprocess, sys
+tool, command = sys.argv[2], sys.argv[{5 + len(sanitize.OPTIONS)}:]
+if command[-1] in {sanitize.TOOLS}:
+    faults = int(tool != "initcheck")  # blind for one kind
+    sys.exit(print("========= ERROR SUMMARY:", faults, "errors"))
+subprocess.run(command, check=True)
+print("========= ERROR SUMMARY: 0 errors")
+"""
+
+
+def test_sanitizers_from_end_to_end(tmp_path, monkeypatch):
+    """With a stand-in for the tool, for nvcc and for the calls."""
+    tool, calls = tmp_path / "compute-sanitizer", tmp_path / "calls.py"
+    tool.write_text(STAND_IN)
+    tool.chmod(0o755)
+    calls.write_text(f"print({CALLS.strip()!r})")
+    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: str(tool))
+    monkeypatch.setattr(sanitize, "CALLS", (sys.executable, str(calls)))
+    monkeypatch.setattr(sanitize, "compile_planted", lambda folder, limit_s: folder / "planted")
+    path = tmp_path / stages._SANITIZED
+    result = CliRunner().invoke(sanitize.main, ["--json", str(path)])
+    assert result.exit_code == 3, result.output
+    outcomes = {name: found["outcome"] for name, found in json.loads(path.read_text()).items()}
+    assert outcomes == dict.fromkeys(sanitize.TOOLS, sanitize.CLEAN) | {
+        "initcheck": sanitize.UNPROVED
+    }
+
+
+def test_the_planted_faults_compile(tmp_path):
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("there is no nvcc")
+    assert sanitize.compile_planted(tmp_path, 60) is not None
+    assert sanitize.compile_planted(tmp_path, 60, compiler="false") is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_calls_run_in_the_interpreter():
+    """The first of them: op rows and tiles are swept elsewhere."""
+    env = {**os.environ, "TRITON_INTERPRET": "1", "RESNET_FUSED_DISABLE_EXT": "1"}
+    words = ["-m", "benchmarks.gpu_check.ops_once", "--device", "cpu", "--most", "2"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("2 calls, 0 wrong\n"), done.stdout + done.stderr
+
+
+def test_a_wrong_answer_is_seen():
+    from benchmarks.gpu_check import ops_once
+
+    call = ops_once.Call("triton", "", ops_once.torch.float32, extra="shortcut")
+    o = ops_once.operands(call)
+    want = ops_once.exact(call, o)
+    assert want.shape == (2, 64, 9, 9)
+    assert ops_once.error(want.float(), want) <= ops_once.ALLOWED[ops_once.torch.float32]
+    off = want.float()
+    off[1, 63, 8, 8] += 0.1
+    assert ops_once.error(off, want) > ops_once.TF32_ALLOWED
+    off[0, 0, 0, 0] = float("nan")
+    assert ops_once.error(off, want) == float("inf")
+
+
+def test_every_compiled_tile_is_found():
+    from benchmarks.gpu_check import ops_once
+
+    assert len(ops_once._cuda_tiles("sm80")) >= 6
+    assert {"c128x256", "p64x32", "p128x64k16"} <= set(ops_once._cuda_tiles("sm90"))

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "cpu/op_string.h"
 #include "cuda/context.h"
@@ -49,9 +50,11 @@ Tensor dense_image(const Tensor& tensor) {
 std::optional<Tensor> dense_image(const MaybeTensor& tensor) {
   return tensor ? std::optional<Tensor>(dense_image(*tensor)) : std::nullopt;
 }
+Tensor dense_vector(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
 std::optional<Tensor> dense_vector(const MaybeTensor& tensor) {
-  if (!tensor || tensor->is_contiguous()) return tensor;
-  return torch::stable::contiguous(*tensor);
+  return tensor ? std::optional<Tensor>(dense_vector(*tensor)) : std::nullopt;
 }
 const void* pointer(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
@@ -98,21 +101,21 @@ struct Call {
   const std::string& config;
   const DeviceFacts& facts;
   CUstream_st* stream;
-  const Tensor& y;
-  Sizes input, shortcut;  // sizes; shortcut: zeros without one
   const ConvArguments& a;
-  std::optional<Tensor> x{}, packed{}, residual{}, shortcut_x{}, shortcut_packed{};
-  std::optional<Tensor> scale{}, shift{}, shortcut_scale{}, shortcut_shift{};
+  Tensor y, x, packed;
+  std::optional<Tensor> residual, shortcut_x, shortcut_packed;
+  Tensor scale, shift;
+  std::optional<Tensor> shortcut_scale, shortcut_shift;
 };
 
 template <typename Problem>
 Problem problem_of(const Call& call) {
   const ConvArguments& a = call.a;
   Problem p{};
-  p.n = int(call.input[0]);
-  p.c = int(call.input[1]);
-  p.h = int(call.input[2]);
-  p.w = int(call.input[3]);
+  p.n = int(call.x.size(0));
+  p.c = int(call.x.size(1));
+  p.h = int(call.x.size(2));
+  p.w = int(call.x.size(3));
   p.k = int(a.scale.numel());
   p.r = int(a.kernel_size[0]);
   p.s = int(a.kernel_size[1]);
@@ -122,11 +125,14 @@ Problem problem_of(const Call& call) {
   p.pad_w = int(a.padding[1]);
   p.dilation_h = int(a.dilation[0]);
   p.dilation_w = int(a.dilation[1]);
-  p.shortcut_c = int(call.shortcut[1]);
-  p.shortcut_h = int(call.shortcut[2]);
-  p.shortcut_w = int(call.shortcut[3]);
-  p.shortcut_stride_h = int(a.shortcut_stride[0]);
-  p.shortcut_stride_w = int(a.shortcut_stride[1]);
+  p.shortcut_stride_h = p.shortcut_stride_w = 1;
+  if (call.shortcut_x) {
+    p.shortcut_c = int(call.shortcut_x->size(1));
+    p.shortcut_h = int(call.shortcut_x->size(2));
+    p.shortcut_w = int(call.shortcut_x->size(3));
+    p.shortcut_stride_h = int(a.shortcut_stride[0]);
+    p.shortcut_stride_w = int(a.shortcut_stride[1]);
+  }
   return p;
 }
 template <typename Operands>
@@ -151,7 +157,7 @@ std::string run_sm80(const Call& call, sm80::Choice* named) {
   p.groups = int(call.a.groups);
   const std::string why = sm80::refuses(p);
   if (!why.empty()) return why;
-  const sm80::Type type = type_of(*call.x);
+  const sm80::Type type = type_of(call.x);
   const sm80::Device device{call.facts.multiprocessors, call.facts.shared_bytes};
   const sm80::Choice choice = named ? *named : sm80::choose(p, type, device);
   auto o = operands_of<sm80::Operands>(call);
@@ -160,7 +166,7 @@ std::string run_sm80(const Call& call, sm80::Choice* named) {
                                    : sm80::Workspace{0, 0};
   std::optional<Workspace> memory;
   if (need.tickets) {
-    memory = workspace(*call.x, need.partial_floats, need.tickets);
+    memory = workspace(call.x, need.partial_floats, need.tickets);
     o.partial = memory->partial;
     o.tickets = memory->tickets;
   }
@@ -183,12 +189,14 @@ std::string run_sm90(const Call& call, sm90::Choice* named) {
   const std::string why = sm90::refuses(p);
   if (!why.empty()) return why;
   const sm90::Choice choice = named ? *named : sm90::choose(p, device);
+  const std::string refused = sm90::refuses(p, choice);
+  if (!refused.empty()) return refused;
   auto o = operands_of<sm90::Operands>(call);
   o.bfloat16 = call.a.x.scalar_type() == ScalarType::BFloat16;
   const int64_t tickets = sm90::tickets(p, choice);
   std::optional<Workspace> memory;
   if (tickets) {
-    memory = workspace(*call.x, sm90::partial_floats(p, choice), tickets);
+    memory = workspace(call.x, sm90::partial_floats(p, choice), tickets);
     o.partial = memory->partial;
     o.tickets = memory->tickets;
     const std::string failed = clear(o.tickets, tickets, call.stream);
@@ -256,22 +264,39 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& scale, c
     check_indices(sizes(x), "x");
     check_indices(sizes(packed), "packed");
     if (shortcut_x) check_indices(sizes(*shortcut_x), "shortcut_x");
-    Call call{config, device_facts(device), current_stream(device), y, {}, {0, 0, 0, 0}, a};
-    call.x = dense_image(x);
-    call.packed = dense_image(packed);
-    call.residual = dense_image(residual);
-    call.shortcut_x = dense_image(shortcut_x);
-    call.shortcut_packed = dense_image(shortcut_packed);
-    call.scale = dense_vector(scale);
-    call.shift = dense_vector(shift);
-    call.shortcut_scale = dense_vector(shortcut_scale);
-    call.shortcut_shift = dense_vector(shortcut_shift);
-    call.input = sizes(*call.x);
-    if (shortcut_x) call.shortcut = sizes(*call.shortcut_x);
+    const Call call{config,
+                    device_facts(device),
+                    current_stream(device),
+                    a,
+                    y,
+                    dense_image(x),
+                    dense_image(packed),
+                    dense_image(residual),
+                    dense_image(shortcut_x),
+                    dense_image(shortcut_packed),
+                    dense_vector(scale),
+                    dense_vector(shift),
+                    dense_vector(shortcut_scale),
+                    dense_vector(shortcut_shift)};
     const std::string failed = run(call);
     check(failed.empty(), "conv_bn_act_cuda: ", failed);
   }
   return batched ? y : torch::stable::squeeze(y, 0);
+}
+
+// One configuration a line: a name that `config` takes with any number of splits, threads of a
+// block, and bytes of shared memory.
+std::string configurations() {
+  std::ostringstream text;
+  for (const sm80::NamedTile& named : sm80::kTiles)
+    text << "sm80 " << named.name << " " << sm80::threads(named.tile) << " "
+         << sm80::shared_bytes(named.tile) << "\n";
+#ifndef RESNET_FUSED_WITHOUT_SM90
+  for (const sm90::NamedTile& named : sm90::kTiles)
+    text << "sm90 " << named.name << " " << 128 * (1 + named.tile.consumers) << " "
+         << sm90::shared_bytes(named.tile) << "\n";
+#endif
+  return text.str();
 }
 
 // ---- add_relu -----------------------------------------------------------------------------------
@@ -317,4 +342,9 @@ Tensor add_relu(const Tensor& a, const Tensor& b) {
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
   m.impl("conv_bn_act_cuda", TORCH_BOX(&resnet_fused::cuda::conv_bn_act));
   m.impl("add_relu_cuda", TORCH_BOX(&resnet_fused::cuda::add_relu));
+}
+
+// An op without a tensor argument has no device to dispatch on.
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
+  m.impl("cuda_configurations", TORCH_BOX(&resnet_fused::cuda::configurations));
 }

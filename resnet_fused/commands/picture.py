@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..measure.compare import Result, ratio
-from ..measure.engines import CHANNELS_LAST, COMPILE, EAGER, FUSED, OURS
+from ..measure.engines import CHANNELS_LAST, COMPILE, EAGER, FUSED, GRAPHED, OURS, OWN, RECORDED
 from .console import extra, milliseconds
 
 COLOURS = {
@@ -18,6 +18,8 @@ COLOURS = {
     COMPILE: "#6c7a8d",
     FUSED: "#0b8a6f",
     OURS: "#5bb89f",
+    RECORDED: "#0b8a6f",
+    GRAPHED: "#5bb89f",
 }
 INK, FAINT, LINE, WRONG = "#1f2933", "#7b8794", "#d5dbe1", "#c2410c"
 COLUMNS = 12  # digits in a row
@@ -165,7 +167,7 @@ def _bars(ax, panel: Panel, *, names: bool) -> None:
         label = f"{milliseconds(median)} ms"
         if result is not panel.standard and panel.standard is not None:
             label += f"   {ratio(result, panel.standard):.2f}x"
-        weight = "bold" if result.engine in (FUSED, OURS) else "normal"
+        weight = "bold" if result.engine in OWN else "normal"
         ax.text(q3 + 0.02 * longest, y, label, va="center", fontsize=9.5, fontweight=weight)
     ax.set_ylim(len(panel.results) - 0.5, -0.5)
     ax.set_xlim(0, 1.45 * longest)

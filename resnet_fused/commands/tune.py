@@ -23,6 +23,7 @@ OPT_IN = [plan for plan, traits in check.PLAN_TRAITS.items() if traits.opt_in]
 @click.option("--model", type=click.Choice(list(models.BUILDERS)), default="resnet18")
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Images at a time.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32")
+@click.option("--device", default="cpu", help="cpu, cuda or cuda:1.")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--threads", type=click.IntRange(min=1), help="torch's threads [default: as is].")
 @click.option(
@@ -38,6 +39,7 @@ def tune(
     model: str,
     batch: int,
     dtype: str,
+    device: str,
     size: int,
     threads: int | None,
     seconds: float,
@@ -49,8 +51,11 @@ def tune(
     resnet_fused.tune(fused, x).
     """
     out = console()
-    fused = rf.fuse(plain_net(model).to(DTYPES[dtype]))
-    x = random_images(batch, size=size).to(DTYPES[dtype])
+    try:
+        fused = rf.fuse(plain_net(model).to(device, DTYPES[dtype]))
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch without it
+        raise click.BadParameter(str(error).splitlines()[0], param_hint="--device") from None
+    x = random_images(batch, size=size).to(device, DTYPES[dtype])
     with torch_threads(threads):
         about = machine()
         try:
@@ -58,7 +63,8 @@ def tune(
         except RuntimeError as wrong:
             raise click.ClickException(f"{wrong}.") from wrong
     title = f"{model}, {dtype}, {size}x{size}, threads: {about.threads}, milliseconds"
-    out.print(_table(title, result, f" {dtype} cpu"))
+    known = f" {dtype} cpu" if device == "cpu" else f" {dtype} cuda batch {batch}"
+    out.print(_table(title, result, known))
     out.print(escape(result.summary()), highlight=False, soft_wrap=True)
     if about.load > BUSY * usable_cores(about):
         text = f"{about.load:.1f} running processes in the last minute: tune again when idle"

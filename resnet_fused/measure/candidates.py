@@ -1,9 +1,12 @@
 """One convolution by every plan that can compute it: verified against float64, then timed.
 
+A candidate is a plan or, on a GPU, one with a configuration: "triton 128x64x64 warps 4 stages 4".
+
 The operands are random, the same at every measurement. Each call takes other weights than the one
 before: copies that together are as large as all packed weights of the model, so that they come from
 the cache, or the memory, from which they come in the model. With one copy, plans with large weights
-would look faster than they are there.
+would look faster than they are there. On a GPU calls are timed as replays of a CUDA graph; images
+stay where the caches keep them, as in a model, where the layer before has just written them.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
+from ..ops import _gpu
 from ..select import ConvShape
 from ..verify import GRANTED
 from .error import CHUNK
-from .timing import Runner, Samples, interleave
+from .gpu_timing import GraphRunner
+from .timing import Runner, Samples, Timed, interleave
 
 WARMUP_S = 0.05
 MOST_WEIGHT_BYTES = 128 << 20  # beyond that they come from memory whatever the caches are
@@ -50,6 +55,11 @@ class ConvCall:
         sides = zip(s.out_size, s.kernel, s.stride, self.padding, s.dilation, strict=True)
         rows, columns = (max(1, (n - 1) * q + d * (k - 1) + 1 - 2 * p) for n, k, q, p, d in sides)
         return rows, columns
+
+    @property
+    def device(self) -> torch.device:
+        s = self.shape
+        return torch.device(s.device, s.index) if s.device == "cuda" else torch.device(s.device)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -96,7 +106,7 @@ def measure(
         o = _operands(call)
         errors, limit = _verify(call, o, plans)
         exact = [plan for plan in plans if errors[plan] <= limit or plan in allow]
-        runners = {plan: Runner(_runner(call, o, plan, weight_bytes)) for plan in exact}
+        runners = {plan: _timed(call, _runner(call, o, plan, weight_bytes)) for plan in exact}
         samples = interleave(runners, budget_s=seconds, warmup_s=WARMUP_S, on_round=on_round)
     # Four digits, as much as a clock gives here and a file should hold.
     ms = {p: float(f"{1e3 * samples[p].median:.4g}") if p in samples else None for p in plans}
@@ -129,7 +139,7 @@ def _operands(call: ConvCall) -> _Operands:
     s, g = call.shape, torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=g).to(s.dtype)
+        return torch.randn(size, generator=g).to(s.dtype).to(call.device)
 
     def image(channels: int, size: tuple[int, int]) -> Tensor:
         return draw(call.shape.batch, *size, channels).movedim(-1, 1)  # channels_last
@@ -139,8 +149,8 @@ def _operands(call: ConvCall) -> _Operands:
     return _Operands(
         x=image(s.in_channels, call.in_size),
         weight=weight / weight[0].numel() ** 0.5,
-        scale=(torch.rand(s.out_channels, generator=g) + 0.5).to(wide),
-        shift=torch.randn(s.out_channels, generator=g).to(wide),
+        scale=(torch.rand(s.out_channels, generator=g) + 0.5).to(wide).to(call.device),
+        shift=torch.randn(s.out_channels, generator=g).to(wide).to(call.device),
         residual=image(s.out_channels, s.out_size) if call.residual else None,
     )
 
@@ -151,21 +161,27 @@ def _keywords(call: ConvCall) -> dict:
     return keywords | {"groups": s.groups, "act": call.act}
 
 
-def _pack(call: ConvCall, o: _Operands, plan: str) -> Tensor:
-    return _ops.pack_conv(o.weight, call.shape.groups, plan=plan)
+def split_name(candidate: str) -> tuple[str, str]:
+    """The plan of a candidate, and its configuration, "" for the plan's own choice."""
+    plan, _, config = candidate.partition(" ")
+    return plan, config
 
 
-def _run(call: ConvCall, o: _Operands, plan: str, packed: Tensor) -> Tensor:
-    return _ops.conv_bn_act_packed(
-        o.x,
-        packed,
-        o.scale,
-        o.shift,
-        o.residual,
-        kernel_size=call.shape.kernel,
-        plan=plan,
-        **_keywords(call),
-    )
+def _pack(call: ConvCall, o: _Operands, candidate: str) -> Tensor:
+    return _ops.pack_conv(o.weight, call.shape.groups, plan=split_name(candidate)[0])
+
+
+def _run(call: ConvCall, o: _Operands, candidate: str, packed: Tensor) -> Tensor:
+    plan, config = split_name(candidate)
+    operands = (o.x, packed, o.scale, o.shift, o.residual)
+    keywords = _keywords(call) | {"kernel_size": call.shape.kernel}
+    if config:
+        return _gpu.conv_op(plan)(*operands, config=config, **keywords)
+    return _ops.conv_bn_act_packed(*operands, plan=plan, **keywords)
+
+
+def _timed(call: ConvCall, run: Callable[[], Tensor]) -> Timed:
+    return GraphRunner(run, call.device) if call.shape.device == "cuda" else Runner(run)
 
 
 def _runner(call: ConvCall, o: _Operands, plan: str, weight_bytes: int) -> Callable[[], Tensor]:

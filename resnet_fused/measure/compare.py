@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .engines import EAGER, OWN, Engine, Unavailable, prepare
+from .engines import EAGER, OWN, Engine, Prepared, Unavailable, prepare
 from .error import error_limit, relative_error
 from .timing import WARMUP_S, Samples, interleave
+
+OnStage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,36 @@ def compare(
     budget_s: float = 10.0,
     rounds: int | None = None,
     warmup_s: float = WARMUP_S,
-    on_stage: Callable[[str, int, int], None] = lambda text, done, total: None,
+    on_stage: OnStage = lambda text, done, total: None,
 ) -> list[Result]:
     """Results in the order of `engines`.
 
     model: a plain net in eval mode; x: (N, C, H, W) in its dtype; exact: fp64 logits (N, classes).
     budget_s, rounds, warmup_s: as in `interleave`. on_stage(text, done, total) reports progress.
+    """
+    runners, results = verified(model, x, exact, engines, on_stage=on_stage)
+    samples = interleave(
+        runners,
+        budget_s=budget_s,
+        rounds=rounds,
+        warmup_s=warmup_s,
+        on_round=lambda done, total: on_stage("timing, interleaved", done, total),
+    )
+    return with_samples(results, samples)
+
+
+def verified(
+    model: nn.Module,
+    x: Tensor,
+    exact: Tensor,
+    engines: Mapping[str, Engine],
+    *,
+    standard: str = EAGER,
+    on_stage: OnStage = lambda text, done, total: None,
+) -> tuple[dict[str, Prepared], dict[str, Result]]:
+    """What can be timed, by engine, and a result for each engine: its error, or why it cannot run.
+
+    standard: the engine whose error limits ours. Raises WrongResult.
     """
     runners, results = {}, {}
     for i, (name, engine) in enumerate(engines.items()):
@@ -76,14 +102,12 @@ def compare(
             results[name] = Result(name, len(x), reason=str(why))
         else:
             results[name] = Result(name, len(x), error=relative_error(y, exact))
-    _verify(results, x.dtype)
-    samples = interleave(
-        runners,
-        budget_s=budget_s,
-        rounds=rounds,
-        warmup_s=warmup_s,
-        on_round=lambda done, total: on_stage("timing, interleaved", done, total),
-    )
+    _verify(results, x.dtype, standard)
+    return runners, results
+
+
+def with_samples(results: Mapping[str, Result], samples: Mapping[str, Samples]) -> list[Result]:
+    """The results, those that were timed with what was measured."""
     return [
         Result(name, r.batch, samples[name], r.error) if name in samples else r
         for name, r in results.items()
@@ -108,14 +132,15 @@ def ratio(result: Result, standard: Result | None) -> float | None:
     return standard.samples.median / result.samples.median
 
 
-def _verify(results: Mapping[str, Result], dtype: torch.dtype) -> None:
-    eager = results.get(EAGER)
+def _verify(results: Mapping[str, Result], dtype: torch.dtype, standard: str) -> None:
+    eager = results.get(standard)
     if eager is None or eager.error is None:
         return  # nothing of the same precision to hold ours against
     limit = error_limit(eager.error, dtype)
     for name in OWN:
-        if name in results and not results[name].error <= limit:
+        error = results[name].error if name in results else None
+        if error is not None and not error <= limit:
             raise WrongResult(
                 f"{name}: relative error of the logits against fp64 must be at most {limit:.2g}, "
-                f"got {results[name].error:.2g}"
+                f"got {error:.2g}"
             )

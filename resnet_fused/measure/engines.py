@@ -9,22 +9,33 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 import resnet_fused as rf
 
-from .timing import Runner
+from .timing import Runner, Timed
 
 EAGER = "eager"
 CHANNELS_LAST = "eager channels_last"
 COMPILE = "torch.compile"
 FUSED = "fused"
 OURS = "fused, own kernels"
-OWN = (FUSED, OURS)  # all others are peers
+RECORDED = "fused + CUDA graph"
+GRAPHED = "fused + rf.graph"
+OWN = (FUSED, OURS, RECORDED, GRAPHED)  # all others are peers
 
-Engine = Callable[[nn.Module, Tensor], Runner]
+
+class Prepared(Timed, Protocol):
+    """Something to time that can tell what it computes."""
+
+    def run(self) -> object:
+        """One run; what it returns."""
+
+
+Engine = Callable[[nn.Module, Tensor], Prepared]
 
 
 class Unavailable(Exception):
@@ -47,13 +58,13 @@ def engines(*, compile: bool = True, ours: bool = False) -> dict[str, Engine]:
     return table
 
 
-def prepare(name: str, engine: Engine, model: nn.Module, x: Tensor) -> tuple[Runner, Tensor]:
+def prepare(name: str, engine: Engine, model: nn.Module, x: Tensor) -> tuple[Prepared, Tensor]:
     """A runner that has run once, and the logits of that run (N, classes); raises Unavailable."""
     try:
         runner = engine(model, x)
         return runner, runner.run()
     except Exception as error:  # a peer may fail in any way: no compiler, a dtype it lacks
-        if name in OWN:
+        if name in OWN and not isinstance(error, Unavailable):
             raise
         raise Unavailable(one_line(error)) from error
 

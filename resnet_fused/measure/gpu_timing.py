@@ -50,9 +50,10 @@ class GraphRunner:
 
     call() is recorded `calls` times in a row, after some runs on a side stream; it may take another
     input each time (and so keep them out of the cache). context() is entered around recording.
-    Tensors that call() made are kept by the graph; those it read must be kept by the caller.
+    `output` is what the last of them returned, in memory that every replay overwrites; tensors that
+    call() read must be kept by the caller.
 
-    Raises NotCapturable where call() does what a recording does not allow, like waiting for the GPU.
+    Raises NotCapturable where call() does what a recording forbids, like waiting for the GPU.
     """
 
     def __init__(
@@ -66,12 +67,15 @@ class GraphRunner:
             raise ValueError(f"calls must be at least 1, got {calls}")
         self.call, self.device, self.context = call, torch.device(device), context
         self.calls = calls
+        self.output: object = None
         self._graph = self._record()
 
     def run(self) -> object:
-        """One run outside the graph, in its context."""
-        with torch.cuda.device(self.device), self.context():
-            return self.call()
+        """One replay, and `output` after it."""
+        with torch.cuda.device(self.device):
+            self._graph.replay()
+            torch.cuda.synchronize()
+        return self.output
 
     def time(self, calls: int) -> float:
         """Seconds per call of about that many: of as many replays as come nearest, at least one."""
@@ -94,7 +98,7 @@ class GraphRunner:
                 # Other threads may go on: only this one's calls are recorded.
                 with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                     for _ in range(self.calls):
-                        self.call()
+                        self.output = self.call()
             except RuntimeError as error:
                 raise NotCapturable(f"no CUDA graph: {_first_line(error)}") from error
             graph.replay()

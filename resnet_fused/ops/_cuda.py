@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,13 +36,14 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(found.origin)
     except OSError as error:
-        return str(error)
+        return str(error.__cause__ or error)  # the loader's own words, where torch kept them
     return None
 
 
 # Read by the C++ kernel for float32: torch's flag has no stable place in C++.
 library.define("uses_tf32() -> bool")
 library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
+library.define("cuda_configurations() -> str")
 
 extension_error: str | None = _load()
 """None where the CUDA C++ kernels are loaded, else why they are not."""
@@ -60,6 +62,24 @@ def cuda_error(device: torch.device) -> str | None:
     if capability < OLDEST_CAPABILITY:
         return f"sm_{capability[0]}{capability[1]} is older than sm_80"
     return None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A tile of a CUDA C++ kernel; f"{name} split {n}" is what conv_bn_act_cuda's config takes."""
+
+    name: str
+    threads: int  # of a block
+    shared_bytes: int
+
+
+def configurations() -> tuple[Configuration, ...]:
+    """What is compiled; nothing where the kernels are not loaded."""
+    if extension_error is not None:
+        return ()
+    rows = torch.ops.resnet_fused.cuda_configurations().splitlines()
+    parts = [row.rsplit(" ", 2) for row in rows]
+    return tuple(Configuration(name, int(threads), int(size)) for name, threads, size in parts)
 
 
 def _conv_fake(

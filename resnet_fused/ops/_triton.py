@@ -10,14 +10,19 @@ import importlib.util
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import check
+from .._tf32 import uses_tf32
 from ._library import library
 from ._shapes import as_runtime_error, check_gpu_conv, dense_nhwc, empty_in_format, empty_nhwc
+
+if TYPE_CHECKING:
+    from ..conv_shape import ConvShape
+    from ..triton_kernels.problem import Problem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 OLDEST_CAPABILITY = (8, 0)
@@ -95,9 +100,59 @@ def _conv(
     )
     weights = [None if t is None else dense_nhwc(t) for t in (packed, shortcut_packed)]
     vectors = [None if t is None else t.contiguous() for t in (scale, shift, *shortcut[2:])]
-    conv = as_runtime_error(launch.conv, problem, x.device, config)
+    text = config or _measured(problem, x.device)
+    conv = as_runtime_error(launch.conv, problem, x.device, text)
     y = conv([x, weights[0], *vectors[:2], residual, shortcut_x, weights[1], *vectors[2:]])
     return y if batched else y.squeeze(0)
+
+
+def _measured(problem: Problem, device: torch.device) -> str:
+    """The configuration that `tune` found for a convolution on this GPU, "" for the rule's."""
+    from .. import tuned
+    from ..conv_shape import ConvShape
+
+    shape = ConvShape(
+        device=device.type,
+        index=device.index or 0,
+        dtype=problem.dtype,
+        in_channels=problem.in_channels,
+        out_channels=problem.out_channels,
+        kernel=problem.kernel,
+        out_size=problem.out_size,
+        stride=problem.stride,
+        dilation=problem.dilation,
+        groups=problem.groups,
+        batch=problem.batch,
+    )
+    text = tuned.config("triton", shape)
+    return text if text and _kernels().is_able(problem, device, text) else ""
+
+
+def configs(
+    shape: ConvShape,
+    in_size: tuple[int, int],
+    padding: tuple[int, int],
+    act: str,
+    residual: bool,
+) -> list[str]:
+    """Configurations for a convolution on its GPU, those with the least estimated time first."""
+    problem = _kernels().Problem(
+        dtype=shape.dtype,
+        batch=shape.batch,
+        in_channels=shape.in_channels,
+        in_size=in_size,
+        out_channels=shape.out_channels,
+        out_size=shape.out_size,
+        kernel=shape.kernel,
+        stride=shape.stride,
+        padding=padding,
+        dilation=shape.dilation,
+        groups=shape.groups,
+        act=act,
+        residual=residual,
+        precision="tf32" if uses_tf32() else "ieee",
+    )
+    return _kernels().ranked(problem, torch.device(shape.device, shape.index))
 
 
 def prepare(
@@ -140,7 +195,7 @@ def prepare(
         shortcut_x=branch,
         shortcut_stride=tuple(shortcut_stride),
     )
-    conv = launch.conv(problem, device, "")
+    conv = launch.conv(problem, device, _measured(problem, device))
     weight, fixed = dense_nhwc(weight), [None, None, None]
     if shortcut is not None:
         fixed = [dense_nhwc(shortcut[0]), *shortcut[1:]]

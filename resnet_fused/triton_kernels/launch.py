@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._tf32 import uses_tf32
 from .add_relu import add_relu_kernel
-from .config import choose, parse
+from .config import candidates, choose, clocks, fits, parse
 from .conv import conv_kernel, reduce_kernel
 from .device import INTERPRETED, Device, device_of
 from .plan import Launch, plan
@@ -111,6 +111,21 @@ def conv(problem: Problem, device: torch.device, config: str) -> Conv:
     return Conv(problem, device, config)
 
 
+def ranked(problem: Problem, device: torch.device) -> list[str]:
+    """Texts of the configurations that fit, those with the least estimated time first."""
+    facts = _facts_of(device)
+    able = candidates(problem, facts)
+    return [str(c) for c in sorted(able, key=lambda config: clocks(problem, config, facts))]
+
+
+def is_able(problem: Problem, device: torch.device, config: str) -> bool:
+    """Whether a text is one of a configuration that fits the problem."""
+    try:
+        return fits(parse(config), problem, _facts_of(device))
+    except ValueError:
+        return False
+
+
 _ADD_BLOCK = 4096
 
 
@@ -164,4 +179,4 @@ def _launch(kernel: Any, launch: Launch, tensors: Sequence[Tensor | None]) -> No
         _compiled[key] = (launch, made)
 
 
-__all__ = ["Conv", "add_relu", "conv", "problem_of"]
+__all__ = ["Conv", "Problem", "add_relu", "conv", "is_able", "problem_of", "ranked"]

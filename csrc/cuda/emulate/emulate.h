@@ -13,7 +13,7 @@
 // deadlock; an output element stored twice. Device buffers start as NaN, between red zones.
 //
 // Not modelled: rounding and order inside the tensor cores (float32, in order, here), bank
-// conflicts, registers, occupancy, time.
+// conflicts of other accesses than ldmatrix, registers, occupancy, time.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -38,11 +38,13 @@ struct Options {
   // and the newest, 2 random (seeded, the same every time).
   int order = 0;
   int resident = 4;  // blocks at a time
+  uint32_t seed = 1;
   bool race = true, uninit = true;
   bool async = false;  // the kernel uses TMA or wgmma: async.h
 };
 struct Stats {
   uint64_t mma, barriers, switches;
+  uint64_t bank_conflicts;  // of ldmatrix
 };
 struct Result {
   std::string error;  // empty: the launch completed

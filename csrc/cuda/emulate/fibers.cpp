@@ -302,7 +302,7 @@ void ballot_exec(void* const* args, uint32_t mask) {
 
 Result launch(dim3 grid, dim3 block, size_t smem, const std::function<void()>& body, Options opt) {
   const int total = int(grid.x * grid.y * grid.z);
-  Launch launch{{}, nullptr, {}, 1};
+  Launch launch{{}, nullptr, {}, opt.seed};
   L = &launch;
   gridDim = {grid.x, grid.y, grid.z};
   blockDim = {block.x, block.y, block.z};
@@ -348,6 +348,7 @@ Result launch(dim3 grid, dim3 block, size_t smem, const std::function<void()>& b
     result.stats.mma += b->st.mma;
     result.stats.barriers += b->st.barriers;
     result.stats.switches += b->st.switches;
+    result.stats.bank_conflicts += b->st.bank_conflicts;
   }
   B = nullptr;
   F = nullptr;

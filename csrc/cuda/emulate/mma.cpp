@@ -1,4 +1,5 @@
 // cp.async, ldmatrix and mma.sync of sm_80, to the PTX documents.
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/emulate/core.h"
@@ -74,9 +75,15 @@ static void ldmatrix_exec(void* const* args, uint32_t mask) {
     touch(offset, 16, false, (F->id & ~31) + i);
     rows[i] = reinterpret_cast<uint16_t*>(B->base() + offset);
   }
-  for (int m = 0; m < 4; ++m)
+  for (int m = 0; m < 4; ++m) {
+    int hits[8] = {};  // rows that begin in the same four banks
+    for (int i = 8 * m; i < 8 * m + 8; ++i)
+      if (std::find(rows + 8 * m, rows + i, rows[i]) == rows + i)
+        hits[static_cast<Matrices*>(args[i])->address / 16 % 8]++;
+    B->st.bank_conflicts += *std::max_element(hits, hits + 8) - 1;
     for (int l = 0; l < 32; ++l)
       memcpy(&static_cast<Matrices*>(args[l])->r[m], rows[8 * m + l / 4] + 2 * (l % 4), 4);
+  }
 }
 void ldmatrix(uint32_t (&r)[4], uint32_t address, int line) {
   Matrices m{r, address};

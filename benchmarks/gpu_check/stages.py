@@ -1,0 +1,137 @@
+"""The five stages: what each runs, for how long, and what counts as fine.
+
+Limits add up to under 8 minutes. They were set by estimate, without a GPU: correct them by the
+seconds in the first summaries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import xml.etree.ElementTree as ElementTree
+from importlib.util import find_spec
+from pathlib import Path
+
+from .command import Ended
+from .facts import ROOT
+from .record import FAILED, PASSED, Verdict
+from .run import Stage, by_status
+
+NETS = ("resnet18-bfloat16-1", "resnet18-bfloat16-128")
+ENGINES = ("eager", "eager-graph", "compile", "ours", "ours-graph", "ours-rf-graph")
+NAMES = ("build", "test", "sanitize", "tune", "bench")
+GPU_MARK = "mark.gpu"
+_JUNIT, _SANITIZED = "junit.xml", "sanitize.json"
+
+
+def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage]:
+    """All of them in order. out: where bench and tune leave their records."""
+    module = (python, "-m")
+    tune_file = str(out / "tune.json")
+    pip = ("install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
+    pytest = ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=15", *gpu_tests())
+    # Most of the time Triton compiles.
+    workers = ("--numprocesses", str(min(os.cpu_count() or 1, 8))) if find_spec("xdist") else ()
+    bench = (
+        "--cases",
+        ",".join(NETS),
+        "--only",
+        ",".join(ENGINES),
+        "--no-layers",
+        "--seconds",
+        "3",
+    )
+    files = ("--json", str(out / "bench.json"), "--chart", str(out / "bench.png"))
+    return [
+        Stage(
+            "build",
+            [
+                (*module, "pip", *pip),
+                (*module, "benchmarks.gpu_check.built"),
+            ],
+            limit_s=145,
+            judge=built,
+            repeat=True,  # a machine of this kind may be another one
+        ),
+        Stage(
+            "test",
+            [(*module, *pytest, *workers, f"--junitxml={scratch / _JUNIT}")],
+            limit_s=115,
+            judge=tested,
+        ),
+        Stage(
+            "sanitize",
+            [(*module, "benchmarks.gpu_check.sanitize", "--json", str(scratch / _SANITIZED))],
+            limit_s=70,
+            judge=sanitized,
+        ),
+        Stage(
+            "tune",
+            [
+                (*module, "benchmarks.gpu_check.precompile", *NETS),
+                *((*module, "resnet_fused", "tune", *tune(net)) for net in reversed(NETS)),
+            ],
+            limit_s=80,
+            env={"RESNET_FUSED_TUNE_FILE": tune_file},
+            log=False,
+        ),
+        Stage(
+            "bench",
+            [(*module, "benchmarks.bench_gpu", *bench, *files)],
+            limit_s=65,
+            env={"RESNET_FUSED_TUNE_FILE": tune_file},
+            log=False,
+        ),
+    ]
+
+
+def gpu_tests(folder: Path = ROOT / "tests") -> list[str]:
+    """The files with tests marked `gpu`: collecting all others takes pytest most of a minute."""
+    files = folder.glob("test_*.py")
+    return sorted(str(p) for p in files if p.match("test_gpu_*") or GPU_MARK in p.read_text())
+
+
+def tune(net: str) -> tuple[str, ...]:
+    """Options of `resnet-fused tune` for one of NETS."""
+    model, dtype, batch = net.split("-")
+    options = ("--device", "cuda", "--model", model, "--dtype", dtype, "--batch", batch)
+    return (*options, "--seconds", "0.1")
+
+
+def built(ended: Ended, scratch: Path) -> Verdict:
+    """From what built.py prints: a kernel that cannot run here is a failure."""
+    try:
+        missing = json.loads(ended.log.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return by_status(ended, scratch)
+    reasons = [f"{name}: {why}" for name, why in missing.items() if why]
+    return Verdict(FAILED if reasons or ended.code else PASSED, "; ".join(reasons), missing)
+
+
+def tested(ended: Ended, scratch: Path) -> Verdict:
+    """By pytest's own report; tests that were all skipped have shown nothing."""
+    try:
+        suites = list(ElementTree.parse(scratch / _JUNIT).getroot().iter("testsuite"))
+    except (OSError, ElementTree.ParseError):
+        return Verdict(FAILED, f"pytest gave no report, exit status {ended.code}")
+    count = {key: sum(int(suite.get(key, 0)) for suite in suites) for key in _COUNTS}
+    passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
+    text = f"{passed} passed, {count['failures']} failed, {count['errors']} errors, "
+    text += f"{count['skipped']} skipped"
+    fine = ended.code == 0 and passed > 0 and not count["failures"] + count["errors"]
+    return Verdict(PASSED if fine else FAILED, text, {"passed": passed, **count})
+
+
+_COUNTS = ("tests", "failures", "errors", "skipped")
+
+
+def sanitized(ended: Ended, scratch: Path) -> Verdict:
+    """What sanitize.py wrote, tool by tool."""
+    verdict = by_status(ended, scratch)
+    try:
+        tools = json.loads((scratch / _SANITIZED).read_text())
+    except (OSError, ValueError):
+        return Verdict(FAILED, f"no report, exit status {ended.code}")
+    text = ", ".join(f"{name} {found['outcome']}" for name, found in tools.items())
+    return Verdict(verdict.outcome, text, tools)

@@ -1,0 +1,80 @@
+"""benchmarks/results/README.md says what the records beside it say, and leaves none out."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.goals import GOALS, PEERS, judge
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "results"
+PAGE = (FOLDER / "README.md").read_text()
+RECORDS = sorted(path.name for path in FOLDER.glob("*.json"))
+ENGINES = "cpu_zen4_engines.json"
+
+
+def record(name):
+    return json.loads((FOLDER / name).read_text())
+
+
+def cells(first):
+    """The cells of the page's table rows whose first cell is `first`."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+    return [row for row in rows if row[0] == first]
+
+
+def link(name):
+    return f"[{name}]({name})"
+
+
+def test_every_record_is_listed_and_every_listed_one_is_there():
+    assert RECORDS
+    assert sorted(set(re.findall(r"\]\((\w+\.json)\)", PAGE))) == RECORDS
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name.startswith("cpu_")])
+def test_a_row_names_date_processor_and_batches(name):
+    (row,) = cells(link(name))
+    content = record(name)
+    machine = content["machine"]
+    assert machine["gpu"] is None
+    assert row[1] == content["when"][:10]
+    assert row[2] == f"{machine['cpu']}, {machine['isa_in_use']}"
+    for model, dtype, batches in measured(content):
+        batches = ", ".join(map(str, batches))
+        if "cases" in content:  # of several nets
+            net = rf"{model.replace('resnet', 'ResNet-')}[^;]* {dtype} batch {batches}\b(?!,)"
+            assert re.search(net, row[3].split(", goals")[0])
+        else:
+            assert name == f"cpu_{model}_{dtype}.json"
+            assert row[3].startswith(f"batch {batches} ") or row[3].startswith(f"batch {batches},")
+
+
+def measured(content):
+    """(model, dtype, batches) of each net that has a time in a record."""
+    if "net" in content:
+        net = content["net"]
+        results = [r for r in content["results"] if "median_ms" in r]
+        return [(net["model"], net["dtype"], sorted({r["batch"] for r in results}))]
+    nets = {}
+    for case in content["cases"].values():
+        nets.setdefault((case["model"], case["dtype"]), []).append(case["batch"])
+    return [(*net, sorted(batches)) for net, batches in nets.items()]
+
+
+def test_the_goals_are_those_the_record_shows():
+    cases = record(ENGINES)["cases"]
+    listed = [row for case in dict.fromkeys(str(g.case) for g in GOALS) for row in cells(case)]
+    assert sorted(listed) == sorted(goal_row(goal, judge(goal, cases)) for goal in GOALS)
+
+
+def goal_row(goal, verdict):
+    over = "all" if goal.over == PEERS else f"the {len(goal.over)} most used"
+    figures = [f"{goal.at_least:.2f}", f"{verdict.ratio:.2f}", verdict.peer, verdict.outcome.value]
+    return [str(goal.case), over, *figures]
+
+
+def test_no_gpu_figure_without_a_record_from_one():
+    on_gpu = [name for name in RECORDS if not name.startswith("cpu_")]
+    assert ("**On a GPU: everything.**" in PAGE) == (not on_gpu)
