@@ -71,19 +71,24 @@ ROWS = [case for case in CASES if _products(case) < 2e6]  # the interpreter take
 assert len(ROWS) > 0.85 * len(CASES)
 
 
-@pytest.mark.parametrize(("index", "case"), enumerate(ROWS), ids=str)
+def text(tile, split=1):
+    return str(replace(tile, split=split))
+
+
+# Few steps of few programs, which is what the interpreter's time goes by.
+LARGE = configs.Config(128, 64, 64, 4, 2)
+CHOICES = ("", text(LARGE), text(LARGE, 2))  # the rule's, one program a tile, two
+
+
+@pytest.mark.parametrize(("index", "case"), list(enumerate(ROWS)), ids=str)
 def test_whole_numbers(index, case):
     """Every geometry, dtypes and epilogues in turn: one wrong tap, channel or rounding shows."""
     dtype = DTYPES[index % 3]
     variant = case.but(residual=index % 2 == 0, act=("relu", "none")[index // 2 % 2])
     o = integers(variant).to(dtype)
-    got = run(o, variant)
+    got = run(o, variant, CHOICES[index // 4 % 3])
     assert_same(got, exact(o, variant).to(dtype), f"({variant}, {dtype})")
     assert is_dense_channels_last(got)
-
-
-def text(tile, split):
-    return str(replace(tile, split=split))
 
 
 @pytest.mark.parametrize("split", [1, 3])
@@ -161,14 +166,14 @@ def test_nothing_wild_becomes_tame(value, place, split):
 def test_error_is_eagers(case):
     for dtype in DTYPES:
         o = normals(case).to(dtype)
-        assert_close_as_eager(run(o, case), eager(o, case), exact(o, case))
+        assert_close_as_eager(run(o, case, text(LARGE)), eager(o, case), exact(o, case))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout):
     for case, dtype in ((CHANNELS[8], DTYPES[0]), (GEOMETRIES[9], DTYPES[1])):
         moved = integers(case).to(dtype).laid_out(layout, layout)
-        got = run(moved, case)
+        got = run(moved, case, text(LARGE))
         assert_same(got, exact(moved, case).to(dtype))
         assert is_dense_channels_last(got)
 
@@ -181,7 +186,7 @@ def test_weights_and_vectors_of_any_strides(dtype):
     for layout in ("contiguous", "sliced", "shifted", "every_other_channel"):
         o.weight = LAYOUTS[layout](o.weight)
         o.scale, o.shift = torch.stack([o.scale, o.shift], dim=1).unbind(1)
-        assert_same(run(o, case), want)
+        assert_same(run(o, case, text(LARGE)), want)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)

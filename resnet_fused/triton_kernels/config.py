@@ -129,7 +129,8 @@ def fits(config: Config, problem: Problem, device: Device) -> bool:
     if problem.is_flat(config.depth):
         return sums <= 32 and config.pixels * config.depth <= _MOST_GATHERED * config.warps
     if problem.precision == "ieee" and problem.dtype.itemsize == 4:
-        return sums <= 32  # operands in registers, too
+        large = device.capability[0] == 8 and problem.shortcut is not None and config.warps > 4
+        return sums <= 32 and not large  # operands in registers, too
     if problem.is_ragged:
         return sums <= 32  # an address and a mask for every few elements
     if sums > 64:
