@@ -41,8 +41,8 @@ def name_of(kind: str, mangled: str) -> str:
     if found := _CONV.search(mangled):
         return f"{kind} {tiles()[int(found[2])]} {found[3]}"
     names = {"__half": "float16", "__nv_bfloat16": "bfloat16"}
-    element = re.search(r"add_relu_kernelI(?:\d+(__half|__nv_bfloat16)|f)E", mangled)[1]
-    return f"add_relu {names.get(element, 'float32')} 0"
+    found = re.search(r"(add_relu|scale_shift)_kernelI(?:\d+(__half|__nv_bfloat16)|f)E", mangled)
+    return f"{found[1]} {names.get(found[2], 'float32')} 0"
 
 
 def rows_of(file: build_cuda.Compiled) -> dict[str, list[int]]:
@@ -75,7 +75,7 @@ def failures_of(rows: dict[str, list[int]]) -> list[str]:
         kind, tile = key.split()[1:3]
         tensor = kind in ("bfloat16", "float16", "tf32")
         needed = ["HMMA", "LDSM"] if tensor else ["FFMA"] if kind == "float32" else []
-        if kind != "add_relu" and not tile.startswith("any"):
+        if kind not in ("add_relu", "scale_shift") and not tile.startswith("any"):
             needed.append("LDGSTS")
         failures += [f"{key}: no {name} in the machine code" for name in needed if not found[name]]
     return failures
