@@ -54,6 +54,12 @@ bench-layers: $(VENV)/.installed ## time every convolution against the peak and 
 gpu-check: ## on a GPU: STAGES=build,test,sanitize,tune,bench in 8 minutes, records to OUT
 	$(PYTHON) -m benchmarks.gpu_check --stages $(STAGES) --out $(OUT) $(ARGS)
 
+gpu-bench: ## on a GPU: CASES=resnet18-bfloat16-32,... beside other engines; goes on where it ended
+	@$(PYTHON) -m benchmarks.gpu_check.built >/dev/null 2>&1 || \
+	  $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps --editable .
+	RESNET_FUSED_TUNE_FILE=$(abspath $(OUT))/tune.json \
+	  $(PYTHON) -m benchmarks.bench_gpu --json $(OUT)/gpu.json --resume $(and $(CASES),--cases $(CASES)) $(ARGS)
+
 lint: $(VENV)/.linters ## check style: ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -38,9 +38,7 @@ EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCOMPLETE: 3}  # 2 is c
 @click.option("--models", "names", type=Words(models.BUILDERS), default="resnet18,resnet50")
 @click.option("--batches", type=BatchSizes(), default="1,8,32")
 @click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES))
-@click.option(
-    "--cases", type=Cases((ACCURACY,)), help="These, like resnet18-float32-8, and/or accuracy."
-)
+@click.option("--cases", type=Cases((ACCURACY,)), help="Like resnet18-float32-8,accuracy.")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of every engine [default: torch's].")
 @click.option("--seconds", type=click.FloatRange(min=0), default=20.0, help="Timed, per case.")

@@ -29,7 +29,12 @@ NETS = ("resnet18", "resnet50")
 
 
 @click.command()
-@click.option("--only", type=Words(TITLES), default=",".join(TITLES), help="Engines to run.")
+@click.option(
+    "--only",
+    type=Words(TITLES),
+    default=",".join(TITLES),
+    help=f"Engines to run, some of {', '.join(TITLES)} [default: all].",
+)
 @click.option("--models", "names", type=Words(NETS), default=",".join(NETS))
 @click.option("--batches", type=BatchSizes(), default="1,8,32,128,256")
 @click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES))
@@ -80,7 +85,7 @@ def main(
     current = record.resumed(json_path, fresh, _read, _difference) if resume else fresh
     _measure(out, cases, setup, current, json_path)
     gpu_show.tables(out, current)
-    if chart:
+    if chart and current["cases"]:
         gpu_show.chart(chart, current)
     if gpu_show.failures(current):
         sys.exit(1)

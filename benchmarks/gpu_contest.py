@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from resnet_fused import models, reference
 from resnet_fused.measure.compare import verified, with_samples
+from resnet_fused.measure.networks import draw_statistics
 from resnet_fused.triton_kernels.device import device_of
 
 from . import gpu_layers, record
@@ -100,7 +102,7 @@ def measure(case: Case, setup: Setup, on_stage: OnStage) -> record.Record:
 
 
 def tiny_net(name: str) -> nn.Module:
-    """A net of the kind with blocks of 16 to 32 channels, two in two stages, in eval mode."""
+    """A net of the kind with two stages of one block, 16 and 32 channels wide, in eval mode."""
     basic = name in ("resnet18", "resnet34")
     block, expansion = (reference.Residual, 1) if basic else (reference.Bottleneck, 4)
     with torch.random.fork_rng(devices=[]):
@@ -112,6 +114,7 @@ def tiny_net(name: str) -> nn.Module:
         second = models.resnet_block(16 * expansion, 32, 1, block=block, expansion=expansion)
         head = nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(32 * expansion, DRY_CLASSES)
         net = nn.Sequential(stem, nn.Sequential(*first), nn.Sequential(*second), *head)
+        draw_statistics(net)
     return net.eval()
 
 
@@ -138,7 +141,8 @@ def _nets(
         min_sample_s=0.0 if setup.dry_run else SAMPLE_S,
         on_round=lambda done, total: on_stage("timing, interleaved", done, total),
     )
-    torch.compiler.reset()  # the next case's nets share the code of these, not their graphs
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # the next case's nets share the code of these, not their graphs
     if setup.dry_run:  # times of tiny nets on a CPU say nothing
         return [
             Result(r.engine, batch, error=r.error, reason=r.reason or "dry run")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import resnet_fused as rf
 from resnet_fused.measure.engines import GRAPHED, RECORDED, Engine, Prepared
-from resnet_fused.measure.gpu_timing import GRAPH_CALLS, EventRunner, GraphRunner
+from resnet_fused.measure.gpu_timing import GRAPH_CALLS, EventRunner, GraphRunner, NotCapturable
 
 from . import folded_net, gpu_jax
 from .common import CHANNELS_LAST, FUSED, Runner, Unavailable
@@ -128,7 +128,10 @@ def _fused(clock: Clock, model: nn.Module, x: Tensor) -> Prepared:
 
 def _fused_graph(clock: Clock, model: nn.Module, x: Tensor) -> Prepared:
     fused, images = _fuse(model, x)
-    return clock.recorded(lambda: fused(images()))
+    try:
+        return clock.recorded(lambda: fused(images()))
+    except NotCapturable as why:  # its other ways can be timed
+        raise Unavailable(str(why)) from why
 
 
 def _fused_rf_graph(clock: Clock, model: nn.Module, x: Tensor) -> Prepared:

@@ -1,6 +1,7 @@
 """The JSON that bench_gpu writes: surroundings, versions, how it was timed, one entry a case.
 
-    {"when", "machine": {..., "gpu", "driver"}, "setup", "method", "versions", "failed": {name: ...},
+    {"when", "machine": {..., "gpu", "driver", "commit", "sources"}, "setup", "method", "versions",
+     "failed": {name: why},
      "cases": {name: {"model", "dtype", "batch", "when", "error_limit", "ceilings", "floor_ms",
      "multiplications", "results": [...], "layers": [...], "failures": [...]}}}
 
@@ -10,6 +11,7 @@ float64. A dry run has no times.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -29,13 +31,14 @@ from .record import Record, now
 
 MAKER = "bench_gpu"
 PACKAGES = ("torch", "triton", "jax", "jaxlib")
-SAME_MACHINE = ("gpu", "driver", "package", "commit")
+SAME_MACHINE = ("gpu", "driver", "package", "sources")
+SOURCES = ("resnet_fused", "csrc")
 SAME_SETUP = ("dry_run", "size", "layers", "engines")
 
 METHOD = {
     "timing": "medians over interleaved rounds of event-timed samples; CUDA graphs of 10 calls or "
     "more but for 'eager channels_last', 'fused' and 'fused + rf.graph', which are timed call by "
-    "call, and JAX, whose rows of calls the host's clock times",
+    "call, and JAX, whose rows of calls with the same images the host's clock times",
     "l2_nets": f"equal images from {INPUTS} addresses take turns; weights and activations stay in "
     "L2 where they fit, as in repeated inference",
     "l2_layers": f"inputs and residuals from up to {MOST_INPUTS} addresses, beyond L2 twice where "
@@ -59,7 +62,7 @@ def new(setup: Setup) -> Record:
 
 def _gpu(setup: Setup) -> dict[str, Any]:
     """What of the GPU and the code the numbers depend on."""
-    about: dict[str, Any] = {"driver": None, "l2_bytes": None, "commit": commit()}
+    about: dict[str, Any] = {"driver": None, "l2_bytes": None} | sources()
     if not setup.dry_run:
         device = device_of(torch.cuda.current_device())
         about |= {"driver": _gpuinfo.driver_version(), "l2_bytes": device.l2_bytes}
@@ -73,9 +76,13 @@ def _versions() -> dict[str, str | None]:
     return versions | {"cuda": torch.version.cuda, "cudnn": None if cudnn is None else str(cudnn)}
 
 
-def commit() -> str | None:
-    """The commit of this checkout, with "+" behind it where files differ; None outside one."""
-    root = Path(__file__).resolve().parent
+def sources() -> dict[str, str | None]:
+    """commit: of this checkout. sources: a hash of the package's code there, with "+" behind it
+    where files differ; so that a record can go on under a later commit of the same code.
+
+    Both are None outside a checkout.
+    """
+    root = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
         quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
@@ -85,7 +92,10 @@ def commit() -> str | None:
         return found.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        commit = git("rev-parse", "--short=12", "HEAD")
+        trees = git("rev-parse", *(f"HEAD:{folder}" for folder in SOURCES)).split()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return {"commit": None, "sources": None}
+    digest = hashlib.sha256(" ".join(trees).encode()).hexdigest()[:12]
+    return {"commit": commit, "sources": digest + ("+" if changed else "")}

@@ -135,6 +135,11 @@ def failures(record: Record) -> list[str]:
     lines = [f"{name}: failed: {why}" for name, why in record["failed"].items()]
     for name, entry in record["cases"].items():
         lines += [f"{name}: failed: {why}" for why in entry["failures"]]
+        lines += [
+            f"{name}: {r.engine} failed: {r.reason}"
+            for r in results_of(entry)
+            if r.engine in OWN and r.error is None
+        ]
     return lines
 
 

@@ -30,7 +30,7 @@ SAMPLES = 9
 
 @dataclass(frozen=True)
 class Ceilings:
-    """multiply_adds: a second, in one dtype. copy_bytes: a second, read and written."""
+    """multiply_adds: a second, in one dtype. copy_bytes: a second, read and written ones."""
 
     multiply_adds: float
     copy_bytes: float

@@ -26,6 +26,10 @@ def why_torch(shape: ConvShape) -> str:
 
 
 def ours(shape: ConvShape, exact_nonfinite: bool) -> Choice:
-    if can_compute("cuda", shape):
-        return Choice("cuda", "implicit GEMM on tensor cores")
-    return Choice("triton", f"implicit GEMM; {missing('cuda', shape.device, shape.index)}")
+    """Triton first: hand-written kernels can be wrong where its compiler cannot, and no GPU has run
+    them yet. `tune`, which verifies before it measures, takes them where they win."""
+    if can_compute("triton", shape):
+        return Choice("triton", "implicit GEMM on tensor cores")
+    return Choice(
+        "cuda", f"implicit GEMM on tensor cores; {missing('triton', shape.device, shape.index)}"
+    )

@@ -40,9 +40,12 @@ def name_of(kind: str, mangled: str) -> str:
     """A kernel's row in the table: its type, tile and shortcut."""
     if found := _CONV.search(mangled):
         return f"{kind} {tiles()[int(found[2])]} {found[3]}"
-    names = {"__half": "float16", "__nv_bfloat16": "bfloat16"}
-    found = re.search(r"(add_relu|scale_shift)_kernelI(?:\d+(__half|__nv_bfloat16)|f)E", mangled)
-    return f"{found[1]} {names.get(found[2], 'float32')} 0"
+    # Pointwise kernels: their name, type of element and further template arguments.
+    name, element, rest = re.search(
+        r"sm80\d+(\w+?)_kernelI(?:\d+(__half|__nv_bfloat16)|f)(\w*)", mangled
+    ).groups()
+    element = {"__half": "float16", "__nv_bfloat16": "bfloat16"}.get(element, "float32")
+    return f"{name} {element} {''.join(re.findall('Lb([01])E', rest)) or 0}"
 
 
 def rows_of(file: build_cuda.Compiled) -> dict[str, list[int]]:
@@ -75,7 +78,7 @@ def failures_of(rows: dict[str, list[int]]) -> list[str]:
         kind, tile = key.split()[1:3]
         tensor = kind in ("bfloat16", "float16", "tf32")
         needed = ["HMMA", "LDSM"] if tensor else ["FFMA"] if kind == "float32" else []
-        if kind not in ("add_relu", "scale_shift") and not tile.startswith("any"):
+        if needed and not tile.startswith("any"):
             needed.append("LDGSTS")
         failures += [f"{key}: no {name} in the machine code" for name in needed if not found[name]]
     return failures

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 import resnet_fused as rf
-from resnet_fused import check, select, tuned
+from resnet_fused import backends, check, select, tuned
 from resnet_fused.check import CPU_PLANS, PLAN_TRAITS
 
 NATIVE = rf.ops.extension_error is None
@@ -113,6 +113,37 @@ def threads():
 def one_thread(threads):
     """For many small calls: waking a second thread for each takes ten times as long as the call."""
     threads(1)
+
+
+@pytest.fixture
+def device():
+    """The first GPU, or the CPU where RESNET_FUSED_TEST_DEVICE=cpu.
+
+    There the Triton kernels are interpreted (TRITON_INTERPRET=1 must be set), so that the tests for
+    GPUs can be tried on a machine without one.
+    """
+    if os.environ.get("RESNET_FUSED_TEST_DEVICE") == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(device):
+    """As `device`, for what only a GPU has: streams, graphs, tensor cores."""
+    if device.type != "cuda":
+        pytest.skip("there is no GPU")
+    return device
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def gpu_plan(request, device):
+    """Each plan that GPUs have of ours."""
+    error = backends.missing(request.param, device.type, 0)
+    if error:
+        pytest.skip(error)
+    return request.param
 
 
 @pytest.fixture

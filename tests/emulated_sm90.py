@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -68,6 +71,15 @@ def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> cty
     return _declare(build_library(folder, "sm90", csrc, kernels, plans, defines))
 
 
+@contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Tests run in several processes, which share `folder`: one of them at a time does `what`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build_library(
     folder: Path,
     name: str,
@@ -77,20 +89,21 @@ def build_library(
     defines: tuple[str, ...] = (),
 ) -> ctypes.CDLL:
     """The library `name`: files with kernels, files with plans, and the emulator."""
-    folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         *((csrc, kernel, ("-O1", *_SEEN, *defines)) for kernel in kernels),
         *((csrc, plan, ("-O1",)) for plan in plans),
         *((CSRC, f"emulate/{file}", ("-O2", "-march=native")) for file in _EMULATOR),
     ]
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda job: _compile(folder, *job), jobs))
-    digest = hashlib.sha256(" ".join(map(str, objects)).encode())
-    library = folder / f"{name}_{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        fresh = library.with_suffix(".new")
-        subprocess.run(["g++", "-shared", "-pthread", *map(str, objects), "-o", fresh], check=True)
-        fresh.rename(library)
+    with alone(folder, "build"):
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(lambda job: _compile(folder, *job), jobs))
+        digest = hashlib.sha256(" ".join(map(str, objects)).encode())
+        library = folder / f"{name}_{digest.hexdigest()[:16]}.so"
+        if not library.exists():
+            fresh = library.with_suffix(".new")
+            command = ["g++", "-shared", "-pthread", *map(str, objects), "-o", str(fresh)]
+            subprocess.run(command, check=True)
+            fresh.rename(library)
     return ctypes.CDLL(str(library))
 
 

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from conftest import (
     LAYOUTS,
-    Case,
     assert_close_as_eager,
     assert_same,
     eager,
@@ -29,6 +28,16 @@ from conftest import (
     poison,
     randomize,
 )
+from gpu_cases import (
+    ONE,
+    SCALES,
+    SMALL,
+    TWO,
+    exact_with_shortcut,
+    shortcut_of,
+    small_net,
+    with_shortcut,
+)
 from test_ops_conv import CASES, CHANNELS, GEOMETRIES, square
 from torch import nn
 
@@ -38,12 +47,12 @@ from resnet_fused._fused import FusedModule
 from resnet_fused.ops import _triton
 from resnet_fused.triton_kernels import config as configs
 from resnet_fused.triton_kernels.device import KNOWN
+from resnet_fused.triton_kernels.problem import Problem
 
 assert _triton.INTERPRETED, "TRITON_INTERPRET=1 must be set"
 
 _ops = torch.ops.resnet_fused
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ONE, TWO = (1, 1), (2, 2)
 
 
 def run(o, case, config="", **shortcut):
@@ -71,42 +80,6 @@ def test_whole_numbers(index, case):
     got = run(o, variant)
     assert_same(got, exact(o, variant).to(dtype), f"({variant}, {dtype})")
     assert is_dense_channels_last(got)
-
-
-SMALL = [
-    square(1, 40, 5, 72, padding=ONE),  # ragged
-    square(2, 64, 4, 64, padding=ONE),
-    square(1, 3, 11, 40, 7, stride=TWO, padding=(3, 3)),  # flat
-    square(1, 32, 5, 48, groups=2, padding=ONE),
-]
-
-
-def with_shortcut(case, dtype, channels=24, stride=2):
-    """Operands of a convolution and the shortcut that joins it, whole numbers."""
-    o = integers(case.but(residual=False)).to(dtype)
-    rows, columns = case.y_shape[-2:]
-    size = (channels, stride * (rows - 1) + 1, stride * columns)
-    branch = Case(case.n, *size, case.k, (1, 1), stride=(stride, stride), residual=False)
-    s = integers(branch.but(act="none")).to(dtype)
-    powers = torch.exp2(torch.arange(case.k) % 5 - 2.0)  # ratios of scales stay exact
-    signs = 1 - 2.0 * (torch.arange(case.k) % 2)
-    return replace(o, scale=powers * signs), replace(s, scale=powers.flip(0)), branch
-
-
-def shortcut_of(s, branch):
-    return {
-        "shortcut_x": s.x,
-        "shortcut_packed": s.weight,
-        "shortcut_scale": s.scale,
-        "shortcut_shift": s.shift,
-        "shortcut_stride": branch.stride,
-    }
-
-
-def exact_with_shortcut(o, case, s, branch):
-    y = exact(o, case.but(residual=False, act="none"))
-    y = y + exact(s, branch.but(act="none"))
-    return y.clamp_min(0) if case.act == "relu" else y
 
 
 def text(tile, split):
@@ -139,9 +112,6 @@ def test_shortcuts(channels, stride):
             want = exact_with_shortcut(o, case.but(act=act), s, branch)
             assert_same(got, want.to(dtype))
             assert is_dense_channels_last(got)
-
-
-SCALES = [0.0, 1e-6, -1e-6, 1.0, -1.5, 1e-38, -3e-45, 1e4]
 
 
 @pytest.mark.parametrize("split", [1, 3])
@@ -214,6 +184,21 @@ def test_weights_and_vectors_of_any_strides(dtype):
         assert_same(run(o, case), want)
 
 
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_offsets_of_64_bits(case, monkeypatch):
+    """What tensors beyond 2^31 elements take, with small ones."""
+    case = case.but(act="none")  # not in the caches of plans
+    monkeypatch.setattr(Problem, "largest", 2**31)
+    for split in (1, 2):
+        o = integers(case).to(torch.float32)
+        got = run(o, case, text(configs.Config(32, 64, 32, 4, 2), split))
+        assert_same(got, exact(o, case).float())
+    case = case.but(residual=False, groups=1)
+    o, s, branch = with_shortcut(case, torch.float32)
+    got = run(o, case, text(configs.Config(32, 64, 32, 4, 2), 1), **shortcut_of(s, branch))
+    assert_same(got, exact_with_shortcut(o, case, s, branch).float())
+
+
 def test_no_images():
     for dtype in DTYPES:
         case = square(0, 16, 5, 24, padding=ONE)
@@ -232,18 +217,13 @@ def test_add_relu(shape):
         for left, right in itertools.permutations(layouts, 2):
             got = _ops.add_relu_triton(left, right)
             assert_same(got, (left + right).relu())
-            assert got.stride() == torch.empty_like(left).stride()
+            want = torch.empty_like(left) if left.numel() else torch.empty(shape)
+            assert got.stride() == want.stride()
 
 
 def test_a_fused_net_runs_on_triton():
     """The plan through select, packing, fuse and report."""
-    net = nn.Sequential(
-        *(nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
-        *(rf.reference.Residual(8, 8), rf.reference.Residual(8, 16, True, 2)),
-        *(rf.reference.Bottleneck(16, 4), rf.reference.Bottleneck(16, 8, True, 2)),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 7)),
-    )
-    net = randomize(net).eval()
+    net = small_net()
     fused = rf.fuse(net)
     x = torch.randn(2, 3, 32, 25)
     with torch.no_grad(), select.forced("triton"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from emulated_sm80 import Conv, Data, build, draw, run, wrong
+from emulated_sm90 import alone
 from planting import Bug, plant, rounds
 
 __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
@@ -534,10 +535,11 @@ _FLAGS = ("-DEMULATED_TILES=0x2cu", "-w")
 
 
 def build_planted(folder: Path, bugs: Sequence[Bug]) -> ctypes.CDLL:
-    csrc = plant(folder, bugs)
-    with (csrc / "cuda" / "emulate" / "run_sm80.cpp").open("a") as end:
-        end.write('\nint planted;\nextern "C" void sm80_plant(int n) { planted = n; }\n')
-    return build(folder, csrc, _FLAGS)
+    with alone(folder, "plant"):
+        csrc = plant(folder, bugs)
+        with (csrc / "cuda" / "emulate" / "run_sm80.cpp").open("a") as end:
+            end.write('\nint planted;\nextern "C" void sm80_plant(int n) { planted = n; }\n')
+        return build(folder, csrc, _FLAGS)
 
 
 def cases() -> list[tuple[Data, str, dict]]:

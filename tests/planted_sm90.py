@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from emulated_sm90 import CSRC, Conv, Data, build, differs, draw, run
+from emulated_sm90 import CSRC, Conv, Data, alone, build, differs, draw, run
 
 _KERNEL, _EPILOGUE, _SHORTCUT = "conv_kernel.cuh", "epilogue.cuh", "shortcut.cuh"
 _SPLIT, _MAP, _OPERAND, _RING, _PROBLEM = (
@@ -613,6 +613,11 @@ def rounds(bugs: list[Bug]) -> list[list[Bug]]:
 
 def build_planted(folder: Path, bugs: list[Bug]) -> ctypes.CDLL:
     """A library in which `sm90_planted` n > 0 switches to bug number n - 1."""
+    with alone(folder, "plant"):
+        return build(folder, _plant(folder, bugs), _DEFINES)
+
+
+def _plant(folder: Path, bugs: list[Bug]) -> Path:
     csrc = folder / "csrc"
     shutil.rmtree(csrc, ignore_errors=True)
     shutil.copytree(CSRC / "cuda", csrc / "cuda")
@@ -634,7 +639,7 @@ def build_planted(folder: Path, bugs: list[Bug]) -> ctypes.CDLL:
     )
     with (csrc / "cuda" / "emulate" / "run_sm90.cpp").open("a") as end:
         end.write('\nint sm90_planted;\nextern "C" void sm90_plant(int n) { sm90_planted = n; }\n')
-    return build(folder, csrc, _DEFINES)
+    return csrc
 
 
 def show(library: ctypes.CDLL, number: int, sweep: list, bug: Bug | None = None) -> str:

@@ -319,6 +319,15 @@ def test_cuda():
     assert "NVIDIA H100" in good.text
 
 
+def test_cuda_kernels():
+    """They are missed only where there is a GPU."""
+    assert not [f for f in examine(facts(cuda_error="not built")) if f.topic == "CUDA kernels"]
+    assert finding("CUDA kernels", cuda_available=True).status == OK
+    missed = finding("CUDA kernels", cuda_available=True, cuda_error="no nvcc")
+    assert (missed.status, missed.mend != "") == (NOTE, True)
+    assert missed.text == "the CUDA C++ kernels are not loaded: no nvcc"
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "count"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,21 +50,14 @@ def check(folder, todo, current=None, total_s=100.0):
 
 def test_a_command_ends_with_its_children(tmp_path):
     """Also with those that do not end when they are asked to."""
-    mark = tmp_path / "child"
-    child = f"""
-import pathlib, signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-for i in range(1000):
-    pathlib.Path({str(mark)!r}).write_text(str(i))
-    time.sleep(0.02)
-"""
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    ended = command.run(python(parent), tmp_path / "log", 1.5)
+    mark, child = tmp_path / "mark", tmp_path / "child.sh"
+    child.write_text(f"trap '' TERM\nwhile :; do echo >> {mark}; sleep 0.02; done\n")
+    ended = command.run(["sh", "-c", f"sh {child}; true"], tmp_path / "log", 1.5)
     assert ended.code is None
-    assert ended.seconds < 1.5 + command.GRACE_S + 1
-    last = mark.read_text()
-    time.sleep(0.2)
-    assert mark.read_text() == last
+    assert ended.seconds < 20
+    lines = mark.read_text()
+    time.sleep(0.3)
+    assert mark.read_text() == lines
 
 
 def test_what_a_command_printed_is_kept(tmp_path):
@@ -89,7 +83,7 @@ def test_later_stages_run_when_an_earlier_one_fails(tmp_path):
     outcomes, current = check(tmp_path, todo)
     assert outcomes["test"] == OUT_OF_TIME
     assert outcomes["build"] == FAILED
-    assert current["stages"]["test"]["seconds"] < 1 + command.GRACE_S + 1
+    assert current["stages"]["test"]["seconds"] < 20
     assert outcomes["sanitize"] == INCOMPLETE
     assert outcomes["bench"] == PASSED
     assert current["stages"]["build"]["why"] == "exit status 4"
@@ -98,14 +92,14 @@ def test_later_stages_run_when_an_earlier_one_fails(tmp_path):
 
 
 def test_time_that_a_stage_leaves_is_there_for_the_next(tmp_path):
-    given = []
-    todo = [stage("build", limit_s=20.0), stage("test", limit_s=5.0), stage("bench", limit_s=5.0)]
-    current, scratch = record.new(GPU, 28.0), tmp_path
-    on_stage = lambda name, limit: given.append(limit)  # noqa: E731
-    run.run(todo, current, tmp_path, cwd=tmp_path, scratch=scratch, on_stage=on_stage)
-    assert given[0] == 20  # its own, although the total is too little for all
-    assert 20 < given[1] < 23
-    assert 25 < given[2] < 28
+    given = {}
+    todo = [stage("build", limit_s=40.0), stage("test", limit_s=5.0), stage("bench", limit_s=5.0)]
+    current = record.new(GPU, 48.0)
+    run.run(todo, current, tmp_path, cwd=tmp_path, scratch=tmp_path, on_stage=given.__setitem__)
+    assert given["build"] == 40  # its own, although the total is too little for all
+    for name, own in (("test", 40), ("bench", 45)):
+        assert own - 25 < given[name] < own + 5, name
+    assert given["test"] == pytest.approx(current["stages"]["test"]["limit_s"], abs=0.1)
 
 
 def test_no_time_is_left(tmp_path):
@@ -213,14 +207,33 @@ def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
     files |= {Path(value).name for each in todo for value in each.env.values()}
     files -= {stages._JUNIT, stages._SANITIZED}  # of the moment
     assert len(files) <= 8, files
-    assert all("http" not in word and "index" not in word for word in words)
+    assert "--no-index" in words  # nothing is fetched
 
 
-def test_what_the_stages_call_is_there():
-    for each in stages.stages(ROOT, ROOT):
+def parsed(command, words):
+    """Whether a command of click takes the options; it is not run."""
+    return command.make_context("", list(words))
+
+
+def test_what_the_stages_call_is_there(tmp_path):
+    """Every module, and every option of those that are ours."""
+    from benchmarks import bench_gpu
+    from resnet_fused.commands.tune import tune
+
+    known = {
+        "benchmarks.bench_gpu": lambda words: parsed(bench_gpu.main, words),
+        "benchmarks.gpu_check.sanitize": lambda words: parsed(sanitize.main, words),
+        "resnet_fused": lambda words: parsed(tune, words[1:]) if words[0] == "tune" else None,
+    }
+    seen = []
+    for each in stages.stages(tmp_path, tmp_path):
         for line in each.commands:
-            module = line[line.index("-m") + 1]
+            module, *words = line[line.index("-m") + 1 :]
             assert importlib.util.find_spec(module), module
+            if module in known:
+                assert known[module](words) is not None
+                seen.append(module)
+    assert set(seen) == set(known)
 
 
 def ended(code, log=""):
@@ -313,13 +326,55 @@ def test_sources_change_with_any_file(tmp_path):
     assert before == facts.sources(tmp_path)
     kernel.write_text("two")
     assert facts.sources(tmp_path) != before
+
+
+def test_the_commit(tmp_path, monkeypatch):
+    """A copy without git is told by a variable."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert facts.commit(tmp_path) == "unknown"
+    monkeypatch.setenv(facts.COMMIT, "0123abc")
+    assert facts.commit(tmp_path) == "0123abc"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init"], ["commit", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    head = facts.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", head)
+    (tmp_path / "new").touch()
+    subprocess.run([*git, "add", "new"], check=True)
+    assert facts.commit(tmp_path) == f"{head} and changes"
 
 
-def test_every_record_is_in_the_list():
-    folder = ROOT / "benchmarks" / "results"
-    text = (folder / "README.md").read_text()
-    assert [path.name for path in folder.glob("*.json") if f"`{path.name}`" not in text] == []
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_targets():
+    """make passes on what it is given, and makes no .venv."""
+    for target, words, expected in (
+        (
+            "gpu-check",
+            "STAGES=build,test OUT=a",
+            "-m benchmarks.gpu_check --stages build,test --out a",
+        ),
+        ("gpu-bench", "CASES=resnet18-float16-8 OUT=a", "--resume --cases resnet18-float16-8"),
+    ):
+        done = subprocess.run(
+            ["make", "-n", target, "PYTHON=python-there", *words.split()],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert expected in done.stdout
+        assert ".venv" not in done.stdout
+        assert "python-there" in done.stdout
+
+
+def test_where_the_sanitizer_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    assert sanitize.find_sanitizer() is None
+    program = tmp_path / "cuda" / "bin" / sanitize.SANITIZER
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    assert sanitize.find_sanitizer() == str(program)
 
 
 # ---- sanitizers --------------------------------------------------------------------------------
@@ -381,7 +436,7 @@ def test_a_missing_sanitizer_is_unavailable_not_clean(tmp_path, monkeypatch):
 # In compute-sanitizer's place: reports what the planted program is for, runs the calls as they are.
 STAND_IN = f"""#!{sys.executable}
 import subprocess, sys
-tool, command = sys.argv[2], sys.argv[7:]
+tool, command = sys.argv[2], sys.argv[{5 + len(sanitize.OPTIONS)}:]
 if command[-1] in {sanitize.TOOLS}:
     faults = int(tool != "initcheck")  # blind for one kind
     sys.exit(print("========= ERROR SUMMARY:", faults, "errors"))

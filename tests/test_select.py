@@ -137,8 +137,9 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("plans", "changes", "expected", "reason"),
     [
-        (("triton", "cuda"), {}, "cuda", "implicit GEMM on tensor cores"),
-        (("triton",), {}, "triton", "implicit GEMM; there is no cuda kernel for sm_75"),
+        (("triton", "cuda"), {}, "triton", "implicit GEMM on tensor cores"),
+        (("triton",), {}, "triton", "implicit GEMM on tensor cores"),
+        (("cuda",), {}, "cuda", "implicit GEMM on tensor cores; there is no triton kernel for"),
         ((), {}, "torch", "there is no cuda kernel for sm_75; there is no triton kernel for sm_75"),
         (("triton",), {"dtype": torch.float16}, "triton", "implicit GEMM"),
         (("triton",), {"dtype": torch.float64}, "torch", "float64 runs on PyTorch's convolution"),

@@ -42,6 +42,7 @@ class Call:
     out_channels: int = 64
     kernel: int = 3
     stride: int = 1
+    groups: int = 1
     extra: str = ""
 
     def __str__(self) -> str:
@@ -52,7 +53,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Operands:
-    """On the CPU. x (2, C, 9, 9), weight (K, C, R, R), residual and shortcut's x to fit."""
+    """On the CPU. x (2, C, 9, 9), weight (K, C/groups, R, R), residual and shortcut's x to fit."""
 
     x: Tensor
     weight: Tensor
@@ -78,6 +79,7 @@ def calls(device: torch.device) -> Iterator[Call]:
                 yield Call("triton", text, DTYPES[i % 2], channels, 72, extra=_extra(i))
         yield Call("triton", "", torch.float32, 40, 48, stride=2, extra="residual")
         yield Call("triton", "", torch.bfloat16, 3, 64, kernel=7, stride=2)
+        yield Call("triton", "", torch.float16, 32, 48, groups=2)
     if _missing("cuda", device):
         return
     for i, name in enumerate(tiles[1]):
@@ -87,6 +89,7 @@ def calls(device: torch.device) -> Iterator[Call]:
         split = 1 if name == "tap-shift" else (1, 3)[i % 2]
         yield Call("cuda", f"sm90 {name} split {split}", DTYPES[i % 2], chunk, extra=_extra(i))
     yield Call("cuda", "", torch.bfloat16, 3, 64, kernel=7, stride=2)
+    yield Call("cuda", "", torch.float16, 32, 48, groups=2)
 
 
 def _extra(index: int) -> str:
@@ -117,8 +120,8 @@ def operands(call: Call, seed: int = 0) -> Operands:
             return values
         return values.to(call.dtype).contiguous(memory_format=torch.channels_last)
 
-    k, size = call.out_channels, -(-9 // call.stride)
-    fan_in = call.in_channels * call.kernel**2
+    k, size, group = call.out_channels, -(-9 // call.stride), call.in_channels // call.groups
+    fan_in = group * call.kernel**2
     scale, shift = normal(k), normal(k)
     scale[0] = 0
     shortcut = ()
@@ -129,7 +132,7 @@ def operands(call: Call, seed: int = 0) -> Operands:
         shortcut = (x, weight, second, normal(k))
     return Operands(
         normal(2, call.in_channels, 9, 9),
-        normal(k, call.in_channels, call.kernel, call.kernel, of=fan_in**-0.5),
+        normal(k, group, call.kernel, call.kernel, of=fan_in**-0.5),
         *(scale, shift, normal(2, k, size, size) if call.extra == "residual" else None, shortcut),
     )
 
@@ -143,6 +146,7 @@ def run(call: Call, o: Operands, device: torch.device) -> Tensor:
         kernel_size=(call.kernel, call.kernel),
         stride=(call.stride, call.stride),
         padding=(call.kernel // 2, call.kernel // 2),
+        groups=call.groups,
         shortcut_stride=(2, 2),
         config=call.config,
     )
@@ -156,7 +160,8 @@ def exact(call: Call, o: Operands) -> Tensor:
         joined = reference.conv_bn_act(*(t.double() for t in o.shortcut), stride=2, act="none")
     main = (t.double() for t in (o.x, o.weight, o.scale, o.shift))
     pad = call.kernel // 2
-    return reference.conv_bn_act(*main, joined, stride=call.stride, padding=pad)
+    keywords = {"stride": call.stride, "padding": pad, "groups": call.groups}
+    return reference.conv_bn_act(*main, joined, **keywords)
 
 
 def error(y: Tensor, oracle: Tensor) -> float:

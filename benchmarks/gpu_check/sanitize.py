@@ -16,6 +16,7 @@ Exit status 0: all clean; 1: errors; 3: no errors, but not all clean.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -40,7 +41,8 @@ PLANTED = Path(__file__).with_name("planted.cu")
 CALLS = (sys.executable, "-m", "benchmarks.gpu_check.ops_once")
 ENV = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 STATUS = 86  # which --error-exitcode asks for
-OPTIONS = ("--report-api-errors", "no")  # kernels are in question; torch probes what may fail
+# Kernels are in question, torch probes what may fail; importing it under a tool takes its time.
+OPTIONS = ("--report-api-errors", "no", "--launch-timeout", "60")
 # "========= ERROR SUMMARY: 0 errors", "========= RACECHECK SUMMARY: 2 hazards displayed (...)"
 SUMMARY = re.compile(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (\d+) ", re.MULTILINE)
 # The tool's own words, with which it ends before anything was watched.
@@ -117,11 +119,12 @@ def compile_planted(folder: Path, limit_s: float, compiler: str = "nvcc") -> Pat
 
 
 def find_sanitizer() -> str | None:
-    """On PATH, or beside nvcc, where toolkits have it."""
+    """On PATH, or where toolkits have it: beside nvcc, in CUDA_HOME or its usual place."""
     nvcc = shutil.which("nvcc")
-    beside = Path(nvcc).resolve().parent / SANITIZER if nvcc else None
-    found = shutil.which(SANITIZER)
-    return found or (str(beside) if beside and beside.exists() else None)
+    folders = [Path(nvcc).resolve().parent] if nvcc else []
+    folders.append(Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda", "bin"))
+    able = (shutil.which(SANITIZER, path=str(folder)) for folder in folders)
+    return shutil.which(SANITIZER) or next(filter(None, able), None)
 
 
 @click.command()

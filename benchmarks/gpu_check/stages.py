@@ -7,8 +7,10 @@ seconds in the first summaries.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib.util import find_spec
 from pathlib import Path
 
 from .command import Ended
@@ -16,6 +18,7 @@ from .record import FAILED, PASSED, Verdict
 from .run import Stage, by_status
 
 NETS = ("resnet18-bfloat16-1", "resnet18-bfloat16-128")
+ENGINES = ("eager", "eager-graph", "compile", "ours", "ours-graph", "ours-rf-graph")
 NAMES = ("build", "test", "sanitize", "tune", "bench")
 _JUNIT, _SANITIZED = "junit.xml", "sanitize.json"
 
@@ -24,14 +27,25 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
     """All of them in order. out: where bench and tune leave their records."""
     module = (python, "-m")
     tune_file = str(out / "tune.json")
-    pip = ("install", "--disable-pip-version-check", "--no-build-isolation", "--no-deps")
-    bench = ("--cases", ",".join(NETS), "--only", "eager,graph,compile,fused,fused_graph")
+    pip = ("install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
+    pytest = ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=15", "tests")
+    # Most of the time Triton compiles.
+    workers = ("--numprocesses", str(min(os.cpu_count() or 1, 8))) if find_spec("xdist") else ()
+    bench = (
+        "--cases",
+        ",".join(NETS),
+        "--only",
+        ",".join(ENGINES),
+        "--no-layers",
+        "--seconds",
+        "3",
+    )
     files = ("--json", str(out / "bench.json"), "--chart", str(out / "bench.png"))
     return [
         Stage(
             "build",
             [
-                (*module, "pip", *pip, "--editable", "."),
+                (*module, "pip", *pip),
                 (*module, "benchmarks.gpu_check.built"),
             ],
             limit_s=165,
@@ -40,12 +54,7 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
         ),
         Stage(
             "test",
-            [
-                (
-                    *(*module, "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"),
-                    *("--durations=15", f"--junitxml={scratch / _JUNIT}"),
-                )
-            ],
+            [(*module, *pytest, *workers, f"--junitxml={scratch / _JUNIT}")],
             limit_s=115,
             judge=tested,
         ),
@@ -57,19 +66,25 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
         ),
         Stage(
             "tune",
-            [(*module, "benchmarks.gpu_check.tune_nets", *NETS)],
+            [(*module, "resnet_fused", "tune", *tune(net), "--seconds", "0.1") for net in NETS],
             limit_s=45,
             env={"RESNET_FUSED_TUNE_FILE": tune_file},
             log=False,
         ),
         Stage(
             "bench",
-            [(*module, "benchmarks.bench_gpu", *bench, "--seconds", "3", *files)],
+            [(*module, "benchmarks.bench_gpu", *bench, *files)],
             limit_s=75,
             env={"RESNET_FUSED_TUNE_FILE": tune_file},
             log=False,
         ),
     ]
+
+
+def tune(net: str) -> tuple[str, ...]:
+    """Options of `resnet-fused tune` for one of NETS."""
+    model, dtype, batch = net.split("-")
+    return ("--device", "cuda", "--model", model, "--dtype", dtype, "--batch", batch)
 
 
 def built(ended: Ended, scratch: Path) -> Verdict:

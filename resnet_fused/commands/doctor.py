@@ -17,6 +17,7 @@ from rich.markup import escape
 from .. import _build_info, ops, select, tuned
 from ..measure.machine import ROOT, Machine, machine, usable_cores
 from ..measure.peak import multiply_peak
+from ..ops import _cuda as cuda_ops
 from .console import console
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -54,6 +55,7 @@ class Facts:
     tuning: tuned.Status
     environ: Mapping[str, str] = field(default_factory=dict)
     peaks: Mapping[str, float] = field(default_factory=dict)  # dtype -> multiply-adds a second
+    cuda_error: str | None = None  # why the CUDA C++ kernels are not loaded
 
 
 def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
@@ -68,6 +70,7 @@ def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
         tuning=tuned.status(environ),
         environ=environ,
         peaks=measured_peaks(),
+        cuda_error=cuda_ops.extension_error,
     )
 
 
@@ -239,6 +242,17 @@ def _cuda(facts: Facts) -> Iterator[Finding]:
         yield Finding(WRONG, "CUDA", text, "nvidia-smi  # shows whether the driver works")
 
 
+def _cuda_kernels(facts: Facts) -> Iterator[Finding]:
+    """Triton and PyTorch serve a GPU without them; without a GPU they are not missed."""
+    if not facts.cuda_available or DISABLE in facts.environ:
+        return
+    if facts.cuda_error is None:
+        yield Finding(OK, "CUDA kernels", "the CUDA C++ kernels are loaded")
+    else:
+        text = f"the CUDA C++ kernels are not loaded: {facts.cuda_error}"
+        yield Finding(NOTE, "CUDA kernels", text, REBUILD)
+
+
 def _threads(facts: Facts) -> Iterator[Finding]:
     """More threads than processors granted is the costliest mistake: they wait for each other."""
     m = facts.machine
@@ -280,7 +294,7 @@ def _load(facts: Facts) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _versions, _build, _extension, _compiler, _isa, _arithmetic, _selection, _tuning, _cuda,
-    _threads, _load,
+    _cuda_kernels, _threads, _load,
 )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def prepare(name: str, engine: Engine, model: nn.Module, x: Tensor) -> tuple[Pre
         runner = engine(model, x)
         return runner, runner.run()
     except Exception as error:  # a peer may fail in any way: no compiler, a dtype it lacks
-        if name in OWN:
+        if name in OWN and not isinstance(error, Unavailable):
             raise
         raise Unavailable(one_line(error)) from error
 

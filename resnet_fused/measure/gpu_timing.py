@@ -53,7 +53,7 @@ class GraphRunner:
     `output` is what the last of them returned, in memory that every replay overwrites; tensors that
     call() read must be kept by the caller.
 
-    Raises NotCapturable where call() does what a recording does not allow, such as waiting for it.
+    Raises NotCapturable where call() does what a recording forbids, like waiting for the GPU.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(found.origin)
     except OSError as error:
-        return str(error)
+        return str(error.__cause__ or error)  # the loader's own words, where torch kept them
     return None
 
 

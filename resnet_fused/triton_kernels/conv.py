@@ -223,6 +223,8 @@ def conv_kernel(
             r = tap // KERNEL_W * DILATION_H
             s = tap % KERNEL_W * DILATION_W
             at_h, at_w = h[:, None] + r[None, :], w[:, None] + s[None, :]
+            if WIDE:
+                r = r.to(tl.int64)  # a few rows of one image may be that far
             in_window = at < WINDOW
             inside = (at_h >= 0) & (at_h < in_h) & (at_w >= 0) & (at_w < in_w)
             inside = inside & m_in[:, None] & in_window[None, :]
@@ -235,6 +237,8 @@ def conv_kernel(
             r = tap // KERNEL_W * DILATION_H
             s = tap % KERNEL_W * DILATION_W
             at_h, at_w = h + r, w + s
+            if WIDE:
+                r = r.to(tl.int64)
             inside = (at_h >= 0) & (at_h < in_h) & (at_w >= 0) & (at_w < in_w) & m_in
             moved = (r * in_w + s) * IN + first_c
             at = tap * GROUP_IN + first_c + c
@@ -331,8 +335,10 @@ def reduce_kernel(
     inside = at < count
     k = ((first % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)) % CHANNELS
     sums = tl.zeros((BLOCK,), tl.float32)
-    for part in range(SPLIT):
-        sums += tl.load(sums_ptr + part * count.to(tl.int64) + at, mask=inside, other=0.0)
+    part_at = tl.zeros((1,), tl.int64)
+    for _ in range(SPLIT):
+        sums += tl.load(sums_ptr + at + part_at, mask=inside, other=0.0)
+        part_at += count  # not part * count: 64 bits, and a count of 1 is compiled in
     scale = tl.load(scale_ptr + k, mask=inside, other=1.0)
     shift = tl.load(shift_ptr + k, mask=inside, other=0.0)
     if HAS_SHORTCUT:

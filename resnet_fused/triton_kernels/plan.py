@@ -10,6 +10,7 @@ from .config import Config
 from .problem import Problem
 
 LARGEST = 2**31 - 1  # offsets up to here have 32 bits
+_MOST_PIXELS = 2**31 - 1024  # a tile's last pixel must not wrap around
 _REDUCE_BLOCK = 1024
 
 
@@ -39,7 +40,15 @@ class Plan:
 
 @functools.lru_cache(maxsize=4096)
 def plan(problem: Problem, config: Config, interpreted: bool = False) -> Plan:
-    """The launches of a problem cut by a configuration."""
+    """The launches of a problem cut by a configuration.
+
+    Raises ValueError where pixels cannot be counted in 32 bits.
+    """
+    if problem.pixels > _MOST_PIXELS:
+        raise ValueError(
+            f"conv_bn_act_triton: the output must have at most {_MOST_PIXELS} pixels, "
+            f"got {problem.pixels}"
+        )
     tiles_m = -(-problem.pixels // config.pixels)
     tiles_n = -(-problem.group_out // config.channels)
     shortcut = problem.shortcut
