@@ -1,6 +1,7 @@
-"""Convolutions on a GPU: the op of each plan, and a block's last one joined with its shortcut's.
+"""What runs on a GPU: each plan's op, and what follows a convolution that PyTorch computes.
 
-Both convolutions of such a pair run in one kernel: the 1x1 is more steps of the same reduction.
+A block's last convolution and its shortcut's may be joined in one kernel: the 1x1 is more steps of
+the same reduction.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .. import check
+from .. import check, reference
+from . import _cuda, _triton
+
+_ops = torch.ops.resnet_fused
 
 
 def conv_op(plan: str) -> torch._ops.OpOverload:
@@ -44,3 +49,33 @@ def conv_with_shortcut(
 
 
 _OPERANDS = ("packed", "scale", "shift", "plan")
+
+
+def add_relu(a: Tensor, b: Tensor) -> Tensor:
+    """relu(a + b), checked before, by one kernel where there is one for the device."""
+    if a.dtype != torch.float64:
+        if _cuda.cuda_error(a.device) is None:
+            return _ops.add_relu_cuda(a, b)
+        if _triton.triton_error(a.device) is None:
+            return _ops.add_relu_triton(a, b)
+    return reference.add_relu(a, b)
+
+
+def conv_by_torch(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    act: str,
+) -> Tensor:
+    """PyTorch's convolution, and what follows it in one pass where there is a kernel for that."""
+    y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+    if x.dtype != torch.float64 and _cuda.cuda_error(x.device) is None:
+        return _ops.scale_shift_act_cuda(y, scale, shift, residual, act=act)
+    return reference.scale_shift_act(y, scale, shift, residual, act)
