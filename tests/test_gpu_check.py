@@ -48,10 +48,11 @@ def check(folder, todo, current=None, total_s=100.0):
 # ---- commands ----------------------------------------------------------------------------------
 
 
-def test_a_command_ends_with_its_children(tmp_path):
+def test_a_command_ends_with_its_children(tmp_path, monkeypatch):
     """Also with those that do not end when they are asked to."""
+    monkeypatch.setattr(command, "GRACE_S", 1.0)
     mark, child = tmp_path / "mark", tmp_path / "child.sh"
-    child.write_text(f"trap '' TERM\nwhile :; do echo >> {mark}; sleep 0.02; done\n")
+    child.write_text(f"trap '' INT TERM\nwhile :; do echo >> {mark}; sleep 0.02; done\n")
     ended = command.run(["sh", "-c", f"sh {child}; true"], tmp_path / "log", 1.5)
     assert ended.code is None
     assert ended.seconds < 20
@@ -198,9 +199,13 @@ def test_exit_codes(outcomes, code):
 
 
 def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
+    from benchmarks.gpu_check.__main__ import main as gpu_check_main
+
     todo = stages.stages(tmp_path, tmp_path)
     assert tuple(each.name for each in todo) == stages.NAMES
     assert sum(each.limit_s for each in todo) <= 480
+    total = next(p.default for p in gpu_check_main.params if p.name == "total")
+    assert total + command.GRACE_S <= 480
     words = [word for each in todo for line in each.commands for word in line]
     files = {f"{each.name}.log" for each in todo if each.log} | {record.JSON, record.MARKDOWN}
     files |= {Path(word).name for word in words if Path(word).parent == tmp_path}
@@ -251,10 +256,12 @@ def test_every_candidate_is_compiled_by_one_process(monkeypatch):
         precompile, "_configured", lambda plan, call: [f"{plan} {i}" for i in (1, 2)]
     )
     ran, case = [], "resnet18-float32-1"
+    for name in ("_operands", "_pack"):
+        monkeypatch.setattr(precompile.candidates, name, lambda *given: None)
     monkeypatch.setattr(
         precompile.candidates, "_run", lambda call, o, name, packed: ran.append((call, name))
     )
-    done = [precompile.run_share([case], i, 3, "cpu", 32) for i in range(3)]
+    done = [precompile.run_share([case], i, 2, "cpu", 32) for i in range(2)]
     assert max(done) - min(done) <= 1
     assert sum(done) == len(ran) == len(set(ran))
     assert set(ran) == set(precompile.configured(case, "cpu", 32))
@@ -306,6 +313,20 @@ REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{
 def test_what_the_tests_showed(tmp_path, counts, code, outcome):
     (tmp_path / stages._JUNIT).write_text(REPORT.format(*counts))
     assert stages.tested(ended(code), tmp_path).outcome == outcome
+
+
+def test_tests_that_run_out_of_time_tell_what_they_found(tmp_path):
+    """pytest writes its report when it is interrupted."""
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)\n"
+    )
+    (tmp_path / "scratch").mkdir()
+    report = f"--junitxml={tmp_path / 'scratch' / stages._JUNIT}"
+    words = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_slow.py", report)
+    outcomes, current = check(tmp_path, [Stage("test", [words], 6.0, stages.tested)])
+    assert outcomes == {"test": OUT_OF_TIME}
+    assert "1 passed, 1 failed" in current["stages"]["test"]["why"]
+    assert "assert 0" in (tmp_path / "out" / "test.log").read_text()
 
 
 def test_tests_without_a_report_have_failed(tmp_path):

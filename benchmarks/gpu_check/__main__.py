@@ -39,7 +39,7 @@ COLOURS = {record.PASSED: "green", record.INCOMPLETE: "yellow"}
 )
 @click.option("--resume", is_flag=True, help="Leave out what passed in --out on these sources.")
 @click.option(
-    "--total", type=click.FloatRange(min=1), default=475.0, show_default=True, help="Seconds."
+    "--total", type=click.FloatRange(min=1), default=460.0, show_default=True, help="Seconds."
 )
 def main(asked: tuple[str, ...], out: Path, resume: bool, total: float) -> None:
     """Turn the GPU at hand into tests, sanitizer runs, tuned answers and a benchmark's record.

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE_S = 3.0  # between asking to end and ending
+# Between asking to end and ending: pytest-xdist waits for its workers for 10 s before it reports.
+GRACE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def run(
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends what is left of a command's process group: asks, then insists."""
-    for sign, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
+    """Ends what is left of a command's process group: asks like Ctrl-C, at which pytest tells what
+    it has found so far, then insists."""
+    for sign, patience in ((signal.SIGINT, GRACE_S), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, sign)
         except ProcessLookupError:

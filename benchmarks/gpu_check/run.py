@@ -83,11 +83,12 @@ def _run_one(stage: Stage, limit_s: float, cwd: Path, scratch: Path) -> tuple[Ve
             ended = command.run(words, Path(file.name), left, cwd=cwd, env=env)
         seconds += ended.seconds
         log += f"$ {' '.join(words)}\n{ended.log}"
-        if ended.code is None:
-            verdict = Verdict(OUT_OF_TIME, f"after {seconds:.0f} s")
-            break
         judge = stage.judge if words is stage.commands[-1] else by_status
         verdict = judge(ended, scratch)
+        if ended.code is None:  # what it had found by then is worth keeping
+            found = f": {verdict.why}" if verdict.details else ""
+            why = f"after {seconds:.0f} s{found}"
+            verdict = Verdict(OUT_OF_TIME, why, verdict.details)
         if verdict.outcome != PASSED:
             break
     return verdict, seconds, log

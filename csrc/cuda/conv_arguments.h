@@ -3,15 +3,13 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include <optional>
 #include <vector>
 
-#include "cpu/tensors.h"
+#include "cuda/dense.h"
 
 namespace resnet_fused::cuda {
 
 using IntPair = std::vector<int64_t>;
-using MaybeTensor = std::optional<Tensor>;
 
 struct ConvArguments {
   const Tensor &x, &packed, &scale, &shift;

@@ -10,6 +10,7 @@
 #include "cpu/op_string.h"
 #include "cuda/context.h"
 #include "cuda/conv_arguments.h"
+#include "cuda/dense.h"
 #include "cuda/sm80/launch.h"
 #ifndef RESNET_FUSED_WITHOUT_SM90
 #include "cuda/sm90/launch.h"
@@ -18,50 +19,7 @@
 namespace resnet_fused::cuda {
 namespace {
 
-using Sizes = std::vector<int64_t>;
 using torch::stable::accelerator::DeviceGuard;
-
-// (N, C, H, W) of canonical channels_last strides, as the fakes build theirs.
-Tensor empty_nhwc(const Tensor& like, const Sizes& sizes) {
-  const auto step = [&](int i) { return std::max<int64_t>(sizes[i], 1); };
-  const int64_t strides[] = {step(2) * step(3) * step(1), 1, step(3) * step(1), step(1)};
-  int32_t dtype = 0;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides, dtype,
-                                                  aoti_torch_device_type_cuda(),
-                                                  like.get_device_index(), &handle));
-  return Tensor(handle);
-}
-
-bool is_aligned(const Tensor& tensor) {
-  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-}
-
-// Dense NHWC at a multiple of 16 bytes, which a slice of another tensor need not be.
-Tensor dense_image(const Tensor& tensor) {
-  const Tensor image = tensor.dim() == 4 ? tensor : torch::stable::unsqueeze(tensor, 0);
-  if (is_nhwc(image) && is_aligned(image)) return image;
-  const auto sizes = image.sizes();
-  Tensor copy = empty_nhwc(image, Sizes(sizes.begin(), sizes.end()));
-  torch::stable::copy_(copy, image);
-  return copy;
-}
-std::optional<Tensor> dense_image(const MaybeTensor& tensor) {
-  return tensor ? std::optional<Tensor>(dense_image(*tensor)) : std::nullopt;
-}
-Tensor dense_vector(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-std::optional<Tensor> dense_vector(const MaybeTensor& tensor) {
-  return tensor ? std::optional<Tensor>(dense_vector(*tensor)) : std::nullopt;
-}
-const void* pointer(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr() : nullptr;
-}
-const float* floats(const std::optional<Tensor>& tensor) {
-  return static_cast<const float*>(pointer(tensor));
-}
 
 // Whether float32 may be multiplied as TF32: torch's own flag for convolutions, which only Python
 // can read in a way that stays.

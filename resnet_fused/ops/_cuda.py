@@ -1,4 +1,4 @@
-"""conv_bn_act_cuda and add_relu_cuda: the CUDA C++ kernels as ops.
+"""conv_bn_act_cuda, add_relu_cuda and scale_shift_act_cuda: the CUDA C++ kernels as ops.
 
 The kernels are in an extension of their own, `_C_cuda`, which only a torch with CUDA can load.
 """
@@ -115,5 +115,25 @@ def _add_relu_fake(a: Tensor, b: Tensor) -> Tensor:
     return empty_in_format(a)
 
 
+def _scale_shift_act_fake(
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None, *, act="relu"
+) -> Tensor:
+    op = "scale_shift_act_cuda"
+    check.image(op, "x", x)
+    if x.dtype == torch.float64:
+        raise TypeError(f"{op}: x must be float32, bfloat16 or float16, got float64")
+    for name, value in (("scale", scale), ("shift", shift)):
+        check.like(op, name, value, x, torch.float32)
+        check.shape(op, name, value, (x.shape[-3],))
+    if residual is not None:
+        check.like(op, "residual", residual, x, x.dtype)
+        check.shape(op, "residual", residual, tuple(x.shape))
+    check.one_of(op, "act", act, check.ACTIVATIONS)
+    return empty_nhwc(x, tuple(x.shape))
+
+
 torch.library.register_fake("resnet_fused::conv_bn_act_cuda", _conv_fake, lib=library)
 torch.library.register_fake("resnet_fused::add_relu_cuda", _add_relu_fake, lib=library)
+torch.library.register_fake(
+    "resnet_fused::scale_shift_act_cuda", _scale_shift_act_fake, lib=library
+)

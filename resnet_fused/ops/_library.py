@@ -42,6 +42,8 @@ _SCHEMAS = (
     f"conv_bn_act_cuda{_GPU_CONV}",
     "add_relu_triton(Tensor a, Tensor b) -> Tensor",
     "add_relu_cuda(Tensor a, Tensor b) -> Tensor",
+    "scale_shift_act_cuda(Tensor x, Tensor scale, Tensor shift, Tensor? residual=None, *, "
+    'str act="relu") -> Tensor',
     "residual_block(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
     f"{_BLOCK_KEYWORDS}) -> Tensor",
     "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "
