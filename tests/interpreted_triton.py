@@ -241,9 +241,9 @@ def test_a_fused_net_runs_on_triton():
 def test_a_shortcut_is_joined_with_its_blocks_last_convolution(monkeypatch):
     block = randomize(rf.FusedResidual(8, 16, use_1x1conv=True, strides=2)).eval()
     calls = []
-    launch = _triton._kernels()
-    plain = launch.conv
-    monkeypatch.setattr(launch, "conv", lambda p, *rest: (calls.append(p), plain(p, *rest))[1])
+    kind = _triton._kernels().Conv
+    plain = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda c, o: (calls.append(c.problem), plain(c, o))[1])
     x = torch.randn(1, 8, 9, 9)
     with torch.no_grad(), select.forced("triton"):
         got = block(x)
