@@ -15,8 +15,8 @@ SOURCES := setup.py build_cuda.py pyproject.toml $(shell find csrc -type d -o -t
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize mutants cuda-check bench bench-layers gpu-check gpu-bench install lint format \
-  wheel clean distclean
+.PHONY: help demo test sanitize mutants cuda-check triton-check bench bench-layers \
+  gpu-check gpu-bench install lint format wheel clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ cuda-check: $(VENV)/.installed ## compile the CUDA kernels for every GPU, hold r
 	$(BIN)/python tests/check_cuda_sm80.py
 	$(BIN)/python tests/check_cuda_sm90.py
 	$(BIN)/python tests/check_oldest_torch.py build/cuda-check/_C_cuda.abi3.so
+
+triton-check: $(VENV)/.installed ## compile the Triton kernels for sm_80, sm_90, sm_100: no spills, 10 minutes
+	$(BIN)/python tests/check_triton.py
 
 bench: $(VENV)/.peers ## time fused nets beside other engines (ARGS="--check" holds the goals)
 	$(BIN)/python -m benchmarks.bench_engines $(ARGS)

@@ -85,6 +85,7 @@ SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 _MOST_SUMS = 128  # registers a thread; 255 is all that it has
 _MOST_SPLIT_PIXELS = 1 << 15  # beyond, there are tiles enough
+BARRIER_BYTES = 16  # of shared memory beside a tile's, on Blackwell
 # Elements of x that a warp gathers one by one in a step with a flat index: 32 addresses and masks a
 # thread.
 _MOST_GATHERED = 16 * 32
@@ -123,21 +124,30 @@ def _too_thin(problem: Problem, config: Config, split: int) -> bool:
 def fits(config: Config, problem: Problem, device: Device) -> bool:
     """Whether a tile's operands find room in shared memory, and its sums and addresses in
     registers: read off compiled kernels, which tests hold (tests/test_triton_ahead.py)."""
-    if config.shared_bytes(problem.dtype.itemsize) > device.shared_bytes:
+    if config.shared_bytes(problem.dtype.itemsize) + BARRIER_BYTES > device.shared_bytes:
         return False
     sums = config.sums_per_thread
     if problem.is_flat(config.depth):
         return sums <= 32 and config.pixels * config.depth <= _MOST_GATHERED * config.warps
     if problem.precision == "ieee" and problem.dtype.itemsize == 4:
-        large = device.capability[0] == 8 and problem.shortcut is not None and config.warps > 4
-        return sums <= 32 and not large  # operands in registers, too
+        few_rows = config.pixels < 128 or problem.shortcut is None or device.capability[0] == 9
+        return sums <= 32 and few_rows  # operands in registers, too
     if problem.is_ragged:
         return sums <= 32  # an address and a mask for every few elements
-    if sums > 64:
-        return sums <= _MOST_SUMS and _fits_large(config, problem, device)
-    if device.capability[0] == 10 and problem.shortcut is not None:
-        return sums <= 32 or config.swap or config.channels > 64
-    return True
+    if device.capability[0] == 10 and not _fits_blackwell(config, problem):
+        return False
+    return sums <= 64 or (sums <= _MOST_SUMS and _fits_large(config, problem, device))
+
+
+def _fits_blackwell(config: Config, problem: Problem) -> bool:
+    """Whether the sums, which come from tensor memory all at once, leave room for the rest."""
+    if config.sums_per_thread <= 32 or config.swap:
+        return True
+    if problem.dtype.itemsize == 4:
+        if config.sums_per_thread > 64 or problem.shortcut is not None:
+            return False
+        return config.channels <= 64 or not problem.residual
+    return problem.shortcut is None or config.channels > 64
 
 
 def _fits_large(config: Config, problem: Problem, device: Device) -> bool:
