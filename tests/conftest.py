@@ -45,7 +45,7 @@ settings.load_profile("full")
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """What tests ops runs kernels. Long tests come first, so that no process ends with one alone."""
+    """What tests ops runs kernels. Long tests first, so that no process ends with one alone."""
     for item in items:
         if item.path.name.startswith("test_ops_"):
             item.add_marker("kernels")
