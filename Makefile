@@ -15,8 +15,8 @@ SOURCES := setup.py build_cuda.py pyproject.toml $(shell find csrc -type d -o -t
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize mutants cuda-check triton-check bench bench-layers \
-  gpu-check gpu-bench install lint format wheel clean distclean
+.PHONY: help demo test sanitize mutants triton-mutants cuda-check triton-check bench \
+  bench-layers gpu-check gpu-bench install lint format wheel clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ sanitize: $(VENV)/.installed ## run kernels under gcc's address, undefined and t
 
 mutants: $(VENV)/.installed ## plant bugs in the CUDA kernels: 95% must show under emulation (ARGS="fence" picks)
 	$(BIN)/python tests/run_mutants.py $(ARGS)
+
+triton-mutants: $(VENV)/.installed ## plant bugs in the Triton kernels: each must fail a test (ARGS="split" picks)
+	$(BIN)/python tests/planted_triton.py $(ARGS)
 
 cuda-check: $(VENV)/.installed ## compile the CUDA kernels for every GPU, hold registers and instructions
 	$(BIN)/python tests/check_cuda_sm80.py

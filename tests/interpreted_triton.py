@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from conftest import (
     LAYOUTS,
+    Case,
     assert_close_as_eager,
     assert_same,
     eager,
@@ -38,6 +39,7 @@ from gpu_cases import (
     small_net,
     with_shortcut,
 )
+from guard_pages import channels_last, guarded
 from test_ops_conv import CASES, CHANNELS, GEOMETRIES, square
 from torch import nn
 
@@ -202,6 +204,62 @@ def test_offsets_of_64_bits(case, monkeypatch):
     o, s, branch = with_shortcut(case, torch.float32)
     got = run(o, case, text(configs.Config(32, 64, 32, 4, 2), 1), **shortcut_of(s, branch))
     assert_same(got, exact_with_shortcut(o, case, s, branch).float())
+
+
+GUARDED = [
+    Case(1, 5, 5, 6, 9, (3, 3), padding=ONE),
+    Case(2, 34, 4, 3, 17, (3, 3), stride=TWO, padding=ONE),
+    Case(1, 3, 9, 9, 20, (7, 7), stride=TWO, padding=(3, 3)),
+    Case(1, 15, 5, 5, 6, (3, 3), padding=ONE, groups=3),
+    Case(1, 64, 3, 5, 70, (1, 1), stride=TWO),
+]
+
+
+@pytest.mark.parametrize("at_end", [True, False], ids=["behind", "before"])
+@pytest.mark.parametrize("case", GUARDED, ids=str)
+def test_nothing_beyond_a_tensor_is_touched(case, at_end, monkeypatch):
+    """Every tensor, the output and shared sums too, lies at the edge of memory that exists."""
+    plain = torch.empty
+
+    def empty(*args, **keywords):
+        return guarded(plain(*args, **keywords), at_end)
+
+    joined = case.but(residual=False, groups=1)
+    for swap, split, dtype in ((False, 1, DTYPES[0]), (True, 1, DTYPES[1]), (False, 2, DTYPES[1])):
+        config = text(configs.Config(32, 64, 32, 4, 2, swap=swap), split)
+        o = integers(case).to(dtype)
+        want = exact(o, case).to(dtype)
+        images = [channels_last(o.x), channels_last(o.weight), o.scale, o.shift]
+        tensors = [guarded(t, at_end) for t in [*images, channels_last(o.residual)]]
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", empty)
+            got = _ops.conv_bn_act_triton(
+                *tensors, kernel_size=case.kernel, config=config, **case.keywords
+            )
+        assert_same(got, want)
+        o, s, branch = with_shortcut(joined, dtype, channels=7)
+        want = exact_with_shortcut(o, joined, s, branch).to(dtype)
+        images = [channels_last(o.x), channels_last(o.weight), o.scale, o.shift]
+        shortcut = [channels_last(s.x), channels_last(s.weight), s.scale, s.shift]
+        tensors = [*(guarded(t, at_end) for t in images), None]
+        tensors += [guarded(t, at_end) for t in shortcut]
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", empty)
+            got = _ops.conv_bn_act_triton(
+                *tensors,
+                kernel_size=case.kernel,
+                shortcut_stride=branch.stride,
+                config=config,
+                **joined.keywords,
+            )
+        assert_same(got, want)
+
+
+@pytest.mark.parametrize("at_end", [True, False], ids=["behind", "before"])
+def test_add_relu_touches_nothing_beyond(at_end):
+    for dtype in DTYPES:
+        a, b = (guarded(torch.randn(5001).to(dtype), at_end) for _ in range(2))
+        assert_same(_ops.add_relu_triton(a, b), (a + b).relu())
 
 
 def test_no_images():
