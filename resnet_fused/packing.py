@@ -360,10 +360,12 @@ class PackCache:
         choose_all() gives a plan for each unit; it is asked once for each `context`, which is
         hashable and holds all that the choice depends on but the units themselves.
         """
-        packing = self.packing
+        doubted, packing = self.doubted, self.packing
         fits = packing is not None and packing.stamp.fits()
-        if fits and self.doubted:
+        if fits and doubted:
             fits = packing.stamp.fits_wholly()
+        if not fits:
+            self.packing = None  # before the doubt goes: other threads would trust it
         self.doubted = False
         if not fits or len(self._choices) > _MOST_CONTEXTS:
             self._choices = {}
@@ -377,5 +379,6 @@ class PackCache:
             packed = tuple(
                 pack(unit, dtype, choice) for unit, choice in zip(units, choices, strict=True)
             )
-        self.packing = Packing((dtype, choices), stamp, packed)
-        return self.packing
+        # Not `return self.packing`: another thread may have put its own there by then.
+        packing = self.packing = Packing((dtype, choices), stamp, packed)
+        return packing

@@ -20,7 +20,7 @@ from conftest import (
 )
 
 import resnet_fused as rf
-from resnet_fused import check, select
+from resnet_fused import check, packing, select
 
 pytestmark = [pytest.mark.kernels, pytest.mark.threads]
 
@@ -155,6 +155,26 @@ def test_one_module_in_several_threads(count, threads):
         for results in in_threads(6, work):
             for at, y in results:
                 assert_same(y, want[at])
+
+
+def test_a_call_runs_what_it_packed_itself():
+    """Another thread may put its own packed weights in their place before the call goes on."""
+
+    class Overtaken(packing.PackCache):
+        @property
+        def packing(self):
+            return self.__dict__.get("kept")
+
+        @packing.setter
+        def packing(self, value):
+            other = packing.Packing("another thread's", None, ()) if value else None
+            self.__dict__["kept"] = other
+
+    block = randomize(rf.FusedResidual(8, 8)).eval()
+    block.__dict__["_cache"] = Overtaken()
+    x = torch.randn(1, 8, 6, 6)
+    with torch.no_grad():
+        assert block._pack(x, x.dtype).key[0] == x.dtype
 
 
 def test_contexts_of_threads_are_their_own():
