@@ -13,7 +13,8 @@ from planting import Bug, plant, rounds
 __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 
 _KERNEL, _EPILOGUE = "sm90/conv_kernel.cuh", "sm90/epilogue.cuh"
-_SHORTCUT, _SPLIT, _MAP = "sm90/shortcut.cuh", "sm90/split_k.cuh", "sm90/tensor_map.h"
+_JOINT, _SHORTCUT = "joint_scale.cuh", "sm90/shortcut.cuh"
+_SPLIT, _MAP = "sm90/split_k.cuh", "sm90/tensor_map.h"
 _OPERAND, _RING, _PROBLEM = "sm90/operand.h", "sm90/ring.h", "sm90/problem.h"
 _TAPS, _WINDOW = "sm90/tap_shift_kernel.cuh", "sm90/tap_shift.h"
 
@@ -261,7 +262,7 @@ BUGS = [
     ),
     Bug(
         "the ratio upside down",
-        _SHORTCUT,
+        _JOINT,
         "scale / shortcut_scale",
         "shortcut_scale / scale",
     ),
@@ -280,7 +281,7 @@ BUGS = [
     Bug("dead rows not cleared", _KERNEL, "clear", "false", context="if (clear)"),
     Bug(
         "only zero counts as dead",
-        _SHORTCUT,
+        _JOINT,
         "fabsf(shortcut_scale) * kRange < fabsf(scale)",
         "false",
     ),
