@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from emulated_sm80 import Grid, Problem, problem_of
+from emulated_sm80 import Problem, problem_of
 from emulated_sm90 import CSRC, Conv, Data, build_library, draw, nhwc, words
 from torch import Tensor
 
@@ -111,4 +111,3 @@ def wrong(data: Stem, y: Tensor) -> str:
     return f"error {float(error.max()):.3g} of what is allowed" if bool((error > 1).any()) else ""
 
 
-__all__ = ["Conv", "Grid", "problem_of"]
