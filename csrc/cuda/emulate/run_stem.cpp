@@ -32,7 +32,7 @@ extern "C" void stem_run(Run* r) {
   r->error[0] = 0;
   const std::string why = stem_refuses(p);
   const StemTile& tile = kStemTiles[r->tile];
-  if (!why.empty() || stem_shared_bytes(p, tile) > 99 << 10) {
+  if (!why.empty() || stem_shared_bytes(p, tile) > kMostStemShared) {
     snprintf(r->error, sizeof r->error, "refused: %s", why.c_str());
     return;
   }

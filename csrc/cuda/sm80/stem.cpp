@@ -7,8 +7,6 @@
 namespace resnet_fused::sm80 {
 namespace {
 
-constexpr int kMostShared = 99 << 10;  // what sm_86 and sm_89 give a block, the least of all
-
 int pooled(int size) { return (size - 1) / 2 + 1; }
 int64_t up_to(int64_t size, int of) { return (size + of - 1) / of * of; }
 
@@ -32,7 +30,7 @@ Sizes sizes_of(const Problem& p, const StemTile& tile) {
   return s;
 }
 bool fits(const Problem& p, const StemTile& tile) {
-  return stem_shared_bytes(p, tile) <= kMostShared;
+  return stem_shared_bytes(p, tile) <= kMostStemShared;
 }
 int tiles_of(const Problem& p, const StemTile& tile) {
   return p.n * ceil_div(pooled(out_h(p)), tile.rows) * ceil_div(pooled(out_w(p)), kPoolColumns);
@@ -40,9 +38,9 @@ int tiles_of(const Problem& p, const StemTile& tile) {
 
 // Clocks of the busiest multiprocessor. Modelled: nothing of it was measured on a GPU.
 double clocks(const Problem& p, const StemTile& tile, const Device& device) {
-  constexpr double kMacsPerClock = 1024;    // documented for sm_80
-  constexpr double kSharedPerClock = 128;   // bytes, documented
-  constexpr double kTileClocks = 400;       // assumed: barriers and the wait for a patch
+  constexpr double kMacsPerClock = 1024;   // documented for sm_80
+  constexpr double kSharedPerClock = 128;  // bytes, documented
+  constexpr double kTileClocks = 400;      // assumed: barriers and the wait for a patch
   const Sizes s = sizes_of(p, tile);
   const int64_t all = int64_t(tiles_of(p, tile)) * ceil_div(p.k, kStemChannels);
   const int64_t each = (all + device.multiprocessors - 1) / device.multiprocessors;
@@ -72,7 +70,7 @@ std::string stem_refuses(const Problem& p) {
   } else if (!fits(p, kStemTiles[kStemTileCount - 1])) {
     text << "its kernel with the max-pool would need "
          << stem_shared_bytes(p, kStemTiles[kStemTileCount - 1])
-         << " bytes of shared memory, more than " << kMostShared;
+         << " bytes of shared memory, more than " << kMostStemShared;
   }
   return text.str();
 }

@@ -25,6 +25,7 @@ namespace resnet_fused::sm80 {
 constexpr int kPoolColumns = 8;  // of a tile: windows lie alike in the patches of all tiles
 constexpr int kStemChannels = 64;
 constexpr int kConvColumns = 2 * kPoolColumns + 1;
+constexpr int kMostStemShared = 99 << 10;  // what sm_86 and sm_89 give a block, the least of all
 constexpr int kOutputPitch = kStemChannels + 8;  // elements; no bank twice in a fragment's store
 
 // A warp has `products` x (8 / warps_n) products of 16 pixels by 8 channels.
@@ -57,8 +58,8 @@ struct StemLayout {
 struct StemParams {
   Problem problem;
   StemLayout layout;
-  int out_h, out_w;                  // of the convolution
-  int pool_h, pool_w;                // of the output
+  int out_h, out_w;                   // of the convolution
+  int pool_h, pool_w;                 // of the output
   int tiles, tiles_of_h, tiles_of_w;  // of all images; of one
   bool relu;
   const void *x, *weight;      // [n][h][w][c], at a multiple of 16 bytes; [k][r][s][c]

@@ -69,8 +69,8 @@ RF_DEVICE void pool_stem(const StemParams& p, const T* outputs, const StemPlace&
         if (conv_row < 0 || conv_row >= p.out_h || conv_column < 0 || conv_column >= p.out_w)
           continue;
         const int m = (2 * row + r) * kConvColumns + 2 * column + s;
-        take_greater<T>(
-            best, *reinterpret_cast<const Words4*>(outputs + m * kOutputPitch + 8 * vector));
+        take_greater<T>(best,
+                        *reinterpret_cast<const Words4*>(outputs + m * kOutputPitch + 8 * vector));
       }
       return best;
     };
