@@ -109,5 +109,3 @@ def wrong(data: Stem, y: Tensor) -> str:
         return "Inf in other places than float64"
     error = ((y.double() - oracle).abs() / data.magnitude)[finite]
     return f"error {float(error.max()):.3g} of what is allowed" if bool((error > 1).any()) else ""
-
-
