@@ -122,13 +122,14 @@ def test_float16_overflows_as_it_does_in_eager(library):
     ids=str,
 )
 def test_one_value_spreads_no_further_than_in_eager(library, conv, dtype, rows):
-    """An image for each place of it: the corners, the middle and some between."""
-    values = (float("nan"), torch.inf, float("nan"), -torch.inf)
-    places = [(0, 0), (0, -1), (-1, 0), (-1, -1), (conv.h // 2, conv.w // 2)]
-    places += [(i * 3 % conv.h, i * 5 % conv.w) for i in range(1, 8)]
+    """An image for each place of it: the corners, the middle, and beside each window in turn."""
+    nan, inf, last = float("nan"), torch.inf, conv.c - 1
+    places = [(0, 0, 0, nan), (last, 0, -1, nan), (0, -1, 0, nan), (last, -1, -1, nan)]
+    places += [(0, conv.h // 2, conv.w // 2, value) for value in (inf, -inf)]
+    places += [(c, 3 + column, column, nan) for c in {0, last} for column in range(4, 10)]
     data = drawn(replace(conv, n=len(places), dtype=dtype))
-    for image, (row, column) in enumerate(places):
-        data.x[image, image % conv.c, row, column] = values[image % 4]
+    for image, (channel, row, column, value) in enumerate(places):
+        data.x[image, channel, row, column] = value
     agrees(library, data, rows, blocks=2)
 
 
@@ -185,6 +186,14 @@ def test_a_tile_that_fits_is_chosen(library):
         ({"dilation_w": 2}, "has no groups, dilation or shortcut"),
         ({"n": 2**20, "h": 512}, "its indices have 31 bits, and a tensor has"),
         ({"c": 0}, "the tensor is empty"),
+        (
+            {"c": 64, "s": 1, "r": 1, "pad_w": 2**25, "w": 8, "k": 8, "h": 1, "pad_h": 0},
+            "its taps reach further than indices of 31 bits do",
+        ),
+        (
+            {"c": 2, "s": 1, "r": 1, "h": 8, "w": 8, "k": 2**23},
+            "has at most 4194240 output channels, got 8388608",
+        ),
     ],
 )
 def test_refusals(library, change, sentence):

@@ -2,6 +2,7 @@
 #include "cuda/sm80/stem.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <sstream>
 
 namespace resnet_fused::sm80 {
@@ -67,6 +68,11 @@ std::string stem_refuses(const Problem& p) {
   } else if (int64_t(p.stride_w) * p.c % 2) {
     text << "its kernel with the max-pool needs an even stride or number of channels, got stride "
          << p.stride_w << " and " << p.c << " channels";
+  } else if ((int64_t(p.w) + 2 * int64_t(p.pad_w) + 64) * p.c > INT32_MAX) {
+    text << "its taps reach further than indices of 31 bits do";
+  } else if (p.k > 65535 * kStemChannels) {
+    text << "its kernel with the max-pool has at most " << 65535 * kStemChannels
+         << " output channels, got " << p.k;
   } else if (!fits(p, kStemTiles[kStemTileCount - 1])) {
     text << "its kernel with the max-pool would need "
          << stem_shared_bytes(p, kStemTiles[kStemTileCount - 1])

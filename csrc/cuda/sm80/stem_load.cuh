@@ -26,7 +26,7 @@ RF_DEVICE void load_patch(const StemParams& p, T* patch, const StemPlace& place,
   const int line = q.w * q.c, granules = l.pitch / kGranule;
   // The patch's first row and element, in the image; both may be negative.
   const int top = (2 * place.row - 1) * q.stride_h - q.pad_h;
-  const int left = ((2 * place.column - 1) * q.stride_w - q.pad_w) * q.c - l.lead - l.first;
+  const int left = ((2 * place.column - 1) * q.stride_w - q.pad_w) * q.c - (l.lead + l.first);
   const T* const image = static_cast<const T*>(p.x) + int64_t(place.image) * q.h * line;
   for (int i = thread; i < l.patch_rows * granules; i += threads) {
     const int row = i / granules, element = (i - row * granules) * kGranule;
