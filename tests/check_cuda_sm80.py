@@ -48,9 +48,8 @@ def name_of(kind: str, mangled: str) -> str:
     name, element, rest = re.search(
         r"sm80\d+(\w+?)_kernelI(?:\d+(__half|__nv_bfloat16)|f)(\w*)", mangled
     ).groups()
-    return (
-        f"{name} {_ELEMENTS.get(element, 'float32')} {''.join(re.findall('Lb([01])E', rest)) or 0}"
-    )
+    element = _ELEMENTS.get(element, "float32")
+    return f"{name} {element} {''.join(re.findall('Lb([01])E', rest)) or 0}"
 
 
 def rows_of(file: build_cuda.Compiled) -> dict[str, list[int]]:

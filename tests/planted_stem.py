@@ -141,7 +141,7 @@ BUGS = (
         "e >= -1",
         "out of bounds",
         context="low = r < q.r && e >= 0",
-    ),  # noqa: E501
+    ),
     Bug("weights behind the last", _LOAD, "e + 1 < row", "e + 1 <= row", "out of bounds"),
     Bug(
         "weights of a row that is not there",
@@ -150,14 +150,14 @@ BUGS = (
         "r <= q.r",
         "out of bounds",
         context="high = r < q.r",
-    ),  # noqa: E501
+    ),
     Bug(
         "weights of a channel that is not there",
         _LOAD,
         "channel + k < q.k",
         "true",
         "out of bounds",
-    ),  # noqa: E501
+    ),
     Bug("weights an element late", _LOAD, "word % 4 * 2 - l.lead", "word % 4 * 2"),
     Bug("weights of a window without its row", _LOAD, "r * row + e", "e"),
     Bug("weights without their pad", _LOAD, "k * l.weight_pitch", "k * (l.weight_pitch - 8)"),
@@ -243,14 +243,14 @@ BUGS = (
         "channel + k + e",
         "channel + k + 1 - e",
         context="p.scale + channel + k + e",
-    ),  # noqa: E501
+    ),
     Bug(
         "another channel's shift",
         _POOL,
         "channel + k + e",
         "channel + k",
         context="p.shift + channel + k + e",
-    ),  # noqa: E501
+    ),
     Bug("always a ReLU", _POOL, "p.relu ? relu_keeping_nan(v) : v", "relu_keeping_nan(v)"),
     Bug("never a ReLU", _POOL, "p.relu ? relu_keeping_nan(v) : v", "v"),
     Bug("a ReLU that loses NaN", _POOL, "relu_keeping_nan(v)", "(v > 0.f ? v : 0.f)", "NaN"),
@@ -294,7 +294,7 @@ BUGS = (
         "",
         False,
         _MISSED,
-    ),  # noqa: E501
+    ),
     Bug("the lower output is always there", _POOL, "y_row + 1 >= p.pool_h", "false"),
     Bug(
         "outputs without their pad",
