@@ -134,10 +134,8 @@ def test_a_stem_and_its_pool(kernels, case, plan, pool, dtype, called):
     assert torch.equal(y, reference.max_pool(want) if pool else want)
     if case.residual or not pool:
         return
-    assert (
-        unit.reason
-        == f"a reason; its max-pool in {'the same' if called == ONE else 'a second'} pass"
-    )
+    how = "in the same pass" if called == ONE else "in a second pass"
+    assert unit.reason == f"a reason; its max-pool {how}"
     if case.n is None or plan == "triton":
         return
     run = prepare_unit(unit, tuple(o.x.shape), o.x.device)
