@@ -154,13 +154,13 @@ BUGS = (
     Bug(
         "weights of a channel that is not there",
         _LOAD,
-        "channel + k < q.k",
+        "k < q.k",
         "true",
         "out of bounds",
     ),
     Bug("weights an element late", _LOAD, "word % 4 * 2 - l.lead", "word % 4 * 2"),
     Bug("weights of a window without its row", _LOAD, "r * row + e", "e"),
-    Bug("weights without their pad", _LOAD, "k * l.weight_pitch", "k * (l.weight_pitch - 8)"),
+    Bug("weights without their pad", _LOAD, "l.weight_pitch", "(l.weight_pitch - 8)"),
     Bug("the first 32 words of weights alone", _LOAD, "word += 32", "word += 1 << 20", "any write"),
     # ---- masks and fragments ----
     Bug(
@@ -202,7 +202,7 @@ BUGS = (
     ),
     Bug("no mask without a pair", _MULTIPLY, "(in ? ~0u : 0u)", "~0u", "NaN"),
     Bug("the last segment is left out", _MULTIPLY, "left_-- > 0", "left_-- > 1"),
-    Bug("a row of the patch too far", _MULTIPLY, "p.layout.pitch - 8 * last_", "p.layout.pitch"),
+    Bug("a row of the patch too far", _MULTIPLY, "2 * p.layout.pitch - 16 * last_", "2 * p.layout.pitch"),
     Bug("windows of stride 1, columns", _MULTIPLY, "p.problem.stride_w", "1"),
     Bug("windows of stride 1, rows", _MULTIPLY, "p.problem.stride_h", "1"),
     Bug(

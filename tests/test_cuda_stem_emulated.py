@@ -163,7 +163,7 @@ def test_choice(library, device):
     resident = grid.tiles / device[0]
     assert resident == int(resident) >= 1
     assert resident * (grid.shared_bytes + 1024) <= device[1]
-    assert (grid.splits, grid.threads) == (1, 256)
+    assert (grid.splits, grid.threads) == (1, 128)
 
 
 def test_a_tile_that_fits_is_chosen(library):

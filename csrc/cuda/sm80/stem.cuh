@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(threads(kStemTiles[kTile]), kStemTiles[kTile].
   int tile = int(blockIdx.x);
   StemPlace place = place_of(p, tile, C::kT.rows);
   load_patch(p, patch, place, thread, C::kThreads);
-  load_weights(p, weights, channel, warp, C::kThreads / 32, lane);
+  load_weights<T, C::kThreads / 32>(p, weights, channel, warp, lane);
 #pragma unroll 1
   while (true) {
     copies_wait<0>();

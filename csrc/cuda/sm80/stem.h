@@ -36,8 +36,10 @@ RF_HD constexpr int threads(const StemTile& t) { return 32 * t.warps_m * t.warps
 RF_HD constexpr int conv_rows(const StemTile& t) { return 2 * t.rows + 1; }
 RF_HD constexpr int conv_pixels(const StemTile& t) { return conv_rows(t) * kConvColumns; }
 
+// Fragments of pixels cost an address, a load and a mask for each word: warps of the large tile
+// take all channels, so that each word serves 8 products.
 constexpr StemTile kStemTiles[] = {
-    {8, 5, 4, 2, 2},
+    {8, 5, 4, 1, 2},
     {4, 5, 2, 2, 3},  // twice as many blocks where 8 rows would leave multiprocessors idle
 };
 constexpr int kStemTileCount = sizeof(kStemTiles) / sizeof(kStemTiles[0]);

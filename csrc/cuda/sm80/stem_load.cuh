@@ -62,10 +62,12 @@ struct alignas(4) Pair {
 };
 
 // [64][2 steps][8], zero where a segment reaches beyond its row of the window, in a last segment
-// without its pair, and for channels that are not there. A lane keeps its two elements.
-template <typename T>
-RF_DEVICE void load_weights(const StemParams& p, T* weights, int channel, int warp, int warps,
-                            int lane) {
+// without its pair, and for channels that are not there. A lane keeps its two elements; of all its
+// channels it asks before it stores the first, as a block begins with waiting for them.
+template <typename T, int kWarps>
+RF_DEVICE void load_weights(const StemParams& p, T* weights, int channel, int warp, int lane) {
+  constexpr int kEach = kStemChannels / kWarps;
+  static_assert(kEach * kWarps == kStemChannels, "warps have as many channels each");
   const Problem& q = p.problem;
   const StemLayout& l = p.layout;
   const int row = q.s * q.c, size = q.r * row;
@@ -74,15 +76,18 @@ RF_DEVICE void load_weights(const StemParams& p, T* weights, int channel, int wa
     const int e = (segment - r * l.segments) * 8 + word % 4 * 2 - l.lead;
     const bool low = r < q.r && e >= 0 && e < row, high = r < q.r && e + 1 < row;
     const T* const from = static_cast<const T*>(p.weight) + r * row + e;
-#pragma unroll 4
-    for (int k = warp; k < kStemChannels; k += warps) {
-      const bool in = channel + k < q.k;
-      const int at = (channel + k) * size;
-      Pair<T> pair;
-      pair.v[0] = in && low ? from[at] : from_float<T>(0.f);
-      pair.v[1] = in && high ? from[at + 1] : from_float<T>(0.f);
-      *reinterpret_cast<Pair<T>*>(weights + k * l.weight_pitch + 2 * word) = pair;
+    Pair<T> pairs[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int k = channel + warp + i * kWarps, at = k * size;
+      const bool in = k < q.k;
+      pairs[i].v[0] = in && low ? from[at] : from_float<T>(0.f);
+      pairs[i].v[1] = in && high ? from[at + 1] : from_float<T>(0.f);
     }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      *reinterpret_cast<Pair<T>*>(weights + (warp + i * kWarps) * l.weight_pitch + 2 * word) =
+          pairs[i];
   }
 }
 

@@ -21,19 +21,19 @@ class StemWalk {
   RF_DEVICE StemWalk(const StemParams& p, int word)
       : left_(p.problem.r * p.layout.segments),
         last_(p.layout.segments - 1),
-        next_row_(p.layout.pitch - 8 * last_),
+        next_row_(2 * p.layout.pitch - 16 * last_),
         head_(p.layout.lead && word == 0 ? 0xffff0000u : ~0u) {
     // Elements of the window that the word holds in the last segment of a row.
     const int held = p.layout.lead + p.problem.s * p.problem.c - 8 * last_ - 2 * word;
     tail_ = held >= 2 ? ~0u : held == 1 ? 0xffffu : 0u;
   }
-  // Where the next segment begins, behind the first, and which elements of the word count. Behind
-  // the last: the first once more, of which nothing counts.
+  // Bytes from the first segment to the next, and which elements of the word count. Behind the
+  // last: the first once more, of which nothing counts.
   RF_DEVICE void next(int* at, uint32_t* mask) {
     const bool in = left_-- > 0;
     *at = in ? at_ : 0;
     *mask = (in ? ~0u : 0u) & (column_ == 0 ? head_ : ~0u) & (column_ == last_ ? tail_ : ~0u);
-    at_ += column_ == last_ ? next_row_ : 8;
+    at_ += column_ == last_ ? next_row_ : 16;
     column_ = column_ == last_ ? 0 : column_ + 1;
   }
 
@@ -49,8 +49,8 @@ template <typename T, typename C>
 RF_DEVICE void multiply_stem(float (&sum)[C::kMs][C::kNs][4], const StemParams& p, const T* patch,
                              const T* weights, int warp_m, int warp_n, int lane) {
   const StemLayout& l = p.layout;
-  // Where this thread's word of each of its pixels' first segment is. Pixels that are not there
-  // are the last one.
+  // Bytes to this thread's word of each of its pixels' first segment. Pixels that are not there are
+  // the last one.
   int window[C::kMs][2];
 #pragma unroll
   for (int i = 0; i < C::kMs; ++i)
@@ -58,9 +58,11 @@ RF_DEVICE void multiply_stem(float (&sum)[C::kMs][C::kNs][4], const StemParams& 
     for (int h = 0; h < 2; ++h) {
       const int m = warp_m + 16 * i + 8 * h + lane / 4, pixel = m < C::kPixels ? m : C::kPixels - 1;
       const int row = pixel / kConvColumns, column = pixel % kConvColumns;
-      window[i][h] = row * p.problem.stride_h * l.pitch + l.first +
-                     column * p.problem.stride_w * p.problem.c + lane % 4 * 2;
+      window[i][h] = 2 * (row * p.problem.stride_h * l.pitch + l.first +
+                          column * p.problem.stride_w * p.problem.c) +
+                     lane % 4 * 4;
     }
+  const uint8_t* const from = reinterpret_cast<const uint8_t*>(patch);
   // Matrices of weights: channels 0-7 of this segment and the next, then channels 8-15.
   uint32_t channels = shared_address(
       weights + (warp_n + (lane & 7) + (lane >> 4) * 8) * l.weight_pitch + (lane >> 3 & 1) * 8);
@@ -76,7 +78,7 @@ RF_DEVICE void multiply_stem(float (&sum)[C::kMs][C::kNs][4], const StemParams& 
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         a[i][e] =
-            *reinterpret_cast<const uint32_t*>(patch + window[i][e % 2] + at[e / 2]) & mask[e / 2];
+            *reinterpret_cast<const uint32_t*>(from + window[i][e % 2] + at[e / 2]) & mask[e / 2];
 #pragma unroll
     for (int j = 0; j < C::kNs; j += 2) {
       uint32_t b[4];
