@@ -202,7 +202,12 @@ BUGS = (
     ),
     Bug("no mask without a pair", _MULTIPLY, "(in ? ~0u : 0u)", "~0u", "NaN"),
     Bug("the last segment is left out", _MULTIPLY, "left_-- > 0", "left_-- > 1"),
-    Bug("a row of the patch too far", _MULTIPLY, "2 * p.layout.pitch - 16 * last_", "2 * p.layout.pitch"),
+    Bug(
+        "a row of the patch too far",
+        _MULTIPLY,
+        "2 * p.layout.pitch - 16 * last_",
+        "2 * p.layout.pitch",
+    ),
     Bug("windows of stride 1, columns", _MULTIPLY, "p.problem.stride_w", "1"),
     Bug("windows of stride 1, rows", _MULTIPLY, "p.problem.stride_h", "1"),
     Bug(

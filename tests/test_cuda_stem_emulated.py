@@ -186,6 +186,7 @@ def test_a_tile_that_fits_is_chosen(library):
         ({"dilation_w": 2}, "has no groups, dilation or shortcut"),
         ({"n": 2**20, "h": 512}, "its indices have 31 bits, and a tensor has"),
         ({"c": 0}, "the tensor is empty"),
+        ({"pad_h": 2**30}, "its taps reach further than indices of 31 bits do"),
         (
             {"c": 64, "s": 1, "r": 1, "pad_w": 2**25, "w": 8, "k": 8, "h": 1, "pad_h": 0},
             "its taps reach further than indices of 31 bits do",

@@ -8,6 +8,8 @@
 namespace resnet_fused::sm80 {
 namespace {
 
+constexpr const char* kFar = "its taps reach further than indices of 31 bits do";
+
 int pooled(int size) { return (size - 1) / 2 + 1; }
 int64_t up_to(int64_t size, int of) { return (size + of - 1) / of * of; }
 
@@ -58,6 +60,10 @@ int64_t stem_shared_bytes(const Problem& p, const StemTile& tile) {
 }
 
 std::string stem_refuses(const Problem& p) {
+  // Before anything is computed in int.
+  if (std::max(int64_t(p.h) + 2 * int64_t(p.pad_h), int64_t(p.w) + 2 * int64_t(p.pad_w)) >
+      INT32_MAX)
+    return kFar;
   const std::string why = refuses(p);
   if (!why.empty()) return why;
   if (p.groups != 1 || p.dilation_h != 1 || p.dilation_w != 1 || p.shortcut_c)
@@ -69,7 +75,7 @@ std::string stem_refuses(const Problem& p) {
     text << "its kernel with the max-pool needs an even stride or number of channels, got stride "
          << p.stride_w << " and " << p.c << " channels";
   } else if ((int64_t(p.w) + 2 * int64_t(p.pad_w) + 64) * p.c > INT32_MAX) {
-    text << "its taps reach further than indices of 31 bits do";
+    text << kFar;
   } else if (p.k > 65535 * kStemChannels) {
     text << "its kernel with the max-pool has at most " << 65535 * kStemChannels
          << " output channels, got " << p.k;
