@@ -7,6 +7,7 @@ longer than a GPU takes for a small convolution. Here that is done once for an i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ def prepare_unit(
     unit: PackedUnit, size: tuple[int, ...], device: torch.device
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """unit(x, residual) for inputs x of `size`, (N, C, H, W), and residuals as the unit adds."""
+    if unit.keywords["plan"] == "cuda" and unit.pools_at_once(size, device):
+        return partial(_pool_at_once, unit)
     if unit.keywords["plan"] != "triton":
         return unit
     plain = _triton.prepare(unit.operands, size, device, **unit.keywords)
@@ -85,6 +88,12 @@ def _prepare_joined(
         return _gpu.conv_with_shortcut(y, last.arguments, x, shortcut.arguments)
 
     return joined
+
+
+def _pool_at_once(unit: PackedUnit, x: Tensor, residual: Tensor | None) -> Tensor:
+    if residual is not None:
+        return unit(x, residual)
+    return _gpu.conv_with_pool(x, *unit.operands, **unit.keywords)
 
 
 def _nhwc(y: Tensor) -> Tensor:

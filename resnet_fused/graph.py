@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class Graphed(nn.Module):
         self._plan = _NOTHING
         self.reason: str | None = _why_not_now(_tensors(leaves))
         if self.reason is None:
-            self.reason = self._look_again(leaves)
+            self.reason = self._current_plan(leaves).why_not
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -44,11 +45,12 @@ class Graphed(nn.Module):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         reason = self._why_other(leaves, spec) or _why_not_now(_tensors(leaves))
         if reason is None:
-            reason = self._plan.why_not if self._plan.holds() else self._look_again(leaves)
-        if reason is None and torch.is_grad_enabled() and self._plan.needs_grad():
-            reason = _GRADIENTS
+            plan = self._current_plan(leaves)
+            reason = plan.why_not
+            if reason is None and torch.is_grad_enabled() and plan.needs_grad():
+                reason = _GRADIENTS
         self.reason = reason
-        return self._plan.replay(leaves) if reason is None else self.model(*args, **kwargs)
+        return plan.replay(leaves) if reason is None else self.model(*args, **kwargs)
 
     def _why_other(self, leaves: list[Any], spec: Any) -> str | None:
         """Why the arguments are not like the example's, or None."""
@@ -60,17 +62,22 @@ class Graphed(nn.Module):
                 return reason
         return None
 
-    def _look_again(self, leaves: list[Any]) -> str | None:
-        """Records the model as it is now; why there is no recording, or None."""
-        self._plan = _NOTHING
-        tensors = _tensors(leaves)
-        reason = _why_never(self.model, tensors)
+    def _current_plan(self, leaves: list[Any]) -> _Nothing:
+        """What serves the model as it is now; made anew where the last one does not."""
+        plan = self._plan  # once: another thread may put its own in its place
+        if plan.holds():
+            return plan
+        with _recording:
+            if not self._plan.holds():
+                self._plan = _NOTHING  # whose memory the new one may use
+                self._plan = self._look_again(leaves)
+            return self._plan
+
+    def _look_again(self, leaves: list[Any]) -> _Nothing:
+        reason = _why_never(self.model, _tensors(leaves))
         if reason is None and any(module.training for module in self.model.modules()):
             reason = "the model is in training mode"
-        if reason is None:
-            self._plan = _Plan(self.model, leaves, self._spec)
-            reason = self._plan.why_not
-        return reason
+        return _Plan(self.model, leaves, self._spec) if reason is None else _Nothing(reason)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies record at their first call.
@@ -103,6 +110,7 @@ def graph(model: nn.Module, example: Any) -> Graphed:
 
 
 _GRADIENTS = "gradients are asked for"
+_recording = threading.RLock()  # one at a time; a model may hold graphed ones
 _TENSOR = object()  # in the place of one among the arguments
 
 
@@ -171,9 +179,10 @@ def _why_not_now(inputs: Sequence[Tensor]) -> str | None:
 
 
 class _Nothing:
-    """Before the first recording."""
+    """No recording, and why."""
 
-    why_not: str | None = "nothing is recorded"
+    def __init__(self, why_not: str | None) -> None:
+        self.why_not = why_not
 
     def holds(self) -> bool:
         return False
@@ -188,13 +197,14 @@ class _Nothing:
         return "_NOTHING"
 
 
-_NOTHING = _Nothing()
+_NOTHING = _Nothing("nothing is recorded")  # before the first
 
 
 class _Plan(_Nothing):
     """A model's recording, or why there is none, for as long as the model stays as it is."""
 
     def __init__(self, model: nn.Module, leaves: list[Any], spec: Any) -> None:
+        super().__init__(None)
         self._model, self._spec = model, spec
         self._leaves = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._parameters = list(model.parameters())
@@ -209,7 +219,6 @@ class _Plan(_Nothing):
                 self._recording = Recording(self._run, _tensors(leaves))
             facts += facts_of_fused(model)
             self._alive = kept_alive(model)
-            self.why_not = None
         except (RuntimeError, NotRecordable) as error:
             self.why_not = f"it cannot be recorded: {str(error).splitlines()[0]}"
         # With no facts, for hooks that Python alone sees, the next call looks again.

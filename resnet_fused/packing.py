@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import check, guard, select
+from .ops import _gpu
 from .recipe import ConvUnit
 
 if TYPE_CHECKING:
@@ -121,12 +122,19 @@ class PackedUnit:
         out = check.output_size("conv_bn_act_packed", size[-2:], *geometry)
         return (size[0], self.scale.shape[0], *out)
 
+    def pools_at_once(self, size: Sequence[int], device: torch.device) -> bool:
+        """Whether one GPU kernel computes it and its max-pool for images of `size`."""
+        out_channels = self.scale.shape[0]
+        return _gpu.pools_at_once(device, self.weight.dtype, size, out_channels, **self.keywords)
+
     @property
     def reason(self) -> str:
         """Why it runs as it does, for reports."""
         if not self.keywords["pool"]:
             return self.choice.reason
-        how = "in the same pass" if self.choice.plan == "stem" else "in a second pass"
+        smallest = (1, self.weight.shape[1], *self.keywords["kernel_size"])
+        at_once = self.choice.plan == "stem" or self.pools_at_once(smallest, self.weight.device)
+        how = "in the same pass" if at_once else "in a second pass"
         return f"{self.choice.reason}; its max-pool {how}"
 
     @property

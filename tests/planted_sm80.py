@@ -15,7 +15,8 @@ __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 
 _KERNEL, _LOAD, _EPILOGUE = "sm80/conv_kernel.cuh", "sm80/loader.cuh", "sm80/epilogue.cuh"
 _SPLIT, _CONFIG, _PROBLEM = "sm80/split_k.cuh", "sm80/config.cuh", "sm80/problem.h"
-_JOINT, _MULTIPLY = "sm80/shortcut.cuh", "sm80/multiplier.cuh"
+_SHORTCUT, _MULTIPLY = "sm80/shortcut.cuh", "sm80/multiplier.cuh"
+_JOINT = "joint_scale.cuh"
 
 _WAIT = "copies_wait<C::kStages - 2>();"
 _BARRIER = "__syncthreads();"
@@ -227,10 +228,15 @@ BUGS = (
         "end < main_steps",
     ),
     Bug("rescaled twice", _KERNEL, "end <= main_steps", "true"),
-    Bug("the ratio of another channel", _JOINT, "8 * j + lane % 4 * 2 + e", "8 * j + lane % 4 + e"),
+    Bug(
+        "the ratio of another channel",
+        _SHORTCUT,
+        "8 * j + lane % 4 * 2 + e",
+        "8 * j + lane % 4 + e",
+    ),
     Bug(
         "the ratio of the other channel",
-        _JOINT,
+        _SHORTCUT,
         "sum[i][j][2 + e] *= ratio;",
         "sum[i][j][3 - e] *= ratio;",
     ),
@@ -275,15 +281,17 @@ BUGS = (
         "joint_scale(p, n).dead",
         "joint_scale(p, n ^ 1).dead",
     ),
-    Bug("zero is no dead scale", _JOINT, "other == 0.f", "false"),
-    Bug("tiny scales are not dead", _JOINT, "fabsf(other) * kRange < fabsf(scale)", "false"),
+    Bug("zero is no dead scale", _JOINT, "shortcut_scale == 0.f", "false"),
+    Bug(
+        "tiny scales are not dead", _JOINT, "fabsf(shortcut_scale) * kRange < fabsf(scale)", "false"
+    ),
     Bug(
         "dead channels keep their factor",
         _JOINT,
         "return {scale, 1.f, true};",
-        "return {scale, other, true};",
+        "return {scale, shortcut_scale, true};",
     ),
-    Bug("the ratio upside down", _JOINT, "scale / other", "other / scale"),
+    Bug("the ratio upside down", _JOINT, "scale / shortcut_scale", "shortcut_scale / scale"),
     # ---- from global to shared memory ----
     Bug("rows one past the last pixel loaded", _LOAD, "m < pixels", "m <= pixels", "out of bounds"),
     Bug(
@@ -445,13 +453,13 @@ BUGS = (
     Bug("columns of a product exchanged", _EPILOGUE, "lane % 4 * 2", "(lane + 1) % 4 * 2"),
     Bug(
         "the shortcut's shift forgotten",
-        _JOINT,
+        _SHORTCUT,
         "__ldg(p.shift + channel) + __ldg(p.shortcut_shift + channel)",
         "__ldg(p.shift + channel)",
     ),
     Bug(
         "dead channels multiplied by the shortcut's scale",
-        _JOINT,
+        _SHORTCUT,
         "joint_scale(p, channel).factor",
         "__ldg(p.shortcut_scale + channel)",
     ),

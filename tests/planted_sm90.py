@@ -1,41 +1,22 @@
-"""Bugs to plant in the sm_90a kernel, one at a time, and the convolutions that must show each.
-
-A copy of the sources gets a switch at each place: `(sm90_planted == 7 ? (bug) : (source))`, or an
-if around a whole statement. So one compilation holds many bugs, and 0 is the kernel as it is.
-"""
+"""Bugs to plant in the sm_90a kernel, one at a time, and the convolutions that must show each."""
 
 from __future__ import annotations
 
 import ctypes
-import re
-import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from emulated_sm90 import CSRC, Conv, Data, alone, build, differs, draw, run
+from emulated_sm90 import Conv, Data, alone, build, differs, draw, run
+from planting import Bug, plant, rounds
 
-_KERNEL, _EPILOGUE, _SHORTCUT = "conv_kernel.cuh", "epilogue.cuh", "shortcut.cuh"
-_SPLIT, _MAP, _OPERAND, _RING, _PROBLEM = (
-    "split_k.cuh",
-    "tensor_map.h",
-    "operand.h",
-    "ring.h",
-    "problem.h",
-)
-_TAPS, _WINDOW = "tap_shift_kernel.cuh", "tap_shift.h"
+__all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 
-
-@dataclass(frozen=True)
-class Bug:
-    name: str
-    file: str  # in csrc/cuda/sm90
-    source: str  # statements, or an expression
-    bug: str
-    report: str = ""  # what the emulator says of it, where it is not left to the numbers
-    ci: bool = False  # planted in `make test` too
-    context: str = ""  # what holds the source, where that is in the file more than once
-
+_KERNEL, _EPILOGUE = "sm90/conv_kernel.cuh", "sm90/epilogue.cuh"
+_JOINT, _SHORTCUT = "joint_scale.cuh", "sm90/shortcut.cuh"
+_SPLIT, _MAP = "sm90/split_k.cuh", "sm90/tensor_map.h"
+_OPERAND, _RING, _PROBLEM = "sm90/operand.h", "sm90/ring.h", "sm90/problem.h"
+_TAPS, _WINDOW = "sm90/tap_shift_kernel.cuh", "sm90/tap_shift.h"
 
 BUGS = [
     # ---- mbarriers ----
@@ -281,7 +262,7 @@ BUGS = [
     ),
     Bug(
         "the ratio upside down",
-        _SHORTCUT,
+        _JOINT,
         "scale / shortcut_scale",
         "shortcut_scale / scale",
     ),
@@ -300,7 +281,7 @@ BUGS = [
     Bug("dead rows not cleared", _KERNEL, "clear", "false", context="if (clear)"),
     Bug(
         "only zero counts as dead",
-        _SHORTCUT,
+        _JOINT,
         "fabsf(shortcut_scale) * kRange < fabsf(scale)",
         "false",
     ),
@@ -578,68 +559,13 @@ def cases() -> list[tuple[Data, str, dict]]:
     ]
 
 
-def _find(text: str, part: str, name: str) -> tuple[int, int]:
-    """Where `part` is, whatever the formatter made of its white space."""
-    pattern = r"\s*".join(map(re.escape, "".join(part.split())))
-    found = list(re.finditer(pattern, text))
-    if len(found) != 1:
-        raise ValueError(f"{name}: {part!r} is {len(found)} times in the source")
-    return found[0].span()
-
-
-def _spot(bug: Bug) -> tuple[int, int]:
-    text = (CSRC / "cuda" / "sm90" / bug.file).read_text()
-    start, end = _find(text, bug.context or bug.source, bug.name)
-    if not bug.context:
-        return start, end
-    a, b = _find(text[start:end], bug.source, bug.name)
-    return start + a, start + b
-
-
-def rounds(bugs: list[Bug]) -> list[list[Bug]]:
-    """As few lists as a greedy walk finds in which no two bugs overlap in the source."""
-    lists: list[list[Bug]] = []
-    for bug in bugs:
-        start, end = _spot(bug)
-        for group in lists:
-            others = [_spot(o) for o in group if o.file == bug.file]
-            if all(end <= a or b <= start for a, b in others):
-                group.append(bug)
-                break
-        else:
-            lists.append([bug])
-    return lists
-
-
-def build_planted(folder: Path, bugs: list[Bug]) -> ctypes.CDLL:
-    """A library in which `sm90_planted` n > 0 switches to bug number n - 1."""
+def build_planted(folder: Path, bugs: Sequence[Bug]) -> ctypes.CDLL:
+    """A library in which `planted` n > 0 switches to bug number n - 1."""
     with alone(folder, "plant"):
-        return build(folder, _plant(folder, bugs), _DEFINES)
-
-
-def _plant(folder: Path, bugs: list[Bug]) -> Path:
-    csrc = folder / "csrc"
-    shutil.rmtree(csrc, ignore_errors=True)
-    shutil.copytree(CSRC / "cuda", csrc / "cuda")
-    for name in {bug.file for bug in bugs}:
-        path = csrc / "cuda" / "sm90" / name
-        text = path.read_text()
-        spots = [(*_spot(bug), number + 1) for number, bug in enumerate(bugs) if bug.file == name]
-        for start, end, number in sorted(spots, reverse=True):
-            bug, source = bugs[number - 1].bug, text[start:end]
-            if source.endswith(";"):
-                switch = f"if (sm90_planted == {number}) {{ {bug} }} else {{ {source} }}"
-            else:
-                switch = f"(sm90_planted == {number} ? ({bug}) : ({source}))"
-            text = text[:start] + switch + text[end:]
-        path.write_text(text)
-    operand = csrc / "cuda" / "sm90" / "operand.h"
-    operand.write_text(
-        operand.read_text().replace("#pragma once", "#pragma once\nextern int sm90_planted;", 1)
-    )
-    with (csrc / "cuda" / "emulate" / "run_sm90.cpp").open("a") as end:
-        end.write('\nint sm90_planted;\nextern "C" void sm90_plant(int n) { sm90_planted = n; }\n')
-    return csrc
+        csrc = plant(folder, bugs)
+        with (csrc / "cuda" / "emulate" / "run_sm90.cpp").open("a") as end:
+            end.write('\nint planted;\nextern "C" void sm90_plant(int n) { planted = n; }\n')
+        return build(folder, csrc, _DEFINES)
 
 
 def show(library: ctypes.CDLL, number: int, sweep: list, bug: Bug | None = None) -> str:
@@ -654,24 +580,3 @@ def show(library: ctypes.CDLL, number: int, sweep: list, bug: Bug | None = None)
         if wrong := differs(data, y):
             return f"{data.conv} {tile}: {wrong}"
     return ""
-
-
-def main() -> None:
-    """Plants every bug; exit status 1 where more than one in twenty does not show."""
-    folder = CSRC.parent / "build" / "emulated"
-    sweep, missed = cases(), []
-    for bugs in rounds(BUGS):
-        library = build_planted(folder, bugs)
-        if without := show(library, 0, sweep):
-            raise SystemExit(f"without a bug: {without}")
-        for number, bug in enumerate(bugs):
-            shown = show(library, number + 1, sweep, bug)
-            print(f"{bug.name}\n    {shown or 'DOES NOT SHOW'}", flush=True)
-            if not shown:
-                missed.append(bug.name)
-    print(f"{len(BUGS) - len(missed)} of {len(BUGS)} planted bugs show")
-    raise SystemExit(len(missed) * 20 > len(BUGS))
-
-
-if __name__ == "__main__":
-    main()

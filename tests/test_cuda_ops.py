@@ -84,6 +84,56 @@ def test_fake_refuses_in_a_sentence():
         OPS.add_relu_cuda(x, x[:1])
 
 
+def stem_arguments(device, dtype=torch.bfloat16, c=3, k=16, batch=2, size=(37, 34)):
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, c, *size, generator=draw).to(device, dtype)
+    weight = torch.randn(k, c, 7, 7, generator=draw) * (c * 49) ** -0.5
+    vectors = (torch.randn(k, generator=draw).to(device) for _ in "st")
+    return nhwc(x), nhwc(weight.to(device, dtype)), *vectors
+
+
+STEM = {"kernel_size": (7, 7), "stride": (2, 2), "padding": (3, 3)}
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize(("size", "pooled"), [((37, 34), (10, 9)), ((1, 2), (1, 1))])
+def test_pooled_fake_output(batched, size, pooled):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, *operands = stem_arguments("cpu", size=size)
+    x = x.contiguous() if batched else x[0]
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        y = OPS.conv_bn_act_pool_cuda(*(mode.from_tensor(t) for t in (x, *operands)), **STEM)
+    assert y.shape == ((2, 16, *pooled) if batched else (16, *pooled))
+    assert y.dtype == torch.bfloat16
+    assert y.stride()[-3:] == (1, pooled[1] * 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"dtype": torch.float32}, "x must be bfloat16 or float16, got float32"),
+        ({"dtype": torch.float64}, "x must be float32, bfloat16 or float16, got float64"),
+        ({"c": 4}, r"packed must have shape \(16, 4, 7, 7\), got \(16, 3, 7, 7\)"),
+        ({"act": "gelu"}, "act must be"),
+        ({"kernel_size": (5, 7)}, r"packed must have shape \(16, 3, 5, 7\)"),
+        ({"size": (0, 3), "padding": (0, 0)}, "x must be at least as large as the kernel"),
+    ],
+)
+def test_pooled_fake_refuses_in_a_sentence(change, sentence):
+    made = {name: change.pop(name) for name in ("dtype", "c", "size") if name in change}
+    x, _, scale, shift = stem_arguments("meta", **made)
+    weight = stem_arguments("meta", made.get("dtype", torch.bfloat16))[1]
+    with pytest.raises((ValueError, TypeError), match=f"conv_bn_act_pool_cuda: {sentence}"):
+        OPS.conv_bn_act_pool_cuda(x, weight, scale, shift, **STEM | change)
+
+
+def test_pooled_op_is_forward_only():
+    x, *operands = stem_arguments("meta")
+    with pytest.raises(RuntimeError, match="conv_bn_act_pool_cuda: is forward only"):
+        OPS.conv_bn_act_pool_cuda(x.requires_grad_(), *operands, **STEM)
+
+
 # ---- on a GPU ----------------------------------------------------------------------------------
 
 needs_kernels = pytest.mark.skipif(
@@ -155,3 +205,39 @@ def test_add_relu_on_a_gpu(dtype, count):
     for left, right in ((a[:-1], b[:-1]), (a[1:], b[:-1])):
         y = OPS.add_relu_cuda(left, right)
         assert torch.equal(y.nan_to_num(7.0), torch.relu(left + right).nan_to_num(7.0))
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [1, 24])
+@pytest.mark.parametrize("c", [1, 3, 4])
+@pytest.mark.parametrize("act", ["relu", "none"])
+def test_conv_and_pool_on_a_gpu(dtype, batch, c, act):
+    """Rows that are copied 16 bytes, words and elements at a time; odd sizes; a graph."""
+    for width in (96, 98, 97):
+        operands = stem_arguments(GPU, dtype, c, 72, batch, (75, width))
+        x, weight, scale, shift = operands
+        assert OPS.conv_bn_act_pool_refusal(list(x.shape), 72, *STEM.values()) == ""
+        conv = {name: STEM[name] for name in ("stride", "padding")}
+        oracle = F.max_pool2d(expected(x, weight, scale, shift, act=act, **conv), 3, 2, 1)
+        y = OPS.conv_bn_act_pool_cuda(*operands, **STEM, act=act)
+        close(y, oracle)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(y[:1], OPS.conv_bn_act_pool_cuda(x[:1], *operands[1:], **STEM, act=act))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = OPS.conv_bn_act_pool_cuda(*operands, **STEM, act=act)
+    captured.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(captured, y)
+
+
+@pytest.mark.gpu
+@needs_kernels
+def test_conv_and_pool_refuses_in_a_sentence_on_a_gpu():
+    x, weight, scale, shift = stem_arguments(GPU)
+    with pytest.raises(RuntimeError, match="needs an even stride or number of channels, got"):
+        OPS.conv_bn_act_pool_cuda(x, weight, scale, shift, **STEM | {"stride": (2, 1)})
+    with pytest.raises(RuntimeError, match="x must be bfloat16 or float16, got float32"):
+        OPS.conv_bn_act_pool_cuda(x.float(), weight.float(), scale, shift, **STEM)

@@ -207,6 +207,31 @@ def test_tap_shift(gpu):
     assert check_cuda_configuration("sm90 tap-shift split 1", gpu, modes) >= 2
 
 
+POOLED = [
+    square(3, 3, 61, 64, 7, stride=TWO, padding=THREE, residual=False),
+    square(2, 1, 40, 24, 7, stride=TWO, padding=THREE, residual=False, act="none"),
+    square(1, 4, 23, 72, padding=ONE, residual=False),
+    square(2, 3, 20, 12, 5, stride=TWO, padding=TWO, residual=False),  # in two kernels
+]
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", POOLED, ids=str)
+def test_a_max_pool_behind_a_convolution(case, mode, gpu):
+    """Whole numbers against float64, exactly, whether one kernel computes both or two do."""
+    with multiplied(mode) as dtype:
+        o = integers(case).to(dtype)
+        there = moved(o, gpu)
+        packed = _ops.pack_conv(there.weight, plan="cuda")
+        keywords = {"kernel_size": case.kernel, "plan": "cuda", "pool": True, **case.keywords}
+        spoil(torch.Size(case.y_shape).numel() // 2, gpu)
+        got = _ops.conv_bn_act_packed(there.x, packed, *there.args()[2:], **keywords)
+    want = F.max_pool2d(exact(o, case), 3, 2, 1).to(dtype)
+    assert_same(got.cpu(), want, f"({case}, {mode})")
+    assert is_dense_channels_last(got)
+
+
 @pytest.mark.parametrize("config", ["fast", "64x64x64 warps 3 stages 2", "sm80 63x64 split 1"])
 def test_unknown_configurations(config, device, gpu_plan):
     o = moved(normals(SMALL[1]).to(torch.bfloat16), device)

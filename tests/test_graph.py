@@ -9,6 +9,8 @@ import copy
 import importlib
 import pickle
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -33,12 +35,14 @@ class Stand:
     def __init__(self, run, inputs):
         type(self).made += 1
         self.run, self.inputs = run, [x.clone() for x in inputs]
+        self.lock = threading.Lock()
         run(self.inputs)
 
     def replay(self, inputs):
-        for ours, given in zip(self.inputs, inputs, strict=True):
-            ours.copy_(given)
-        return [y.clone() for y in self.run(self.inputs)]
+        with self.lock:
+            for ours, given in zip(self.inputs, inputs, strict=True):
+                ours.copy_(given)
+            return [y.clone() for y in self.run(self.inputs)]
 
 
 @pytest.fixture
@@ -85,6 +89,25 @@ def test_outputs_are_the_callers(net, recorded):
         kept = first.clone()
         graphed(X + 1)
     assert torch.equal(first, kept)
+
+
+@needs_guard
+def test_several_threads_record_once_for_each_change(net, recorded):
+    """While one thread records again, the others neither fail nor replay what no longer holds."""
+    graphed = rf.graph(net, X)
+
+    def work(_):
+        with torch.no_grad():
+            return [graphed(X) for _ in range(5)]
+
+    for change in range(3):
+        with torch.no_grad():
+            next(net.parameters()).mul_(1.1)
+            want = net(X)
+        with ThreadPoolExecutor(4) as pool:
+            results = [y for found in pool.map(work, range(4)) for y in found]
+        assert all(torch.equal(y, want) for y in results)
+        assert (graphed.reason, recorded.made) == (None, 2 + change)
 
 
 OTHERS = {

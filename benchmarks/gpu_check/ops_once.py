@@ -1,8 +1,9 @@
 """Every GPU kernel once on small data, for sanitizers: python -m benchmarks.gpu_check.ops_once
 
 Each Triton tile, each CUDA C++ tile that this GPU has, alone and sharing a reduction, with residual
-or joined shortcut or neither; add_relu. Inputs are made on the CPU, so that no kernels but ours
-run, and each answer is held against float64. `--device cpu` takes Triton's interpreter.
+or joined shortcut or neither; a stem with its max-pool; add_relu. Inputs are made on the CPU, so
+that no kernels but ours run, and each answer is held against float64. `--device cpu` takes Triton's
+interpreter.
 """
 
 from __future__ import annotations
@@ -182,6 +183,17 @@ def check_add_relu(backend: str, device: torch.device) -> bool:
     return torch.equal(y, torch.relu(a + b))
 
 
+def check_stem(device: torch.device, size: int) -> bool:
+    """Convolution and max-pool in one kernel: few tiles are small ones, many are large ones."""
+    call = Call("cuda", "", torch.bfloat16, 3, 64, kernel=7, stride=2)
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)).to(call.dtype)
+    o = replace(operands(call), x=x)
+    tensors = (t.to(device) for t in (o.x, o.weight, o.scale, o.shift))
+    geometry = {"kernel_size": (7, 7), "stride": (2, 2), "padding": (3, 3)}
+    y = _ops.conv_bn_act_pool_cuda(*tensors, **geometry).cpu()
+    return error(y, reference.max_pool(exact(call, o))) <= allowed(call.dtype)
+
+
 @click.command()
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--most", type=click.IntRange(min=1), help="Calls at most, for a short look.")
@@ -202,6 +214,9 @@ def main(device: str, most: int | None) -> None:
     for backend in ("triton", "cuda"):
         if not _missing(backend, where) and not check_add_relu(backend, where):
             wrong.append(f"{backend}: add_relu is wrong")
+    for size in (41, 320):
+        if not _missing("cuda", where) and not check_stem(where, size):
+            wrong.append(f"cuda: a stem of {size} x {size} with its max-pool is wrong")
     print("\n".join(wrong))
     print(f"{len(todo)} calls, {len(wrong)} wrong")
     sys.exit(bool(wrong) or not todo)

@@ -3,26 +3,26 @@
 namespace resnet_fused::cuda {
 namespace {
 
-constexpr const char* kOp = "conv_bn_act_cuda";
 constexpr int64_t kLargest = (int64_t{1} << 31) - 1;
 
-void check_pair(const char* name, const IntPair& pair, int64_t least) {
-  check(pair.size() == 2, kOp, ": ", name, " must be an int or a pair of ints, got ",
+void check_pair(const char* op, const char* name, const IntPair& pair, int64_t least) {
+  check(pair.size() == 2, op, ": ", name, " must be an int or a pair of ints, got ",
         shape_text(pair));
-  check(pair[0] >= least && pair[1] >= least, kOp, ": ", name, " must be at least ", least,
-        ", got ", shape_text(pair));
-  check(pair[0] <= kLargest && pair[1] <= kLargest, kOp, ": ", name, " must be at most ", kLargest,
+  check(pair[0] >= least && pair[1] >= least, op, ": ", name, " must be at least ", least, ", got ",
+        shape_text(pair));
+  check(pair[0] <= kLargest && pair[1] <= kLargest, op, ": ", name, " must be at most ", kLargest,
         ", got ", shape_text(pair));
 }
 
-void check_like(const char* name, const Tensor& tensor, const Tensor& x, ScalarType type) {
-  check_dtype(tensor, type, kOp, name);
-  check(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), kOp, ": ", name,
+void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
+                ScalarType type) {
+  check_dtype(tensor, type, op, name);
+  check(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), op, ": ", name,
         " must be on cuda:", x.get_device_index(), ", where x is, got another device");
 }
 
-void check_image(const char* name, const Tensor& x) {
-  check(x.dim() == 3 || x.dim() == 4, kOp, ": ", name,
+void check_image(const char* op, const char* name, const Tensor& x) {
+  check(x.dim() == 3 || x.dim() == 4, op, ": ", name,
         " must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
 }
 
@@ -34,8 +34,9 @@ std::vector<int64_t> sizes_of(const Tensor& x) {
   return all;
 }
 
-int64_t output_size(const IntPair& padded, const IntPair& reach, const IntPair& stride, int i) {
-  check(padded[0] >= reach[0] && padded[1] >= reach[1], kOp,
+int64_t output_size(const char* op, const IntPair& padded, const IntPair& reach,
+                    const IntPair& stride, int i) {
+  check(padded[0] >= reach[0] && padded[1] >= reach[1], op,
         ": x must be at least as large as the kernel: the padded input is ", padded[0], " x ",
         padded[1], ", the kernel spans ", reach[0], " x ", reach[1]);
   return (padded[i] - reach[i]) / stride[i] + 1;
@@ -46,27 +47,27 @@ void check_shortcut(const ConvArguments& a, const std::vector<int64_t>& result) 
   const MaybeTensor* const given[] = {&a.shortcut_x, &a.shortcut_packed, &a.shortcut_scale,
                                       &a.shortcut_shift};
   for (int i = 0; i < 4; ++i)
-    check(given[i]->has_value(), kOp, ": ", names[i],
+    check(given[i]->has_value(), a.op, ": ", names[i],
           " must be a tensor beside a shortcut, got None");
-  check(!a.residual, kOp, ": residual must be None beside a shortcut, got a tensor");
-  check(a.groups == 1, kOp, ": groups must be 1 beside a shortcut, got ", a.groups);
+  check(!a.residual, a.op, ": residual must be None beside a shortcut, got a tensor");
+  check(a.groups == 1, a.op, ": groups must be 1 beside a shortcut, got ", a.groups);
   const Tensor& x = *a.shortcut_x;
-  check_image("shortcut_x", x);
-  check_like("shortcut_x", x, a.x, a.x.scalar_type());
+  check_image(a.op, "shortcut_x", x);
+  check_like(a.op, "shortcut_x", x, a.x, a.x.scalar_type());
   const std::vector<int64_t> sizes = sizes_of(x), vector{a.scale.numel()};
-  check_shape(*a.shortcut_packed, std::vector<int64_t>{a.scale.numel(), sizes[1], 1, 1}, kOp,
+  check_shape(*a.shortcut_packed, std::vector<int64_t>{a.scale.numel(), sizes[1], 1, 1}, a.op,
               "shortcut_packed");
-  check_like("shortcut_packed", *a.shortcut_packed, a.x, a.x.scalar_type());
+  check_like(a.op, "shortcut_packed", *a.shortcut_packed, a.x, a.x.scalar_type());
   for (int i = 2; i < 4; ++i) {
-    check_like(names[i], **given[i], a.x, ScalarType::Float);
-    check_shape(**given[i], vector, kOp, names[i]);
+    check_like(a.op, names[i], **given[i], a.x, ScalarType::Float);
+    check_shape(**given[i], vector, a.op, names[i]);
   }
-  check_pair("shortcut_stride", a.shortcut_stride, 1);
+  check_pair(a.op, "shortcut_stride", a.shortcut_stride, 1);
   const IntPair size{sizes[2], sizes[3]}, one{1, 1};
   const std::vector<int64_t> found{sizes[0], a.scale.numel(),
-                                   output_size(size, one, a.shortcut_stride, 0),
-                                   output_size(size, one, a.shortcut_stride, 1)};
-  check(found == result && x.dim() == a.x.dim(), kOp,
+                                   output_size(a.op, size, one, a.shortcut_stride, 0),
+                                   output_size(a.op, size, one, a.shortcut_stride, 1)};
+  check(found == result && x.dim() == a.x.dim(), a.op,
         ": the shortcut's output must have the convolution's shape ", shape_text(result), ", got ",
         shape_text(found));
 }
@@ -74,46 +75,47 @@ void check_shortcut(const ConvArguments& a, const std::vector<int64_t>& result) 
 }  // namespace
 
 std::vector<int64_t> check_arguments(const ConvArguments& a) {
-  check_image("x", a.x);
-  check(a.x.is_cuda(), kOp, ": x must be on a CUDA device, got another device");
+  check_image(a.op, "x", a.x);
+  check(a.x.is_cuda(), a.op, ": x must be on a CUDA device, got another device");
   const ScalarType type = a.x.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, kOp,
+  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, a.op,
         ": x must be float32, bfloat16 or float16, got ", dtype_name(type));
-  check(a.scale.dim() == 1 && a.scale.numel() > 0, kOp,
+  check(a.scale.dim() == 1 && a.scale.numel() > 0, a.op,
         ": scale must be 1-D, one value per output channel, got shape ",
         shape_text(a.scale.sizes()));
-  check_pair("kernel_size", a.kernel_size, 1);
-  check_pair("stride", a.stride, 1);
-  check_pair("padding", a.padding, 0);
-  check_pair("dilation", a.dilation, 1);
+  check_pair(a.op, "kernel_size", a.kernel_size, 1);
+  check_pair(a.op, "stride", a.stride, 1);
+  check_pair(a.op, "padding", a.padding, 0);
+  check_pair(a.op, "dilation", a.dilation, 1);
   const std::vector<int64_t> sizes = sizes_of(a.x);
   const int64_t channels = a.scale.numel();
-  check(a.groups >= 1, kOp, ": groups must be at least 1, got ", a.groups);
-  check(channels % a.groups == 0 && sizes[1] % a.groups == 0, kOp, ": groups must divide the ",
+  check(a.groups >= 1, a.op, ": groups must be at least 1, got ", a.groups);
+  check(channels % a.groups == 0 && sizes[1] % a.groups == 0, a.op, ": groups must divide the ",
         sizes[1], " channels of x and the ", channels, " output channels, got ", a.groups);
   check_shape(
       a.packed,
-      std::vector<int64_t>{channels, sizes[1] / a.groups, a.kernel_size[0], a.kernel_size[1]}, kOp,
+      std::vector<int64_t>{channels, sizes[1] / a.groups, a.kernel_size[0], a.kernel_size[1]}, a.op,
       "packed");
-  check_like("packed", a.packed, a.x, type);
-  check(a.act == "relu" || a.act == "none", kOp, ": act must be \"relu\" or \"none\", got \"",
+  check_like(a.op, "packed", a.packed, a.x, type);
+  check(a.act == "relu" || a.act == "none", a.op, ": act must be \"relu\" or \"none\", got \"",
         a.act, "\"");
-  check_like("scale", a.scale, a.x, ScalarType::Float);
-  check_like("shift", a.shift, a.x, ScalarType::Float);
-  check_shape(a.shift, std::vector<int64_t>{channels}, kOp, "shift");
+  check_like(a.op, "scale", a.scale, a.x, ScalarType::Float);
+  check_like(a.op, "shift", a.shift, a.x, ScalarType::Float);
+  check_shape(a.shift, std::vector<int64_t>{channels}, a.op, "shift");
   IntPair padded, reach;
   for (int i = 0; i < 2; ++i) {
     padded.push_back(sizes[2 + i] + 2 * a.padding[i]);
     reach.push_back(a.dilation[i] * (a.kernel_size[i] - 1) + 1);
-    check(padded[i] <= kLargest, kOp, ": x must be at most ", kLargest,
+    check(padded[i] <= kLargest, a.op, ": x must be at most ", kLargest,
           " long with its padding, got ", padded[i]);
   }
-  const std::vector<int64_t> result{sizes[0], channels, output_size(padded, reach, a.stride, 0),
-                                    output_size(padded, reach, a.stride, 1)};
+  const std::vector<int64_t> result{sizes[0], channels,
+                                    output_size(a.op, padded, reach, a.stride, 0),
+                                    output_size(a.op, padded, reach, a.stride, 1)};
   if (a.residual) {
-    check_like("residual", *a.residual, a.x, type);
+    check_like(a.op, "residual", *a.residual, a.x, type);
     const bool batched = a.x.dim() == 4;
-    check_shape(*a.residual, std::vector<int64_t>(result.begin() + !batched, result.end()), kOp,
+    check_shape(*a.residual, std::vector<int64_t>(result.begin() + !batched, result.end()), a.op,
                 "residual");
   }
   if (a.shortcut_x || a.shortcut_packed || a.shortcut_scale || a.shortcut_shift)

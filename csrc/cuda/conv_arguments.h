@@ -1,4 +1,5 @@
-// The arguments of conv_bn_act_cuda, checked: one sentence for each that does not fit.
+// The arguments of conv_bn_act_cuda and of the op with a max-pool behind it, checked: one sentence
+// for each that does not fit.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -12,6 +13,7 @@ namespace resnet_fused::cuda {
 using IntPair = std::vector<int64_t>;
 
 struct ConvArguments {
+  const char* op;  // which sentences begin with
   const Tensor &x, &packed, &scale, &shift;
   const MaybeTensor &residual, &shortcut_x, &shortcut_packed, &shortcut_scale, &shortcut_shift;
   const IntPair &kernel_size, &stride, &padding, &dilation;

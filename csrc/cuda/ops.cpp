@@ -192,7 +192,8 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& scale, c
                    int64_t groups, StringHandle act_handle, const IntPair& shortcut_stride,
                    StringHandle config_handle) {
   const std::string act = take_string(act_handle), config = take_string(config_handle);
-  const ConvArguments a{x,
+  const ConvArguments a{"conv_bn_act_cuda",
+                        x,
                         packed,
                         scale,
                         shift,

@@ -51,3 +51,4 @@ for _key in ("AutocastCPU", "AutocastCUDA"):
     _register_autocast("residual_block", (), _key)
     _register_autocast("conv_bn_act_triton", (), _key)
     _register_autocast("conv_bn_act_cuda", (), _key)
+    _register_autocast("conv_bn_act_pool_cuda", (), _key)

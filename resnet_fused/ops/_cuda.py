@@ -1,4 +1,5 @@
-"""conv_bn_act_cuda, add_relu_cuda and scale_shift_act_cuda: the CUDA C++ kernels as ops.
+"""conv_bn_act_cuda, conv_bn_act_pool_cuda, add_relu_cuda and scale_shift_act_cuda: the CUDA C++
+kernels as ops.
 
 The kernels are in an extension of their own, `_C_cuda`, which only a torch with CUDA can load.
 """
@@ -44,6 +45,11 @@ def _load() -> str | None:
 library.define("uses_tf32() -> bool")
 library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
 library.define("cuda_configurations() -> str")
+# Why conv_bn_act_pool_cuda cannot serve an x of these sizes, (N, C, H, W); "" where it can.
+library.define(
+    "conv_bn_act_pool_refusal(int[] x, int out_channels, int[2] kernel_size, int[2] stride, "
+    "int[2] padding) -> str"
+)
 
 extension_error: str | None = _load()
 """None where the CUDA C++ kernels are loaded, else why they are not."""
@@ -110,6 +116,26 @@ def _conv_fake(
     return empty_nhwc(x, shape)
 
 
+def _conv_pool_fake(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    kernel_size,
+    stride=(1, 1),
+    padding=(0, 0),
+    act="relu",
+) -> Tensor:
+    op, one = "conv_bn_act_pool_cuda", (1, 1)
+    *rest, height, width = check_gpu_conv(
+        *(op, x, packed, scale, shift, None, (), kernel_size, stride, padding, one, 1, act, one)
+    )
+    if x.dtype == torch.float32:
+        raise TypeError(f"{op}: x must be bfloat16 or float16, got float32")
+    return empty_nhwc(x, (*rest, check.pooled_size(height), check.pooled_size(width)))
+
+
 def _add_relu_fake(a: Tensor, b: Tensor) -> Tensor:
     check.add_relu("add_relu_cuda", a, b)
     return empty_in_format(a)
@@ -133,6 +159,7 @@ def _scale_shift_act_fake(
 
 
 torch.library.register_fake("resnet_fused::conv_bn_act_cuda", _conv_fake, lib=library)
+torch.library.register_fake("resnet_fused::conv_bn_act_pool_cuda", _conv_pool_fake, lib=library)
 torch.library.register_fake("resnet_fused::add_relu_cuda", _add_relu_fake, lib=library)
 torch.library.register_fake(
     "resnet_fused::scale_shift_act_cuda", _scale_shift_act_fake, lib=library

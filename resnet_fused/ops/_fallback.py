@@ -158,6 +158,14 @@ def _conv_bn_act_packed(
     }
     if plan == "torch":
         y = _gpu.conv_by_torch(x, packed, scale, shift, residual, **keywords)
+    elif residual is None and _gpu.pools_at_once(
+        *(x.device, x.dtype, (1, *x.shape)[-4:], scale.shape[0]),
+        **keywords,
+        kernel_size=kernel_size,
+        plan=plan,
+        pool=pool,
+    ):
+        return _gpu.conv_with_pool(x, packed, scale, shift, kernel_size=kernel_size, **keywords)
     else:
         conv = _gpu.conv_op(plan)
         y = conv(x, packed, scale, shift, residual, kernel_size=kernel_size, **keywords)

@@ -1,11 +1,12 @@
 """What runs on a GPU: each plan's op, and what follows a convolution that PyTorch computes.
 
 A block's last convolution and its shortcut's may be joined in one kernel: the 1x1 is more steps of
-the same reduction.
+the same reduction. So may a stem's convolution and its max-pool.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,57 @@ def conv_with_shortcut(
 
 
 _OPERANDS = ("packed", "scale", "shift", "plan")
+
+
+def pools_at_once(
+    device: torch.device,
+    dtype: torch.dtype,
+    size: Sequence[int],
+    out_channels: int,
+    *,
+    plan: str,
+    pool: bool,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    **_: Any,
+) -> bool:
+    """Whether one kernel computes a convolution of images of `size`, (N, C, H, W), that adds no
+    residual, and the max-pool behind it. The keywords are conv_bn_act_packed's."""
+    return (
+        pool
+        and plan == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and (groups, *dilation) == (1, 1, 1)
+        and _cuda.cuda_error(device) is None
+        and not _ops.conv_bn_act_pool_refusal(
+            list(size), out_channels, list(kernel_size), list(stride), list(padding)
+        )
+    )
+
+
+def conv_with_pool(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    **_: Any,
+) -> Tensor:
+    """maxpool(act(conv(x) * scale + shift)), where pools_at_once says so, by the same keywords."""
+    return _ops.conv_bn_act_pool_cuda(
+        *(x, packed, scale, shift),
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        act=act,
+    )
 
 
 def add_relu(a: Tensor, b: Tensor) -> Tensor:

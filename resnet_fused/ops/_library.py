@@ -40,6 +40,8 @@ _SCHEMAS = (
     f"Tensor? residual=None, *, {_CONV_KEYWORDS}, str plan, bool pool=False) -> Tensor",
     f"conv_bn_act_triton{_GPU_CONV}",
     f"conv_bn_act_cuda{_GPU_CONV}",
+    "conv_bn_act_pool_cuda(Tensor x, Tensor packed, Tensor scale, Tensor shift, *, "
+    'int[2] kernel_size, int[2] stride=1, int[2] padding=0, str act="relu") -> Tensor',
     "add_relu_triton(Tensor a, Tensor b) -> Tensor",
     "add_relu_cuda(Tensor a, Tensor b) -> Tensor",
     "scale_shift_act_cuda(Tensor x, Tensor scale, Tensor shift, Tensor? residual=None, *, "

@@ -49,6 +49,9 @@ inline uint32_t shared_address(const void* p) { return emu::smem_u32(p); }
 inline void copy_16(uint32_t to, const void* from, bool in, RF_LINE) {
   emu::copy_async(to, from, 16, in, line);
 }
+inline void copy_4(uint32_t to, const void* from, bool in, RF_LINE) {
+  emu::copy_async(to, from, 4, in, line);
+}
 inline void copies_commit() { emu::copies_commit(); }
 template <int kPending>
 void copies_wait() {
@@ -72,5 +75,19 @@ inline uint32_t round_to_tf32(uint32_t bits) {
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;
 }
 inline float relu_keeping_nan(float v) { return v < 0.f ? 0.f : v; }
+// Two elements at a time; NaN comes out as PTX's own.
+template <typename T>
+uint32_t max_keeping_nan(uint32_t a, uint32_t b, T) {
+  uint32_t both = 0;
+  for (int shift = 0; shift < 32; shift += 16) {
+    const uint16_t bits[2] = {uint16_t(a >> shift), uint16_t(b >> shift)};
+    T v[2];
+    __builtin_memcpy(v, bits, 4);
+    const float left = float(v[0]), right = float(v[1]);
+    const bool nan = left != left || right != right;
+    both |= uint32_t(nan ? 0x7fff : left < right ? bits[1] : bits[0]) << shift;
+  }
+  return both;
+}
 
 }  // namespace resnet_fused::sm80

@@ -1,21 +1,14 @@
 #include "cuda/sm80/launch.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
-#include <atomic>
 
 #include "cuda/sm80/kernels.h"
+#include "cuda/sm80/launch_help.h"
 
 namespace resnet_fused::sm80 {
 namespace {
 
 constexpr int kTypes = 4;
-
-std::string error(const char* what, cudaError_t code) {
-  cudaGetLastError();  // ours, and reported: the next caller shall not find it
-  return std::string(what) + ": " + cudaGetErrorString(code);
-}
 
 const void* kernel_of(Type type, int tile, bool shortcut) {
   switch (type) {
@@ -30,20 +23,6 @@ const void* kernel_of(Type type, int tile, bool shortcut) {
   }
 }
 
-// Shared memory beyond 48 KiB is asked for once per kernel and device.
-cudaError_t allow_shared(const void* kernel, int slot, int bytes) {
-  static std::atomic<uint64_t> allowed[kTypes * 2 * kTileCount];
-  if (bytes <= 48 << 10) return cudaSuccess;
-  int device = 0;
-  if (cudaError_t code = cudaGetDevice(&device)) return code;
-  const uint64_t bit = device < 64 ? 1ull << device : 0;
-  if (allowed[slot].load(std::memory_order_relaxed) & bit) return cudaSuccess;
-  const cudaError_t code =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (code == cudaSuccess) allowed[slot].fetch_or(bit, std::memory_order_relaxed);
-  return code;
-}
-
 }  // namespace
 
 std::string launch(const Problem& p, Type type, const Choice& choice, const Operands& o,
@@ -53,8 +32,8 @@ std::string launch(const Problem& p, Type type, const Choice& choice, const Oper
   const bool shortcut = p.shortcut_c > 0;
   const void* const kernel = kernel_of(type, choice.tile, shortcut);
   const Grid grid = grid_of(p, type, choice);
-  const int slot = (int(type) * kTileCount + choice.tile) * 2 + shortcut;
-  if (cudaError_t code = allow_shared(kernel, slot, grid.shared_bytes))
+  static SharedMemory memory[kTypes][kTileCount][2];
+  if (cudaError_t code = memory[int(type)][choice.tile][shortcut].allow(kernel, grid.shared_bytes))
     return error("shared memory", code);
   if (const int64_t tickets = workspace_of(p, type, choice).tickets)
     if (cudaError_t code = cudaMemsetAsync(o.tickets, 0, 4 * tickets, stream))

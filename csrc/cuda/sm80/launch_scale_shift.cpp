@@ -1,5 +1,4 @@
-#include <cuda_runtime_api.h>
-
+#include "cuda/sm80/launch_help.h"
 #include "cuda/sm80/scale_shift.h"
 
 namespace resnet_fused::sm80 {
@@ -13,9 +12,7 @@ std::string launch_scale_shift(Type type, ScaleShift p, const Device& device, CU
   void* arguments[] = {&p};
   const cudaError_t code = cudaLaunchKernel(kernel, dim3(pointwise_blocks(p.count, each, device)),
                                             dim3(kPointwiseThreads), arguments, 0, stream);
-  if (code == cudaSuccess) return "";
-  cudaGetLastError();  // ours, and reported: the next caller shall not find it
-  return std::string("launch: ") + cudaGetErrorString(code);
+  return code == cudaSuccess ? "" : error("launch", code);
 }
 
 }  // namespace resnet_fused::sm80

@@ -23,6 +23,11 @@ RF_DEVICE void copy_16(uint32_t to, const void* from, bool in) {
                "r"(in ? 16 : 0)
                : "memory");
 }
+RF_DEVICE void copy_4(uint32_t to, const void* from, bool in) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(from),
+               "r"(in ? 4 : 0)
+               : "memory");
+}
 RF_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most `kPending` of this thread's committed groups have not landed.
 template <int kPending>
@@ -70,11 +75,25 @@ RF_DEVICE float relu_keeping_nan(float v) {
   asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(r) : "f"(v));
   return r;
 }
+// Two elements at a time.
+RF_DEVICE uint32_t max_keeping_nan(uint32_t a, uint32_t b, __half) {
+  uint32_t r;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+RF_DEVICE uint32_t max_keeping_nan(uint32_t a, uint32_t b, __nv_bfloat16) {
+  uint32_t r;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
 
 }  // namespace resnet_fused::sm80
 #endif
 
 namespace resnet_fused::sm80 {
+
+RF_DEVICE uint32_t minus_infinities(__half) { return 0xfc00fc00u; }
+RF_DEVICE uint32_t minus_infinities(__nv_bfloat16) { return 0xff80ff80u; }
 
 template <typename T>
 RF_DEVICE float to_float(T v);

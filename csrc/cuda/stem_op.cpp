@@ -1,0 +1,95 @@
+// conv_bn_act_pool_cuda: y = maxpool3x3/2(act(conv(x) * scale + shift)) in one kernel, and which
+// convolutions it serves.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/op_string.h"
+#include "cuda/context.h"
+#include "cuda/conv_arguments.h"
+#include "cuda/dense.h"
+#include "cuda/sm80/stem.h"
+
+namespace resnet_fused::cuda {
+namespace {
+
+constexpr const char* kOp = "conv_bn_act_pool_cuda";
+
+// Sizes that fit no int are refused as what they are, too large.
+int as_int(int64_t value) { return int(std::clamp<int64_t>(value, INT32_MIN, INT32_MAX)); }
+
+sm80::Problem problem_of(const Sizes& x, int64_t channels, const IntPair& kernel_size,
+                         const IntPair& stride, const IntPair& padding) {
+  sm80::Problem p{};
+  p.n = as_int(x[0]);
+  p.c = as_int(x[1]);
+  p.h = as_int(x[2]);
+  p.w = as_int(x[3]);
+  p.k = as_int(channels);
+  p.r = as_int(kernel_size[0]);
+  p.s = as_int(kernel_size[1]);
+  p.stride_h = as_int(stride[0]);
+  p.stride_w = as_int(stride[1]);
+  p.pad_h = as_int(padding[0]);
+  p.pad_w = as_int(padding[1]);
+  p.groups = p.dilation_h = p.dilation_w = p.shortcut_stride_h = p.shortcut_stride_w = 1;
+  return p;
+}
+
+Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& scale,
+                        const Tensor& shift, const IntPair& kernel_size, const IntPair& stride,
+                        const IntPair& padding, StringHandle act_handle) {
+  const std::string act = take_string(act_handle);
+  const MaybeTensor none;
+  const IntPair one{1, 1};
+  Sizes sizes = check_arguments({kOp, x, packed, scale, shift, none, none, none, none, none,
+                                 kernel_size, stride, padding, one, 1, act, one});
+  const ScalarType type = x.scalar_type();
+  check(type != ScalarType::Float, kOp, ": x must be bfloat16 or float16, got float32");
+  for (int i = 2; i < 4; ++i) sizes[i] = (sizes[i] - 1) / 2 + 1;
+  const int device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Tensor y = empty_nhwc(x, sizes);
+  if (y.numel() > 0) {
+    const Tensor image = dense_image(x), weight = dense_image(packed);
+    const Tensor factors = dense_vector(scale), terms = dense_vector(shift);
+    const auto found = image.sizes();
+    const sm80::Problem p =
+        problem_of(Sizes(found.begin(), found.end()), scale.numel(), kernel_size, stride, padding);
+    const sm80::StemOperands operands{act == "relu",
+                                      image.const_data_ptr(),
+                                      weight.const_data_ptr(),
+                                      static_cast<const float*>(factors.const_data_ptr()),
+                                      static_cast<const float*>(terms.const_data_ptr()),
+                                      y.mutable_data_ptr()};
+    const sm80::Type kind =
+        type == ScalarType::BFloat16 ? sm80::Type::kBFloat16 : sm80::Type::kFloat16;
+    const DeviceFacts& facts = device_facts(device);
+    const std::string failed = sm80::launch_stem(
+        p, kind, operands, {facts.multiprocessors, facts.shared_bytes}, current_stream(device));
+    check(failed.empty(), kOp, ": ", failed);
+  }
+  return x.dim() == 4 ? y : torch::stable::squeeze(y, 0);
+}
+
+// Empty where the kernel serves an x of this size, (N, C, H, W), else one sentence.
+std::string refusal(const Sizes& x, int64_t channels, const IntPair& kernel_size,
+                    const IntPair& stride, const IntPair& padding) {
+  check(x.size() == 4, "conv_bn_act_pool_refusal: x must be 4 sizes, got ", shape_text(x));
+  return sm80::stem_refuses(problem_of(x, channels, kernel_size, stride, padding));
+}
+
+}  // namespace
+}  // namespace resnet_fused::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
+  m.impl("conv_bn_act_pool_cuda", TORCH_BOX(&resnet_fused::cuda::conv_bn_act_pool));
+}
+
+// An op without a tensor argument has no device to dispatch on.
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
+  m.impl("conv_bn_act_pool_refusal", TORCH_BOX(&resnet_fused::cuda::refusal));
+}

@@ -1,0 +1,111 @@
+"""Builds and calls the stem's kernel, convolution and max-pool in one, under emulation."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from emulated_sm80 import Problem, problem_of
+from emulated_sm90 import CSRC, Conv, Data, build_library, draw, nhwc, words
+from torch import Tensor
+
+TILES = (8, 4)  # pooled rows, in the order of csrc/cuda/sm80/stem.h
+_UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
+    plans = ["sm80/plan", "sm80/stem"]
+    library = build_library(folder, "stem", csrc, ["emulate/run_stem"], plans, defines)
+    library.stem_run.restype = None
+    return library
+
+
+class Run(ctypes.Structure):
+    """csrc/cuda/emulate/run_stem.cpp."""
+
+    _fields_ = (
+        [("problem", Problem)]
+        + [(name, ctypes.c_int) for name in words("tile type relu blocks order")]
+        + [(name, ctypes.c_void_p) for name in words("x weight scale shift y")]
+        + [("error", ctypes.c_char * 800)]
+    )
+
+
+def pool(y: Tensor) -> Tensor:
+    return F.max_pool2d(y, 3, 2, 1)
+
+
+class Stem(Data):
+    """A convolution's operands; the oracle is pooled."""
+
+    @functools.cached_property
+    def oracle(self) -> Tensor:
+        return pool(self._compute(absolute=False))
+
+    @functools.cached_property
+    def magnitude(self) -> Tensor:
+        """What each output may be wrong by: a maximum is no more wrong than its worst input."""
+        y, size = self._compute(absolute=False), self._compute(absolute=True)
+        allowed = 1.01 * _UNITS[self.conv.dtype] * y.abs() + 4e-6 * size + 1e-7
+        return pool(allowed.nan_to_num(0.0, 0.0, 0.0))
+
+    @functools.cached_property
+    def exact(self) -> Tensor:
+        """As eager PyTorch computes it: rounded, then pooled."""
+        return pool(self._compute(absolute=False).to(self.conv.dtype))
+
+
+def drawn(conv: Conv) -> Stem:
+    return Stem(**vars(draw(conv)))
+
+
+def whole(conv: Conv) -> Stem:
+    """Whole numbers whose sums both types hold exactly; outputs of either sign."""
+    data, generator = drawn(conv), torch.Generator().manual_seed(conv.seed + 1)
+
+    def sparse(like: Tensor, share: float) -> Tensor:
+        kept = torch.rand(like.shape, generator=generator) < share
+        return torch.where(kept, torch.sign(like.float()), 0.0).to(like.dtype)
+
+    data.x = sparse(data.x, 0.5)
+    data.weight = sparse(data.weight, min(1.0, 60.0 / data.weight[0].numel()))
+    data.scale = torch.where(data.scale < 0, -1.0, 2.0)
+    data.shift = data.shift.round()
+    return data
+
+
+def run(
+    library: ctypes.CDLL, data: Stem, rows: int = 8, blocks: int = 2, order: int = 0
+) -> tuple[Tensor, str]:
+    """The output (NCHW), poisoned before, and the emulator's report, empty where it has none."""
+    c = data.conv
+    x, weight = nhwc(data.x), nhwc(data.weight)
+    size = [(n - 1) // 2 + 1 for n in data.out_size()]
+    y = torch.full((c.n, *size, c.k), float("nan"), dtype=c.dtype)
+    tensors = {"x": x, "weight": weight, "scale": data.scale, "shift": data.shift, "y": y}
+    call = Run(
+        problem=problem_of(data),
+        tile=TILES.index(rows),
+        type=int(c.dtype == torch.float16),
+        relu=c.relu,
+        blocks=blocks,
+        order=order,
+        **{name: t.data_ptr() for name, t in tensors.items()},
+    )
+    library.stem_run(ctypes.byref(call))
+    return y.permute(0, 3, 1, 2), call.error.decode()
+
+
+def wrong(data: Stem, y: Tensor) -> str:
+    """How the output differs from float64 by more than one rounding and float32 sums explain."""
+    oracle = data.oracle
+    if not torch.equal(y.isnan(), oracle.isnan()):
+        return "NaN in other places than float64"
+    finite = oracle.isfinite()
+    if not torch.equal(y[~finite].double().nan_to_num(7.0), oracle[~finite].nan_to_num(7.0)):
+        return "Inf in other places than float64"
+    error = ((y.double() - oracle).abs() / data.magnitude)[finite]
+    return f"error {float(error.max()):.3g} of what is allowed" if bool((error > 1).any()) else ""
