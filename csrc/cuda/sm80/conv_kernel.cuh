@@ -1,9 +1,9 @@
 // The convolution as an implicit matrix product, for sm_80 and later.
 //
 // A block computes one tile of pixels by channels, or one split of its reduction. Stages of both
-// operands lie in shared memory (main_loop.cuh) swizzled so that neither copies nor ldmatrix collide
-// on a bank. The sums stay in registers until the epilogue. Channel tiles are the fastest index of
-// the grid: neighbours in time share activations in L2.
+// operands lie in shared memory (main_loop.cuh) swizzled so that neither copies nor ldmatrix
+// collide on a bank. The sums stay in registers until the epilogue. Channel tiles are the fastest
+// index of the grid: neighbours in time share activations in L2.
 #pragma once
 
 #include "cuda/sm80/epilogue.cuh"

@@ -1,6 +1,6 @@
-// The loop over a reduction that the convolution and the block's tail share: stages of both operands
-// come through a ring of cp.async copies, `kStages - 1` ahead of the products; a barrier a stage
-// keeps the ring.
+// The loop over a reduction that the convolution and the block's tail share: stages of both
+// operands come through a ring of cp.async copies, `kStages - 1` ahead of the products; a barrier a
+// stage keeps the ring.
 #pragma once
 
 #include "cuda/sm80/multiplier.cuh"
