@@ -1,4 +1,4 @@
-"""Builds and calls the tail's kernel, a convolution and the 1x1 behind it in one, under emulation."""
+"""Builds and calls the tail's kernel, a convolution and the 1x1 behind it, under emulation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from emulated_sm80 import Problem, problem_of
 from emulated_sm90 import CSRC, Conv, Data, build_library, draw, nhwc, words
 from torch import Tensor
@@ -55,16 +56,12 @@ class Tail(Data):
     def problem(self) -> TailProblem:
         return TailProblem(problem_of(self), self.last_weight.shape[0])
 
-    @property
-    def weight_of_last(self) -> Tensor:
-        return self.last_weight.double().flatten(1)
-
     @functools.cached_property
     def between(self) -> Tensor:
         """The map between in float64, before it is rounded."""
         x, weight = self.x.double(), self.weight.double()
         c = self.conv
-        y = torch.nn.functional.conv2d(x, weight, None, c.stride, self.padding(), c.dilation)
+        y = F.conv2d(x, weight, None, c.stride, self.padding(), c.dilation)
         y = y * self.scale.double().view(-1, 1, 1) + self.shift.double().view(-1, 1, 1)
         return torch.where(y < 0, 0.0, y) if c.relu else y
 
@@ -81,7 +78,7 @@ class Tail(Data):
 
     def _compute_first_magnitude(self) -> Tensor:
         c = self.conv
-        y = torch.nn.functional.conv2d(
+        y = F.conv2d(
             _finite(self.x.double()).abs(), _finite(self.weight.double()).abs(), None,
             c.stride, self.padding(), c.dilation,
         )  # fmt: skip
@@ -93,7 +90,7 @@ class Tail(Data):
     def _second(self, between: Tensor, absolute: bool = False) -> Tensor:
         to = (lambda t: t.double().abs()) if absolute else (lambda t: t.double())
         weight = to(self.last_weight)
-        y = torch.nn.functional.conv2d(to(between), weight)
+        y = F.conv2d(to(between), weight)
         y = y * to(self.last_scale).view(-1, 1, 1)
         y = y + to(self.last_shift).view(-1, 1, 1)
         return y if self.residual is None else y + to(self.residual)
@@ -110,7 +107,7 @@ class Tail(Data):
         rounded = _finite(self.between.to(self.conv.dtype).double())
         size = _finite(self._second(rounded, absolute=True))
         weight = _finite(self.last_weight.double()).abs()
-        spread = torch.nn.functional.conv2d(self.between_error, weight)
+        spread = F.conv2d(self.between_error, weight)
         spread = spread * _finite(self.last_scale.double().abs()).view(-1, 1, 1)
         unit = _UNITS[self.conv.dtype]
         return 1.01 * unit * _finite(self.oracle).abs() + 4e-6 * size + 1.01 * spread + 1e-7

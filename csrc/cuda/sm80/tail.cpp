@@ -24,10 +24,9 @@ Problem last_of(const TailProblem& p) {
 std::string tail_refuses(const TailProblem& p) {
   if (p.first.groups != 1 || p.first.shortcut_c)
     return "its kernel for two convolutions has no groups or shortcut";
-  for (const Problem& part : {p.first, last_of(p)}) {
-    const std::string why = refuses(part);
-    if (!why.empty()) return why;
-  }
+  std::string why = refuses(p.first);
+  if (why.empty()) why = refuses(last_of(p));
+  if (!why.empty()) return why;
   std::ostringstream text;
   for (const int channels : {p.first.c, p.first.k, p.k})
     if (channels % 8) {
