@@ -22,9 +22,7 @@ _FETCH = "if (step + 1 < Shape::kSteps) fetch(step + 1, (step + 1) & 1);"
 BUGS = (
     # ---- waits and barriers between slices ----
     Bug("no wait for a slice", _KERNEL, _WAIT, ";", "in flight", True),
-    Bug(
-        "the wait is for one group too few", _KERNEL, _WAIT, "copies_wait<1>();", "in flight", True
-    ),
+    Bug("the wait is for one group too few", _KERNEL, _WAIT, "copies_wait<1>();", "in flight"),
     Bug("no barrier between slices", _KERNEL, _BARRIER, ";", "", True, _WAIT + _BARRIER),
     Bug("the wait after the barrier", _KERNEL, _WAIT + _BARRIER, _BARRIER + _WAIT, "in flight"),
     Bug(
@@ -70,12 +68,6 @@ BUGS = (
         _KERNEL,
         "(C::kStages - steps % C::kStages) % C::kStages",
         "1",
-    ),
-    Bug(
-        "the first slice one step late",
-        _KERNEL,
-        "step == steps",
-        "step == steps + 1",
     ),
     Bug("no first slice", _KERNEL, "step == steps", "false"),
     Bug("the first slice's channels for all", _KERNEL, "next", "0", context=_OTHER),
@@ -138,7 +130,13 @@ BUGS = (
         "",
         True,
     ),
-    Bug("the first activation's choice for the last", _EPILOGUE, "p.relu ?", "!p.relu ?"),
+    Bug(
+        "the first activation's choice for the last",
+        _EPILOGUE,
+        "p.relu",
+        "!p.relu",
+        context="p.relu ? relu_keeping_nan(v)",
+    ),
     Bug(
         "residual asked for that is behind the last pixel",
         _KERNEL,
@@ -196,10 +194,16 @@ BUGS = (
     Bug(
         "the ReLU between loses NaN",
         _MULTIPLY,
-        "a = relu_keeping_nan(a);",
-        "a = a > 0.f ? a : 0.f;",
+        "a = relu_keeping_nan(a); b = relu_keeping_nan(b);",
+        "a = a > 0.f ? a : 0.f; b = b > 0.f ? b : 0.f;",
     ),
-    Bug("rows of one half for both", _MULTIPLY, "sum[i][j][2 * h],", "sum[i][j][0],"),
+    Bug(
+        "rows of one half for both",
+        _MULTIPLY,
+        "sum[i][j][2 * h]",
+        "sum[i][j][0]",
+        context="fmaf(sum[i][j][2 * h], low",
+    ),
     # ---- slices of weights ----
     Bug(
         "weights written without the swizzle",
@@ -222,12 +226,12 @@ BUGS = (
         "0",
     ),
     Bug("panels written one over the other", _MULTIPLY, "panel * Shape::kPanelBytes", "0"),
-    Bug("the first panel's channels for all", _MULTIPLY, "panel * kPanelChannels +", "0 +"),
+    Bug("the first panel's channels for all", _MULTIPLY, "panel * kPanelChannels", "0"),
     Bug(
         "weights of channels between that are not there",
         _MULTIPLY,
-        "k < length &&",
-        "true &&",
+        "k < length",
+        "true",
         "out of bounds",
     ),
     Bug(
@@ -253,7 +257,13 @@ BUGS = (
     Bug("half a warp reads fragments", _MULTIPLY, _FETCH, "if (lane < 16) " + _FETCH, "divergent"),
     Bug("the other buffer is multiplied", _MULTIPLY, "b[step & 1]", "b[(step + 1) & 1]"),
     Bug("the first 16 channels between for all", _MULTIPLY, "between[i][step]", "between[i][0]"),
-    Bug("channels 8-15 before channels 0-7", _MULTIPLY, "[j % 2 * 2]", "[2 - j % 2 * 2]"),
+    Bug(
+        "channels 8-15 before channels 0-7",
+        _MULTIPLY,
+        "j % 2 * 2",
+        "2 - j % 2 * 2",
+        context="[j % 2 * 2], T()",
+    ),
 )
 
 _FLAGS = ("-DEMULATED_TILES", "-w")
