@@ -25,7 +25,7 @@ TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 # Products on tensor cores, matrices from shared memory, copies to it, spills.
 COUNTED = ("HMMA", "FFMA", "LDSM", "LDGSTS", "LDL", "STL")
 _CONV = re.compile(r"conv_kernelI.*?MathE(\d)ELi(\d+)ELb(\d)E")
-_STEM = re.compile(r"stem_kernelI\d+(__half|__nv_bfloat16)Li(\d+)E")
+_SEVERAL = re.compile(r"\d(stem|tail)_kernelI\d+(__half|__nv_bfloat16)Li(\d+)E")
 _ELEMENTS = {"__half": "float16", "__nv_bfloat16": "bfloat16"}
 _RESOURCES = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
@@ -42,8 +42,8 @@ def name_of(kind: str, mangled: str) -> str:
     """A kernel's row in the table: its type, tile and shortcut."""
     if found := _CONV.search(mangled):
         return f"{kind} {tiles()[int(found[2])]} {found[3]}"
-    if found := _STEM.search(mangled):
-        return f"stem {_ELEMENTS[found[1]]} {found[2]}"
+    if found := _SEVERAL.search(mangled):  # several layers of a net in one
+        return f"{found[1]} {_ELEMENTS[found[2]]} {found[3]}"
     # Pointwise kernels: their name, type of element and further template arguments.
     name, element, rest = re.search(
         r"sm80\d+(\w+?)_kernelI(?:\d+(__half|__nv_bfloat16)|f)(\w*)", mangled
@@ -80,7 +80,7 @@ def failures_of(rows: dict[str, list[int]]) -> list[str]:
         if found["LDL"] or found["STL"]:
             failures.append(f"{key}: local memory is used")
         kind, tile = key.split()[1:3]
-        tensor = kind in ("bfloat16", "float16", "tf32", "stem")
+        tensor = kind in ("bfloat16", "float16", "tf32", "stem", "tail")
         needed = ["HMMA", "LDSM"] if tensor else ["FFMA"] if kind == "float32" else []
         if needed and not tile.startswith("any"):
             needed.append("LDGSTS")

@@ -134,6 +134,86 @@ def test_pooled_op_is_forward_only():
         OPS.conv_bn_act_pool_cuda(x.requires_grad_(), *operands, **STEM)
 
 
+def tail_arguments(device, dtype=torch.bfloat16, c=16, between=24, k=40, batch=2):
+    x, *first = arguments(device, dtype, c, between, batch=batch)
+    _, *last = arguments(device, dtype, between, k, kernel=1)
+    return x, *first, *last
+
+
+def tail_residual(operands, height=9, width=7):
+    x, k = operands[0], operands[5].shape[0]
+    draw = torch.Generator().manual_seed(2)
+    residual = torch.randn(x.shape[0], k, height, width, generator=draw)
+    return nhwc(residual.to(x.device, x.dtype))
+
+
+TAIL = {"kernel_size": (3, 3), "padding": (1, 1)}
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_tail_fake_output(batched):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, *operands = tail_arguments("cpu")
+    x = x.contiguous() if batched else x[0]
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        given = [mode.from_tensor(t) for t in (x, *operands)]
+        y = OPS.bottleneck_tail_cuda(*given, **TAIL, stride=(2, 1))
+        again = OPS.bottleneck_tail_cuda(*given, y, **TAIL, stride=(2, 1))
+    assert y.shape == ((2, 40, 5, 7) if batched else (40, 5, 7))
+    assert y.dtype == torch.bfloat16
+    assert y.stride()[-3:] == again.stride()[-3:] == (1, 7 * 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("x", torch.ones(2, 16, 9, 7), "x must be bfloat16 or float16, got float32"),
+        (
+            "packed",
+            torch.ones(24, 16, 1, 3).bfloat16(),
+            r"packed must have shape \(24, 16, 3, 3\), got",
+        ),
+        (
+            "last_packed",
+            torch.ones(40, 16, 1, 1).bfloat16(),
+            r"last_packed must have shape \(40, 24, 1, 1\)",
+        ),
+        ("last_packed", torch.ones(40, 24, 1, 1).half(), "last_packed must be bfloat16, got"),
+        ("last_scale", torch.ones(1, 40), "last_scale must be 1-D, one value per output channel"),
+        ("last_scale", torch.ones(40).double(), "last_scale must be float32, got float64"),
+        ("last_shift", torch.ones(24), r"last_shift must have shape \(40,\), got \(24,\)"),
+        (
+            "residual",
+            torch.ones(2, 40, 9, 8).bfloat16(),
+            r"residual must have shape \(2, 40, 9, 7\), got",
+        ),
+        ("residual", torch.ones(2, 40, 9, 7).half(), "residual must be bfloat16, got float16"),
+        ("act", "gelu", "act must be"),
+        ("last_act", "gelu", "last_act must be"),
+        ("dilation", (6, 1), "x must be at least as large as the kernel"),
+    ],
+)
+def test_tail_fake_refuses_in_a_sentence(name, value, sentence):
+    names = ("x", "packed", "scale", "shift", "last_packed", "last_scale", "last_shift")
+    operands = tail_arguments("meta")
+    given = dict(zip(names, operands, strict=True)) | TAIL
+    if name == "residual":
+        given["residual"] = tail_residual(operands)
+    if name == "x":
+        given["packed"] = given["packed"].float()
+    if isinstance(value, torch.Tensor):
+        value = value.to("meta")
+    with pytest.raises((ValueError, TypeError), match=f"bottleneck_tail_cuda: {sentence}"):
+        OPS.bottleneck_tail_cuda(**given | {name: value})
+
+
+def test_tail_op_is_forward_only():
+    x, *operands = tail_arguments("meta")
+    with pytest.raises(RuntimeError, match="bottleneck_tail_cuda: is forward only"):
+        OPS.bottleneck_tail_cuda(x.requires_grad_(), *operands, **TAIL)
+
+
 # ---- on a GPU ----------------------------------------------------------------------------------
 
 needs_kernels = pytest.mark.skipif(
@@ -241,3 +321,45 @@ def test_conv_and_pool_refuses_in_a_sentence_on_a_gpu():
         OPS.conv_bn_act_pool_cuda(x, weight, scale, shift, **STEM | {"stride": (2, 1)})
     with pytest.raises(RuntimeError, match="x must be bfloat16 or float16, got float32"):
         OPS.conv_bn_act_pool_cuda(x.float(), weight.float(), scale, shift, **STEM)
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("between", "k"), [(64, 256), (40, 264), (128, 72)])
+@pytest.mark.parametrize(("act", "last_act"), [("relu", "relu"), ("none", "none")])
+def test_tail_on_a_gpu(dtype, between, k, act, last_act):
+    """Against float64 with the map between rounded; batches of one and of many blocks; a graph."""
+    for batch in (1, 70):
+        operands = tail_arguments(GPU, dtype, 64, between, k, batch)
+        x, residual, conv = operands[0], tail_residual(operands), {"padding": (1, 1)}
+        assert OPS.bottleneck_tail_refusal(list(x.shape), between, k, *[[3, 3], [1, 1]] * 2) == ""
+        middle = expected(*operands[:4], act=act, **conv).to(dtype)
+        # What rounding the map between the other way may change: a unit of each of its values.
+        unit = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
+        spread = F.conv2d(middle.double().abs() * unit, operands[4].double().abs())
+        spread = spread * operands[5].double().abs().view(-1, 1, 1)
+        for other in (residual, None):
+            y = OPS.bottleneck_tail_cuda(*operands, other, **TAIL, act=act, last_act=last_act)
+            close(y, expected(middle, *operands[4:], other, last_act), 0.1 * spread)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = OPS.bottleneck_tail_cuda(*operands, **TAIL, act=act, last_act=last_act)
+    captured.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(captured, y)
+
+
+@pytest.mark.gpu
+@needs_kernels
+def test_tail_refuses_in_a_sentence_on_a_gpu():
+    with pytest.raises(RuntimeError, match="has at most 128 channels between them, got 136"):
+        OPS.bottleneck_tail_cuda(*tail_arguments(GPU, between=136), **TAIL)
+    with pytest.raises(RuntimeError, match="needs channels in multiples of 8, got 12"):
+        OPS.bottleneck_tail_cuda(*tail_arguments(GPU, c=12), **TAIL)
+    x, *operands = tail_arguments(GPU)
+    with pytest.raises(RuntimeError, match=r"last_shift must have shape \(40,\), got \(24,\)"):
+        OPS.bottleneck_tail_cuda(x, *operands[:5], operands[1], **TAIL)
+    with pytest.raises(RuntimeError, match="last_act must be"):
+        OPS.bottleneck_tail_cuda(x, *operands, **TAIL, last_act="gelu")

@@ -11,20 +11,35 @@ import pytest
 import torch
 from conftest import Case, exact, normals
 
-from resnet_fused import reference, select
-from resnet_fused._launches import prepare_unit
+from resnet_fused import packing, reference, select
+from resnet_fused._launches import prepare_block, prepare_unit
 from resnet_fused.ops import _fallback, _gpu
-from resnet_fused.packing import PackedUnit
+from resnet_fused.packing import PackedUnit, at_once
 
 
-def conv(x, packed, scale, shift, residual=None, *, kernel_size, **keywords):
+def conv(x, packed, scale, shift, residual=None, *shortcut, kernel_size, **keywords):
     assert packed.shape[2:] == kernel_size
+    stride = keywords.pop("shortcut_stride", None)
+    if shortcut:
+        residual = reference.conv_bn_act(*shortcut, stride=stride, act="none")
     return reference.conv_bn_act(x, packed, scale, shift, residual, **keywords)
 
 
 def refusal(x, out_channels, kernel_size, stride, padding):
     """As the kernel's own, csrc/cuda/sm80/stem.cpp, as far as the tests here need it."""
     return "" if out_channels % 8 == 0 and stride[1] * x[1] % 2 == 0 else "a sentence"
+
+
+def tail(x, packed, scale, shift, last_packed, last_scale, last_shift, residual, **keywords):
+    last_act = keywords.pop("last_act")
+    y = conv(x, packed, scale, shift, groups=1, **keywords)
+    one = {"kernel_size": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    return conv(y, last_packed, last_scale, last_shift, residual, **one, groups=1, act=last_act)
+
+
+def tail_refusal(x, between, out_channels, *geometry):
+    """As the kernel's own, csrc/cuda/sm80/tail.cpp, as far as the tests here need it."""
+    return "a sentence" if x[1] % 8 or between % 8 or out_channels % 8 else ""
 
 
 @pytest.fixture
@@ -46,9 +61,13 @@ def kernels(monkeypatch):
         "conv_bn_act_cuda": conv,
         "conv_bn_act_triton": conv,
         "conv_bn_act_pool_cuda": lambda *o, **k: reference.max_pool(conv(*o, **k)),
+        "bottleneck_tail_cuda": tail,
     }
     stands = {name: stand_in(name, function) for name, function in ops.items()}
-    stands["conv_bn_act_pool_refusal"] = refusal  # not counted: it launches nothing
+    # Not counted: they launch nothing.
+    stands["conv_bn_act_pool_refusal"] = refusal
+    stands["bottleneck_tail_refusal"] = tail_refusal
+    monkeypatch.setattr(_gpu._cuda, "multiprocessors", lambda device: 1)
     monkeypatch.setattr(_gpu, "_ops", SimpleNamespace(**stands))
     monkeypatch.setattr(_gpu, "conv_op", lambda plan: stands[f"conv_bn_act_{plan}"])
     monkeypatch.setattr(_fallback, "check_packed", lambda *arguments: None)
@@ -151,3 +170,105 @@ def test_a_stem_without_the_kernels(kernels):
     _fallback._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
     assert calls == [TWO]
     assert unit.reason.endswith("in a second pass")
+
+
+# ---- a bottleneck's last two convolutions -------------------------------------------------------
+
+BETWEEN = Case(1, 8, 16, 17, 16, (3, 3), padding=(1, 1), residual=False)
+TAIL = ["conv_bn_act_cuda", "bottleneck_tail_cuda"]
+
+
+def bottleneck(middle, dtype, plan="cuda", last=None, shortcut=False):
+    """A block's packed units: 1x1, `middle`, 1x1 to the input's channels; and an input."""
+    out = middle.y_shape[-2:]
+    first = Case(middle.n, 24, middle.h, middle.w, middle.c, (1, 1), residual=False)
+    end = last or Case(middle.n, middle.k, *out, 24, (1, 1), residual=False)
+    cases = [first, middle, end]
+    if shortcut:
+        cases.append(first.but(k=24, act="none", stride=middle.stride))
+    units = [packed_unit(case, plan, False, dtype)[0] for case in cases]
+    return units, normals(first).to(dtype).x
+
+
+def runs_of(units, x, has_shortcut):
+    """The block by residual_block's fallback, and by its prepared launches."""
+    *main, shortcut = units if has_shortcut else [*units, None]
+    joined = at_once(units)
+    yield lambda: _fallback._residual_block(
+        x, *joined.tensors, has_shortcut=has_shortcut, **joined.keywords
+    )
+    if x.dim() == 4:
+        run = prepare_block(main, shortcut, tuple(x.shape), x.device)
+        yield lambda: run(x)
+
+
+@pytest.fixture
+def blocks(kernels, monkeypatch):
+    """As if residual_block's plans of a GPU were the CPU's."""
+    monkeypatch.setattr(_fallback, "check_block", lambda *arguments: None)
+    packed = SimpleNamespace(conv_bn_act_packed=_fallback._conv_bn_act_packed)
+    monkeypatch.setattr(_fallback, "_ops", packed)
+    monkeypatch.setattr(packing, "_ops", packed)
+    return kernels("cuda", "triton")
+
+
+@pytest.mark.parametrize(
+    ("middle", "dtype", "tails"),
+    [
+        (BETWEEN, torch.bfloat16, True),
+        (BETWEEN.but(k=64, act="none"), torch.float16, True),
+        (BETWEEN.but(n=None), torch.bfloat16, True),
+        (BETWEEN.but(n=3, h=8, w=11), torch.bfloat16, True),
+        (BETWEEN.but(kernel=(5, 3), padding=(2, 1)), torch.bfloat16, True),
+        (BETWEEN.but(w=15), torch.bfloat16, False),  # too few blocks
+        (BETWEEN.but(k=72), torch.bfloat16, False),  # bound by products, not by memory
+        (BETWEEN.but(k=12), torch.bfloat16, False),
+        (BETWEEN.but(groups=2), torch.bfloat16, False),
+        (BETWEEN, torch.float32, False),
+    ],
+    ids=str,
+)
+def test_the_tail_of_a_bottleneck(blocks, middle, dtype, tails):
+    """One kernel where it serves, the same answer from the op and from prepared launches."""
+    units, x = bottleneck(middle, dtype)
+    y = x
+    for unit in units[:-1]:
+        y = reference.conv_bn_act(y, *unit.operands, None, **case_keywords(unit))
+    want = reference.conv_bn_act(y, *units[-1].operands, x, **case_keywords(units[-1]))
+    for run in runs_of(units, x, False):
+        del blocks[:]
+        torch.testing.assert_close(run(), want, rtol=2.0**-7, atol=2.0**-6)
+        assert blocks == (TAIL if tails else ["conv_bn_act_cuda"] * 3)
+
+
+def case_keywords(unit):
+    return {name: unit.keywords[name] for name in packing.CONV_KEYWORDS}
+
+
+def test_blocks_without_a_tail_of_one_kernel(blocks):
+    """A 1x1 shortcut stays joined to the last convolution; a last one of 3x3 stays alone."""
+    wide = BETWEEN.but(h=40)
+    for run in runs_of(*bottleneck(wide, torch.bfloat16, shortcut=True), True):
+        del blocks[:]
+        run()
+        assert blocks == ["conv_bn_act_cuda"] * 3
+    last = Case(1, wide.k, wide.h, wide.w, 24, (3, 3), padding=(1, 1), residual=False)
+    for run in runs_of(*bottleneck(wide, torch.bfloat16, last=last), False):
+        del blocks[:]
+        run()
+        assert blocks == ["conv_bn_act_cuda"] * 3
+
+
+def test_no_tail_without_the_kernels(kernels):
+    units, x = bottleneck(BETWEEN, torch.bfloat16)
+    where = (x.device, (1, 8, 16, 17), units[1].arguments, units[2].arguments)
+    kernels("cuda")
+    assert _gpu.tails(*where)
+    kernels("triton")
+    assert not _gpu.tails(*where)
+
+
+def test_no_tail_of_another_plan(kernels):
+    kernels("cuda", "triton")
+    units, x = bottleneck(BETWEEN, torch.bfloat16, plan="triton")
+    assert not _gpu.tails(x.device, (1, 8, 16, 17), units[1].arguments, units[2].arguments)

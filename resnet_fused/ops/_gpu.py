@@ -50,7 +50,8 @@ def conv_with_shortcut(
     )
 
 
-_OPERANDS = ("packed", "scale", "shift", "plan")
+# Of conv_bn_act_packed, and no keywords of conv_op.
+_OPERANDS = ("packed", "scale", "shift", "plan", "pool")
 
 
 def pools_at_once(
