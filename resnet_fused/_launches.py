@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,12 +46,22 @@ def prepare_block(
     device: torch.device,
 ) -> Launch:
     """A residual block without pooling for inputs of `size`, (N, C, H, W)."""
-    runs, at = [], size
-    for unit in main[:-1]:
-        runs.append(prepare_unit(unit, at, device))
-        at = unit.output_size(at)
-    last = main[-1]
-    if shortcut is not None and _gpu.joins(last.keywords, shortcut.keywords):
+    *before, last = main
+    sizes = [size]
+    for unit in before:
+        sizes.append(unit.output_size(sizes[-1]))
+    at = sizes[-1]
+    tail = None
+    if (
+        before
+        and shortcut is None
+        and _gpu.tails(device, sizes[-2], before[-1].arguments, last.arguments)
+    ):
+        tail = before.pop()
+    runs = [prepare_unit(unit, at, device) for unit, at in zip(before, sizes, strict=False)]
+    if tail is not None:
+        joined = partial(_run_tail, tail.arguments, last.arguments)
+    elif shortcut is not None and _gpu.joins(last.keywords, shortcut.keywords):
         joined = _prepare_joined(last, at, shortcut, size, device)
     else:
         finish = prepare_unit(last, at, device)
@@ -66,6 +77,10 @@ def prepare_block(
         return joined(y, x)
 
     return run
+
+
+def _run_tail(before: dict[str, Any], last: dict[str, Any], y: Tensor, x: Tensor) -> Tensor:
+    return _gpu.conv_tail(y, before, last, x)
 
 
 def _prepare_joined(

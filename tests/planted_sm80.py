@@ -14,6 +14,7 @@ from planting import Bug, plant, rounds
 __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 
 _KERNEL, _LOAD, _EPILOGUE = "sm80/conv_kernel.cuh", "sm80/loader.cuh", "sm80/epilogue.cuh"
+_RING = "sm80/main_loop.cuh"
 _SPLIT, _CONFIG, _PROBLEM = "sm80/split_k.cuh", "sm80/config.cuh", "sm80/problem.h"
 _SHORTCUT, _MULTIPLY = "sm80/shortcut.cuh", "sm80/multiplier.cuh"
 _JOINT = "joint_scale.cuh"
@@ -26,33 +27,33 @@ _ROWS = "C::kRows * C::kRowBytes"
 
 BUGS = (
     # ---- the ring ----
-    Bug("no barrier in the main loop", _KERNEL, _BARRIER, ";", "race", True, _WAIT + _BARRIER),
+    Bug("no barrier in the main loop", _RING, _BARRIER, ";", "race", True, _WAIT + _BARRIER),
     Bug(
         "the wait is for one group too few",
-        _KERNEL,
+        _RING,
         _WAIT,
         "copies_wait<C::kStages - 1>();",
         "in flight",
         True,
     ),
-    Bug("no wait", _KERNEL, _WAIT, ";", "in flight"),
-    Bug("the wait after the barrier", _KERNEL, _WAIT + _BARRIER, _BARRIER + _WAIT, "in flight"),
+    Bug("no wait", _RING, _WAIT, ";", "in flight"),
+    Bug("the wait after the barrier", _RING, _WAIT + _BARRIER, _BARRIER + _WAIT, "in flight"),
     Bug(
         "a stage refilled that is being read",
-        _KERNEL,
+        _RING,
         "C::kStages - 1",
         "C::kStages - 2",
-        context="free_stage = C::kStages - 1",
+        context="free_stage = (first + C::kStages - 1)",
     ),
     Bug(
         "the refill wraps one late",
-        _KERNEL,
+        _RING,
         "free_stage + 1 == C::kStages ? 0 : free_stage + 1",
         "free_stage == C::kStages ? 0 : free_stage + 1",
     ),
     Bug(
         "the reads wrap one early",
-        _KERNEL,
+        _RING,
         "stage + 1 == C::kStages ? 0 : stage + 1",
         "stage + 2 == C::kStages ? 0 : stage + 1",
         context="} stage = stage + 1 == C::kStages ? 0 : stage + 1",
@@ -75,14 +76,14 @@ BUGS = (
     ),
     Bug(
         "the last step left out",
-        _KERNEL,
+        _RING,
         "step < end",
         "step < end - 1",
         context="step < end; ++step",
     ),
     Bug(
         "the refill one step ahead",
-        _KERNEL,
+        _RING,
         "load(step + C::kStages - 1, free_stage);",
         "load(step + C::kStages, free_stage);",
         context="multiplier.fetch(stage, 0, 0); load(step + C::kStages - 1, free_stage);",
@@ -90,20 +91,20 @@ BUGS = (
     # ---- fragments ----
     Bug(
         "the next part's fragments are this part's",
-        _KERNEL,
+        _RING,
         "if (i + 1 < C::kChunks / 2) multiplier.fetch(stage, i + 1, (i + 1) & 1);",
         "if (i + 1 < C::kChunks / 2) multiplier.fetch(stage, i, (i + 1) & 1);",
     ),
     Bug(
         "the other buffer is multiplied",
-        _KERNEL,
+        _RING,
         "i & 1",
         "(i + 1) & 1",
         context="multiplier.products(sum, i & 1)",
     ),
     Bug(
         "half a warp reads fragments",
-        _KERNEL,
+        _RING,
         "if (i + 1 < C::kChunks / 2) multiplier.fetch(stage, i + 1, (i + 1) & 1);",
         "if (i + 1 < C::kChunks / 2 && (threadIdx.x & 31) < 16)"
         " multiplier.fetch(stage, i + 1, (i + 1) & 1);",
@@ -131,8 +132,8 @@ BUGS = (
     Bug(
         "channels read without the swizzle",
         _MULTIPLY,
-        "C::swizzle(warp_n + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1)",
-        "(warp_n + (lane & 7) + (lane >> 4) * 8) * C::kRowBytes + (lane >> 3 & 1) * 16",
+        "C::swizzle(channel + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1)",
+        "(channel + (lane & 7) + (lane >> 4) * 8) * C::kRowBytes + (lane >> 3 & 1) * 16",
     ),
     Bug(
         "the pixels' matrices in the channels' order",
@@ -143,8 +144,8 @@ BUGS = (
     Bug(
         "the channels' matrices in the pixels' order",
         _MULTIPLY,
-        "C::swizzle(warp_n + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1)",
-        "C::swizzle(warp_n + (lane & 15), lane >> 4)",
+        "C::swizzle(channel + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1)",
+        "C::swizzle(channel + (lane & 15), lane >> 4)",
     ),
     Bug(
         "channels 8-15 before channels 0-7",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import planted_sm80
 import planted_stem
+import planted_tail
 import pytest
 from emulated_sm80 import ROOT, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-KERNELS = (planted_sm80, planted_stem)
+KERNELS = (planted_sm80, planted_stem, planted_tail)
 BUGS = {kernel: [bug for bug in kernel.BUGS if bug.ci] for kernel in KERNELS}
 every_kernel = pytest.mark.parametrize(
     "planted", KERNELS, ids=lambda kernel: kernel.__name__, indirect=True, scope="module"

@@ -14,13 +14,6 @@ void check_pair(const char* op, const char* name, const IntPair& pair, int64_t l
         ", got ", shape_text(pair));
 }
 
-void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
-                ScalarType type) {
-  check_dtype(tensor, type, op, name);
-  check(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), op, ": ", name,
-        " must be on cuda:", x.get_device_index(), ", where x is, got another device");
-}
-
 void check_image(const char* op, const char* name, const Tensor& x) {
   check(x.dim() == 3 || x.dim() == 4, op, ": ", name,
         " must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
@@ -73,6 +66,13 @@ void check_shortcut(const ConvArguments& a, const std::vector<int64_t>& result) 
 }
 
 }  // namespace
+
+void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
+                ScalarType type) {
+  check_dtype(tensor, type, op, name);
+  check(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), op, ": ", name,
+        " must be on cuda:", x.get_device_index(), ", where x is, got another device");
+}
 
 std::vector<int64_t> check_arguments(const ConvArguments& a) {
   check_image(a.op, "x", a.x);

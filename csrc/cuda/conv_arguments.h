@@ -1,5 +1,5 @@
-// The arguments of conv_bn_act_cuda and of the op with a max-pool behind it, checked: one sentence
-// for each that does not fit.
+// The arguments of conv_bn_act_cuda and of the ops with a max-pool or a 1 x 1 convolution behind
+// it, checked: one sentence for each that does not fit.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -21,6 +21,10 @@ struct ConvArguments {
   const std::string& act;
   const IntPair& shortcut_stride;
 };
+
+// Throws where a tensor has another dtype, or is not on x's device.
+void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
+                ScalarType type);
 
 // Throws, or returns the output's shape: (N, K, P, Q), N being 1 for a 3-D x.
 std::vector<int64_t> check_arguments(const ConvArguments& a);

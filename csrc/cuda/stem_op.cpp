@@ -4,12 +4,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <cstdint>
-
 #include "cpu/op_string.h"
 #include "cuda/context.h"
 #include "cuda/conv_arguments.h"
+#include "cuda/conv_problem.h"
 #include "cuda/dense.h"
 #include "cuda/sm80/stem.h"
 
@@ -17,27 +15,6 @@ namespace resnet_fused::cuda {
 namespace {
 
 constexpr const char* kOp = "conv_bn_act_pool_cuda";
-
-// Sizes that fit no int are refused as what they are, too large.
-int as_int(int64_t value) { return int(std::clamp<int64_t>(value, INT32_MIN, INT32_MAX)); }
-
-sm80::Problem problem_of(const Sizes& x, int64_t channels, const IntPair& kernel_size,
-                         const IntPair& stride, const IntPair& padding) {
-  sm80::Problem p{};
-  p.n = as_int(x[0]);
-  p.c = as_int(x[1]);
-  p.h = as_int(x[2]);
-  p.w = as_int(x[3]);
-  p.k = as_int(channels);
-  p.r = as_int(kernel_size[0]);
-  p.s = as_int(kernel_size[1]);
-  p.stride_h = as_int(stride[0]);
-  p.stride_w = as_int(stride[1]);
-  p.pad_h = as_int(padding[0]);
-  p.pad_w = as_int(padding[1]);
-  p.groups = p.dilation_h = p.dilation_w = p.shortcut_stride_h = p.shortcut_stride_w = 1;
-  return p;
-}
 
 Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& scale,
                         const Tensor& shift, const IntPair& kernel_size, const IntPair& stride,
@@ -57,8 +34,8 @@ Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& sca
     const Tensor image = dense_image(x), weight = dense_image(packed);
     const Tensor factors = dense_vector(scale), terms = dense_vector(shift);
     const auto found = image.sizes();
-    const sm80::Problem p =
-        problem_of(Sizes(found.begin(), found.end()), scale.numel(), kernel_size, stride, padding);
+    const sm80::Problem p = problem_of(Sizes(found.begin(), found.end()), scale.numel(),
+                                       kernel_size, stride, padding, one);
     const sm80::StemOperands operands{act == "relu",
                                       image.const_data_ptr(),
                                       weight.const_data_ptr(),
@@ -79,7 +56,7 @@ Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& sca
 std::string refusal(const Sizes& x, int64_t channels, const IntPair& kernel_size,
                     const IntPair& stride, const IntPair& padding) {
   check(x.size() == 4, "conv_bn_act_pool_refusal: x must be 4 sizes, got ", shape_text(x));
-  return sm80::stem_refuses(problem_of(x, channels, kernel_size, stride, padding));
+  return sm80::stem_refuses(problem_of(x, channels, kernel_size, stride, padding, {1, 1}));
 }
 
 }  // namespace

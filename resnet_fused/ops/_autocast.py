@@ -52,3 +52,4 @@ for _key in ("AutocastCPU", "AutocastCUDA"):
     _register_autocast("conv_bn_act_triton", (), _key)
     _register_autocast("conv_bn_act_cuda", (), _key)
     _register_autocast("conv_bn_act_pool_cuda", (), _key)
+    _register_autocast("bottleneck_tail_cuda", (), _key)

@@ -1,5 +1,5 @@
-"""conv_bn_act_cuda, conv_bn_act_pool_cuda, add_relu_cuda and scale_shift_act_cuda: the CUDA C++
-kernels as ops.
+"""conv_bn_act_cuda, conv_bn_act_pool_cuda, bottleneck_tail_cuda, add_relu_cuda and
+scale_shift_act_cuda: the CUDA C++ kernels as ops.
 
 The kernels are in an extension of their own, `_C_cuda`, which only a torch with CUDA can load.
 """
@@ -51,6 +51,12 @@ library.define(
     "int[2] padding) -> str"
 )
 
+# The same for bottleneck_tail_cuda; between: channels of the map between its convolutions.
+library.define(
+    "bottleneck_tail_refusal(int[] x, int between, int out_channels, int[2] kernel_size, "
+    "int[2] stride, int[2] padding, int[2] dilation) -> str"
+)
+
 extension_error: str | None = _load()
 """None where the CUDA C++ kernels are loaded, else why they are not."""
 
@@ -68,6 +74,11 @@ def cuda_error(device: torch.device) -> str | None:
     if capability < OLDEST_CAPABILITY:
         return f"sm_{capability[0]}{capability[1]} is older than sm_80"
     return None
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,45 @@ def _conv_pool_fake(
     return empty_nhwc(x, (*rest, check.pooled_size(height), check.pooled_size(width)))
 
 
+def _tail_fake(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    last_packed: Tensor,
+    last_scale: Tensor,
+    last_shift: Tensor,
+    residual: Tensor | None = None,
+    *,
+    kernel_size,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    act="relu",
+    last_act="relu",
+) -> Tensor:
+    op, one = "bottleneck_tail_cuda", (1, 1)
+    *batch, between, height, width = check_gpu_conv(
+        *(op, x, packed, scale, shift, None, (), kernel_size, stride, padding, dilation),
+        *(1, act, one),
+    )
+    if x.dtype == torch.float32:
+        raise TypeError(f"{op}: x must be bfloat16 or float16, got float32")
+    check.channel_vector(op, "last_scale", last_scale)
+    channels = last_scale.shape[0]
+    check.shape(op, "last_packed", last_packed, (channels, between, 1, 1))
+    check.like(op, "last_packed", last_packed, x, x.dtype)
+    for name, value in (("last_scale", last_scale), ("last_shift", last_shift)):
+        check.like(op, name, value, x, torch.float32)
+        check.shape(op, name, value, (channels,))
+    check.one_of(op, "last_act", last_act, check.ACTIVATIONS)
+    shape = (*batch, channels, height, width)
+    if residual is not None:
+        check.like(op, "residual", residual, x, x.dtype)
+        check.shape(op, "residual", residual, shape)
+    return empty_nhwc(x, shape)
+
+
 def _add_relu_fake(a: Tensor, b: Tensor) -> Tensor:
     check.add_relu("add_relu_cuda", a, b)
     return empty_in_format(a)
@@ -160,6 +210,7 @@ def _scale_shift_act_fake(
 
 torch.library.register_fake("resnet_fused::conv_bn_act_cuda", _conv_fake, lib=library)
 torch.library.register_fake("resnet_fused::conv_bn_act_pool_cuda", _conv_pool_fake, lib=library)
+torch.library.register_fake("resnet_fused::bottleneck_tail_cuda", _tail_fake, lib=library)
 torch.library.register_fake("resnet_fused::add_relu_cuda", _add_relu_fake, lib=library)
 torch.library.register_fake(
     "resnet_fused::scale_shift_act_cuda", _scale_shift_act_fake, lib=library

@@ -184,8 +184,12 @@ def _residual_block(x, packed, scales, shifts, *, has_shortcut, **lists):
         _refuse_ours("residual_block", conv["plan"], x)
     *main, last = convs[:-1] if has_shortcut else convs
     y = x
-    for conv in main:
+    for conv in main[:-1]:
         y = _ops.conv_bn_act_packed(y, **conv)
+    if main:
+        if not has_shortcut and _gpu.tails(x.device, (1, *y.shape)[-4:], main[-1], last):
+            return _gpu.conv_tail(y, main[-1], last, x)
+        y = _ops.conv_bn_act_packed(y, **main[-1])
     if not has_shortcut:
         return _ops.conv_bn_act_packed(y, residual=x, **last)
     if _gpu.joins(last, convs[-1]):

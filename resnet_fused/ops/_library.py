@@ -42,6 +42,10 @@ _SCHEMAS = (
     f"conv_bn_act_cuda{_GPU_CONV}",
     "conv_bn_act_pool_cuda(Tensor x, Tensor packed, Tensor scale, Tensor shift, *, "
     'int[2] kernel_size, int[2] stride=1, int[2] padding=0, str act="relu") -> Tensor',
+    "bottleneck_tail_cuda(Tensor x, Tensor packed, Tensor scale, Tensor shift, "
+    "Tensor last_packed, Tensor last_scale, Tensor last_shift, Tensor? residual=None, *, "
+    "int[2] kernel_size, int[2] stride=1, int[2] padding=0, int[2] dilation=1, "
+    'str act="relu", str last_act="relu") -> Tensor',
     "add_relu_triton(Tensor a, Tensor b) -> Tensor",
     "add_relu_cuda(Tensor a, Tensor b) -> Tensor",
     "scale_shift_act_cuda(Tensor x, Tensor scale, Tensor shift, Tensor? residual=None, *, "

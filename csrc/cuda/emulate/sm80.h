@@ -52,6 +52,8 @@ inline void copy_16(uint32_t to, const void* from, bool in, RF_LINE) {
 inline void copy_4(uint32_t to, const void* from, bool in, RF_LINE) {
   emu::copy_async(to, from, 4, in, line);
 }
+// The address must be one that could be read.
+inline void prefetch(const void* p) { *static_cast<const volatile uint8_t*>(p); }
 inline void copies_commit() { emu::copies_commit(); }
 template <int kPending>
 void copies_wait() {

@@ -5,14 +5,15 @@
 
 namespace resnet_fused::sm80 {
 
-template <typename T, Math kMath_, int kTile>
-struct Config {
-  static constexpr Tile kT = kTiles[kTile].tile;
+// Shape: a tile `kT`, and whether its operands come in aligned 16-byte chunks, `kVector`.
+template <typename T, Math kMath_, typename Shape>
+struct TileConfig {
+  static constexpr Tile kT = Shape::kT;
   static constexpr Math kMath = kMath_;
-  static constexpr bool kVector = kTile != kAnyTile;  // operands come in aligned 16-byte chunks
+  static constexpr bool kVector = Shape::kVector;
   static constexpr int kPixels = kT.pixels, kChannels = kT.channels, kStages = kT.stages;
   static constexpr int kWarpsM = kT.warps_m, kWarpsN = kT.warps_n;
-  static constexpr int kThreads = threads(kT), kBlocksPerSm = kTiles[kTile].blocks_per_sm;
+  static constexpr int kThreads = threads(kT);
   static constexpr int kChunks = kT.chunks, kRowBytes = 16 * kChunks;
   static constexpr int kElements = 16 / int(sizeof(T));  // of a chunk
   static constexpr int kStep = kChunks * kElements;      // of the reduction per stage
@@ -34,6 +35,15 @@ struct Config {
     return row * kRowBytes + ((chunk ^ (kChunks == 4 ? (row >> 1) & 3 : row & 7)) << 4);
   }
 };
+
+// One of kTiles.
+template <int kTile>
+struct NumberedTile {
+  static constexpr Tile kT = kTiles[kTile].tile;
+  static constexpr bool kVector = kTile != kAnyTile;
+};
+template <typename T, Math kMath, int kTile>
+using Config = TileConfig<T, kMath, NumberedTile<kTile>>;
 
 // Sixteen bytes of elements.
 template <typename T>

@@ -1,15 +1,14 @@
 // The convolution as an implicit matrix product, for sm_80 and later.
 //
 // A block computes one tile of pixels by channels, or one split of its reduction. Stages of both
-// operands come through a ring of cp.async copies, `kStages - 1` ahead of the products, swizzled so
-// that neither copies nor ldmatrix collide on a bank; a barrier a stage keeps the ring. The sums
-// stay in registers until the epilogue. Channel tiles are the fastest index of the grid: neighbours
-// in time share activations in L2.
+// operands lie in shared memory (main_loop.cuh) swizzled so that neither copies nor ldmatrix
+// collide on a bank. The sums stay in registers until the epilogue. Channel tiles are the fastest
+// index of the grid: neighbours in time share activations in L2.
 #pragma once
 
 #include "cuda/sm80/epilogue.cuh"
 #include "cuda/sm80/loader.cuh"
-#include "cuda/sm80/multiplier.cuh"
+#include "cuda/sm80/main_loop.cuh"
 #include "cuda/sm80/split_k.cuh"
 
 namespace resnet_fused::sm80 {
@@ -39,7 +38,6 @@ __global__ void __launch_bounds__(threads(kTiles[kTile].tile), kTiles[kTile].blo
   } else {
     loader.open(false, begin);
   }
-  // One group of copies a step, empty where nothing is left, so that the wait counts alike.
   const auto load = [&](int step, int stage) {
     if (step < end) {
       if (kShortcut && step == main_steps && step > begin) loader.open(true, 0);
@@ -50,30 +48,10 @@ __global__ void __launch_bounds__(threads(kTiles[kTile].tile), kTiles[kTile].blo
 
   Multiplier<T, C> multiplier(shared, tid);
   float sum[C::kMs][C::kNs][4] = {};
-#pragma unroll
-  for (int i = 0; i < C::kStages - 1; ++i) load(begin + i, i);
-  int stage = 0, free_stage = C::kStages - 1;
-#pragma unroll 1
-  for (int step = begin; step < end; ++step) {
-    copies_wait<C::kStages - 2>();
-    __syncthreads();  // this step has landed for all, and all are done with the stage refilled next
+  multiply_steps(multiplier, sum, begin, end, 0, load, [&](int step) {
     if (kShortcut && step == main_steps && step > begin)
       rescale<C>(sum, p, channel + multiplier.warp_n, channel_end, multiplier.lane);
-    if constexpr (kMath == Math::kFloat32) {
-      load(step + C::kStages - 1, free_stage);
-      multiplier.multiply_stage(sum, stage);
-    } else {
-      multiplier.fetch(stage, 0, 0);
-      load(step + C::kStages - 1, free_stage);
-#pragma unroll
-      for (int i = 0; i < C::kChunks / 2; ++i) {
-        if (i + 1 < C::kChunks / 2) multiplier.fetch(stage, i + 1, (i + 1) & 1);
-        multiplier.products(sum, i & 1);
-      }
-    }
-    stage = stage + 1 == C::kStages ? 0 : stage + 1;
-    free_stage = free_stage + 1 == C::kStages ? 0 : free_stage + 1;
-  }
+  });
   // Every split rescales its own part of the main range, so it may hold one range or both.
   if (kShortcut && end <= main_steps)
     rescale<C>(sum, p, channel + multiplier.warp_n, channel_end, multiplier.lane);

@@ -8,13 +8,14 @@
 
 namespace resnet_fused::sm80 {
 
-template <typename T, typename C, bool kShortcut>
+// kWhole: channels are known to come in whole aligned vectors.
+template <typename T, typename C, bool kShortcut, bool kWhole = false>
 RF_DEVICE void finish(const float (&sum)[C::kMs][C::kNs][4], const KernelParams& p, float* patch,
                       int pixel, int pixels, int channel, int channel_end, int lane) {
   constexpr int kVectors = C::kWarpN / C::kElements;  // of a pixel
   const int column = lane % kVectors * C::kElements, k = channel + column;
   const int K = p.problem.k, valid = channel_end - k;
-  const bool whole = (K | channel | channel_end) % C::kElements == 0;  // and aligned
+  const bool whole = kWhole || (K | channel | channel_end) % C::kElements == 0;  // and aligned
   Affine affine[C::kElements];
 #pragma unroll
   for (int e = 0; e < C::kElements; ++e)

@@ -25,11 +25,13 @@ struct Multiplier {
         lane(tid & 31),
         warp_m((tid >> 5) % C::kWarpsM * C::kWarpM),
         warp_n((tid >> 5) / C::kWarpsM * C::kWarpN) {
-    // Matrices of a: rows 0-7, rows 8-15, then both one chunk further. Of b: channels 0-7 at this
-    // chunk and the next, then channels 8-15.
+    // Matrices of a: rows 0-7, rows 8-15, then both one chunk further.
     pixel_part = C::swizzle(warp_m + (lane & 15), lane >> 4);
-    channel_part =
-        C::swizzle(warp_n + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1) + C::kPixelBytes;
+    channel_part = channel_row(warp_n, lane) + C::kPixelBytes;
+  }
+  // Matrices of b: channels 0-7 at this chunk and the next, then channels 8-15.
+  static RF_DEVICE uint32_t channel_row(int channel, int lane) {
+    return C::swizzle(channel + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
   }
 
   // `step`: 32 bytes of the reduction.

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kMostElements = 2147483647;
 constexpr int kMostSplits = 64;
+constexpr const char* kFar = "its taps reach further than indices of 31 bits do";
 
 template <typename... Parts>
 std::string sentence(const Parts&... parts) {
@@ -41,6 +42,12 @@ constexpr double kSplitClocks = 1500;         // assumed: sums out, ticket, sums
 }  // namespace
 
 std::string refuses(const Problem& p) {
+  // Before anything is computed in int.
+  const auto is_far = [](int64_t size, int64_t pad, int64_t dilation, int64_t taps) {
+    return size + 2 * pad > kMostElements || dilation * (taps - 1) > kMostElements;
+  };
+  if (is_far(p.h, p.pad_h, p.dilation_h, p.r) || is_far(p.w, p.pad_w, p.dilation_w, p.s))
+    return kFar;
   if (p.n < 1 || p.h < 1 || p.w < 1 || p.c < 1 || p.k < 1 || out_h(p) < 1 || out_w(p) < 1)
     return "the tensor is empty";
   const int64_t sizes[] = {int64_t(p.n) * p.h * p.w * p.c, int64_t(p.n) * out_h(p) * out_w(p) * p.k,
@@ -54,7 +61,7 @@ std::string refuses(const Problem& p) {
                         (int64_t(p.dilation_w) * (p.s + 64)) * p.c;
   if (reach > kMostElements || int64_t(p.stride_h) * out_h(p) > (1 << 27) ||
       int64_t(p.stride_w) * out_w(p) > (1 << 27) || std::max(p.pad_h, p.pad_w) > (1 << 26))
-    return "its taps reach further than indices of 31 bits do";
+    return kFar;
   return "";
 }
 

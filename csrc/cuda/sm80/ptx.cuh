@@ -34,6 +34,8 @@ template <int kPending>
 RF_DEVICE void copies_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
+// Asks for the 128 bytes around an address to be brought to L2.
+RF_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p)); }
 // Four 8 x 8 matrices of 16-bit elements, or 8 x 4 of 32-bit ones; lane l gives the address of row
 // l % 8 of matrix l / 8, and receives row l / 4, word l % 4 of each.
 RF_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t address) {
@@ -94,6 +96,20 @@ namespace resnet_fused::sm80 {
 
 RF_DEVICE uint32_t minus_infinities(__half) { return 0xfc00fc00u; }
 RF_DEVICE uint32_t minus_infinities(__nv_bfloat16) { return 0xff80ff80u; }
+
+// Two elements as one word, `low` in its lower half.
+RF_DEVICE uint32_t pack(float low, float high, __half) {
+  const __half2 both = __floats2half2_rn(low, high);
+  uint32_t bits;
+  __builtin_memcpy(&bits, &both, 4);
+  return bits;
+}
+RF_DEVICE uint32_t pack(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  uint32_t bits;
+  __builtin_memcpy(&bits, &both, 4);
+  return bits;
+}
 
 template <typename T>
 RF_DEVICE float to_float(T v);

@@ -60,10 +60,6 @@ int64_t stem_shared_bytes(const Problem& p, const StemTile& tile) {
 }
 
 std::string stem_refuses(const Problem& p) {
-  // Before anything is computed in int.
-  if (std::max(int64_t(p.h) + 2 * int64_t(p.pad_h), int64_t(p.w) + 2 * int64_t(p.pad_w)) >
-      INT32_MAX)
-    return kFar;
   const std::string why = refuses(p);
   if (!why.empty()) return why;
   if (p.groups != 1 || p.dilation_h != 1 || p.dilation_w != 1 || p.shortcut_c)
