@@ -332,8 +332,8 @@ BUGS = [
     Bug(
         "plan: flat without need",
         _PROBLEM,
-        "return taps > 1 and self.group_in % depth != 0",
-        "return taps > 1 and self.group_in % depth == 0",
+        "return taps > 1 and self.group_in < depth",
+        "return taps > 1 and self.group_in <= depth",
     ),
     Bug(
         "rule: shared memory is not looked at",

@@ -1,6 +1,5 @@
 """The nets: the lesson's structure, and the same parameters fused or plain."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F

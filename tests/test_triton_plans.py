@@ -150,6 +150,22 @@ def test_offsets_are_wide_only_where_they_must_be():
     assert plan(conv(64, 512, 64, shortcut=branch), configs.TILES[0]).conv.constants["WIDE"]
 
 
+def test_one_index_for_taps_and_channels_where_a_step_would_be_mostly_empty():
+    assert conv(3, 224, 64, 7, 2).is_flat(16)
+    assert conv(16, 9, 10).is_flat(32)
+    assert not conv(32, 9, 10).is_flat(32)
+    assert not conv(64, 56, 64).is_flat(32)
+    assert not conv(3, 9, 10, 1).is_flat(16)
+
+
+def test_ragged_rows_leave_room_for_their_addresses():
+    ragged = replace(conv(100, 28, 120), batch=128)
+    for device in KNOWN.values():
+        able = configs.candidates(ragged, device)
+        assert able
+        assert all(config.sums_per_thread <= 32 for config in able)
+
+
 def test_estimates_grow_with_the_work():
     device = KNOWN["NVIDIA H200"]
     for problem in RESNET_18:

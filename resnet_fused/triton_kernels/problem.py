@@ -51,7 +51,7 @@ class Problem:
     def is_flat(self, depth: int) -> bool:
         """Whether taps and channels are one index: where a step would be mostly empty."""
         taps = self.kernel[0] * self.kernel[1]
-        return taps > 1 and self.group_in % depth != 0 and self.group_in < depth
+        return taps > 1 and self.group_in < depth
 
     def steps(self, depth: int) -> int:
         """Of the reduction, the shortcut's included."""
