@@ -369,6 +369,21 @@ def test_kernels_of_a_repeated_call(build, kernels, gpu, forced):
     assert sum("conv" in name.lower() for name in on_gpu) == kernels, on_gpu
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_bottleneck_whose_tail_is_one_kernel(dtype, gpu, forced):
+    """Large enough for it, in the op of a first call and in the launches of a repeated one."""
+    block = randomize(rf.FusedBottleneck(64, 16)).eval()
+    plain = copy.deepcopy(block).original().double()
+    images = torch.randn(32, 64, 48, 41, generator=torch.Generator().manual_seed(4)).to(dtype)
+    x = images.to(gpu, memory_format=torch.channels_last)
+    block = block.to(gpu, dtype)
+    with torch.no_grad():
+        want = plain(images.double())
+        for _ in range(3):
+            close(block(x), want, str(dtype).removeprefix("torch."))
+            assert block(x).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_no_synchronisation(net, gpu, forced):
     fused = rf.fuse(net).to(gpu)
     x = images().to(gpu)
