@@ -1,9 +1,9 @@
 """Every GPU kernel once on small data, for sanitizers: python -m benchmarks.gpu_check.ops_once
 
 Each Triton tile, each CUDA C++ tile that this GPU has, alone and sharing a reduction, with residual
-or joined shortcut or neither; a stem with its max-pool; add_relu. Inputs are made on the CPU, so
-that no kernels but ours run, and each answer is held against float64. `--device cpu` takes Triton's
-interpreter.
+or joined shortcut or neither; a stem with its max-pool; a bottleneck's tail; add_relu. Inputs are
+made on the CPU, so that no kernels but ours run, and each answer is held against float64.
+`--device cpu` takes Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Of the largest output, for one rounding of the output and sums in another order; TF32 products.
 ALLOWED = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2e-6}
 TF32_ALLOWED = 2**-9
+TILES = re.compile(r"\bkTiles\[\] = \{(.*?)^\};", re.MULTILINE | re.DOTALL)
 NAMED_TILE = re.compile(r'^\s*\{"(\w+)", \{', re.MULTILINE)
 
 
@@ -100,7 +101,8 @@ def _extra(index: int) -> str:
 def _cuda_tiles(family: str) -> tuple[str, ...]:
     """The names of the compiled tiles, read from the sources: no op lists them."""
     texts = (path.read_text() for path in sorted((ROOT / "csrc/cuda" / family).glob("*.h")))
-    names = tuple(name for text in texts for name in NAMED_TILE.findall(text))
+    lists = (tiles for text in texts for tiles in TILES.findall(text))
+    names = tuple(name for tiles in lists for name in NAMED_TILE.findall(tiles))
     if not names:
         raise RuntimeError(f"ops_once: csrc/cuda/{family} must name its tiles, none was found")
     return names
@@ -194,6 +196,18 @@ def check_stem(device: torch.device, size: int) -> bool:
     return error(y, reference.max_pool(exact(call, o))) <= allowed(call.dtype)
 
 
+def check_tail(device: torch.device, between: int) -> bool:
+    """A bottleneck's last two convolutions in one kernel; channels between choose its tile."""
+    first = Call("cuda", "", torch.bfloat16, 64, between)
+    last = Call("cuda", "", torch.bfloat16, between, 136, kernel=1, extra="residual")
+    a, b = operands(first), operands(last)
+    tensors = (a.x, a.weight, a.scale, a.shift, b.weight, b.scale, b.shift, b.residual)
+    on_device = (t.to(device) for t in tensors)
+    y = _ops.bottleneck_tail_cuda(*on_device, kernel_size=(3, 3), padding=(1, 1)).cpu()
+    oracle = exact(last, replace(b, x=exact(first, a).to(first.dtype)))
+    return error(y, oracle) <= allowed(first.dtype)
+
+
 @click.command()
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--most", type=click.IntRange(min=1), help="Calls at most, for a short look.")
@@ -217,6 +231,9 @@ def main(device: str, most: int | None) -> None:
     for size in (41, 320):
         if not _missing("cuda", where) and not check_stem(where, size):
             wrong.append(f"cuda: a stem of {size} x {size} with its max-pool is wrong")
+    for between in (64, 128):
+        if not _missing("cuda", where) and not check_tail(where, between):
+            wrong.append(f"cuda: a bottleneck's tail with {between} channels between is wrong")
     print("\n".join(wrong))
     print(f"{len(todo)} calls, {len(wrong)} wrong")
     sys.exit(bool(wrong) or not todo)
