@@ -130,34 +130,31 @@ static void run_direct(const ConvArgs& args, const DirectJob& job, float* scratc
     if (job.slice == 1 && begin < last_live && !segments.live(s, begin)) continue;
     const int64_t end = min_of(begin + job.slice, segments.count);
     gather<Product, T>(args, segments, job, begin, end, rows);
+    const auto weights = [&](int64_t panel, int64_t segment) {
+      return args.packed +
+             ((job.group * panels + panel) * segments.count + segment) * segments.words() * kPanel;
+    };
     for (int64_t p = job.panel_begin; p < job.panel_end; ++p) {
       const int64_t channel = job.group * s.group_out() + p * kPanel;
       const int64_t offset = job.row_begin * s.out_channels + channel;
       Tile<T> tile;
+      tile.rows = rows;
       tile.chunk_step = count * kChunk;
-      tile.panel = args.packed +
-                   ((job.group * panels + p) * segments.count + begin) * segments.words() * kPanel;
+      tile.panel = weights(p, begin);
+      tile.next = p + 1 < job.panel_end ? weights(p + 1, begin) : weights(job.panel_begin, end);
       tile.segments = end - begin;
       tile.length = segments.words();
+      tile.partial = partial + (p - job.panel_begin) * count * kPanel;
       tile.first = first;
       tile.last = end > last_live;
       tile.columns = min_of(kPanel, s.group_out() - p * kPanel);
       tile.scale = args.scale + channel;
       tile.shift = args.shift + channel;
+      tile.residual = args.residual ? static_cast<const T*>(args.residual) + offset : nullptr;
+      tile.y = static_cast<T*>(args.y) + offset;
       tile.y_stride = s.out_channels;
       tile.low = args.relu ? 0.0f : -__builtin_inff();
-      const int64_t groups = ceil_div(count, Vec::kRows);
-      for (int64_t g = 0, r = 0; g < groups; ++g) {
-        const int64_t size = next_rows(count - r, groups - g);
-        tile.rows = rows + r * kChunk;
-        tile.partial = partial + ((p - job.panel_begin) * count + r) * kPanel;
-        tile.residual = args.residual
-                            ? static_cast<const T*>(args.residual) + offset + r * s.out_channels
-                            : nullptr;
-        tile.y = static_cast<T*>(args.y) + offset + r * s.out_channels;
-        run_rows<Product, T>(size, tile);
-        r += size;
-      }
+      run_panel<Product, T>(count, tile);
     }
     first = false;
   }

@@ -11,6 +11,10 @@ struct Vec {
   static constexpr int kWidth = 8;
   static constexpr int kRows =
       6;  // 6 x 2 accumulators, 2 weights and 1 broadcast fill 15 of 16 registers
+  // How the register tile is fed (gemm_body.h): chunks of the reduction after which the next tile
+  // has its turn, and whether weights are fetched with every step.
+  static constexpr int64_t kSlab = 8;
+  static constexpr bool kFetchesEachStep = false;
 
   static Reg set1(float value) { return _mm256_set1_ps(value); }
   static Reg zero() { return _mm256_setzero_ps(); }

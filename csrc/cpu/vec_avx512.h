@@ -11,6 +11,10 @@ struct Vec {
   static constexpr int kWidth = 16;
   static constexpr int kRows =
       14;  // 14 x 2 accumulators, 2 weights and a broadcast fill 31 of 32 registers
+  // How the register tile is fed (gemm_body.h): chunks of the reduction after which the next tile
+  // has its turn, and whether weights are fetched with every step.
+  static constexpr int64_t kSlab = 1 << 20;
+  static constexpr bool kFetchesEachStep = true;
 
   static Reg set1(float value) { return _mm512_set1_ps(value); }
   static Reg zero() { return _mm512_setzero_ps(); }

@@ -10,6 +10,10 @@ struct Vec {
   typedef float Reg __attribute__((vector_size(16)));
   static constexpr int kWidth = 4;
   static constexpr int kRows = 6;  // rows of a register tile: 6 x 2 accumulators of 16 registers
+  // How the register tile is fed (gemm_body.h): chunks of the reduction after which the next tile
+  // has its turn, and whether weights are fetched with every step.
+  static constexpr int64_t kSlab = 8;
+  static constexpr bool kFetchesEachStep = false;
 
   static Reg set1(float value) { return Reg{value, value, value, value}; }
   static Reg zero() { return set1(0.0f); }

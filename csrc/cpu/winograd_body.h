@@ -216,7 +216,6 @@ static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, 
   constexpr int64_t kPoints = WinogradSizes<F>::kPoints * WinogradSizes<F>::kPoints;
   const ConvShape& s = args.shape;
   const int64_t words = window_words(s, Product::kPack);
-  const int64_t groups = ceil_div(count, Vec::kRows);
   Tile<float> tile = {};
   tile.chunk_step = count * kChunk;
   tile.segments = 1;
@@ -226,13 +225,10 @@ static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, 
   tile.columns = kPanel;
   for (int64_t point = 0; point < kPoints; ++point) {
     tile.panel = args.packed + (panel * kPoints + point) * words * kPanel;
-    for (int64_t g = 0, r = 0; g < groups; ++g) {
-      const int64_t size = next_rows(count - r, groups - g);
-      tile.rows = values + point * values_stride(s, Product::kPack, count) + r * kChunk;
-      tile.partial = sums + point * sums_stride(count) + r * kPanel;
-      run_rows<Product>(size, tile);
-      r += size;
-    }
+    tile.next = tile.panel + words * kPanel;
+    tile.rows = values + point * values_stride(s, Product::kPack, count);
+    tile.partial = sums + point * sums_stride(count);
+    run_panel<Product>(count, tile);
   }
 }
 
