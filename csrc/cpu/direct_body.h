@@ -141,7 +141,10 @@ static void run_direct(const ConvArgs& args, const DirectJob& job, float* scratc
       tile.rows = rows;
       tile.chunk_step = count * kChunk;
       tile.panel = weights(p, begin);
-      tile.next = p + 1 < job.panel_end ? weights(p + 1, begin) : weights(job.panel_begin, end);
+      // The thread's next job is most likely the one with the next panels.
+      tile.next = p + 1 < job.panel_end  ? weights(p + 1, begin)
+                  : end < segments.count ? weights(job.panel_begin, end)
+                                         : weights(job.panel_end, 0);
       tile.segments = end - begin;
       tile.length = segments.words();
       tile.partial = partial + (p - job.panel_begin) * count * kPanel;
