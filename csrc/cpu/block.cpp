@@ -1,12 +1,11 @@
 #include "cpu/block.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 
 #include "cpu/arena.h"
 #include "cpu/conv_jobs.h"
+#include "cpu/l2.h"
 #include "cpu/parallel.h"
 
 namespace resnet_fused {
@@ -41,11 +40,6 @@ struct Buffers {
 };
 
 std::atomic<int64_t> forced_budget{0};
-
-int64_t cache_bytes() {  // of one core's L2; the size that sysconf gives for L3 is often wrong
-  static const int64_t bytes = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 512 << 10);
-  return bytes;
-}
 
 // Output pixels that a slice has for each thread, at the block's smallest map: enough for two jobs
 // of full size, which read their weights once.
@@ -128,7 +122,7 @@ int64_t images_at_once(const BlockArgs& block) {
   if (const int64_t forced = forced_budget.load(std::memory_order_relaxed)) {
     together = std::clamp<int64_t>(forced / image, 1, first.batch);
   } else {
-    const int64_t threads = thread_count(), cache = cache_bytes() * threads;
+    const int64_t threads = thread_count(), cache = l2_bytes() * threads;
     const int64_t wanted = weights > 4 * cache ? weights : cache * 3 / 2;
     const int64_t pixels = ceil_div(kPixelsPerThread * threads, smallest_map);
     together = std::clamp<int64_t>(std::max(wanted / image, pixels), 1, first.batch);

@@ -180,6 +180,27 @@ static inline __attribute__((always_inline)) void fetch_ends(const Tile<T>& tile
   }
 }
 
+// The results of vector `v` of a tile's columns, all lanes of it or `lanes`. What it needs of the
+// tile is copied, because the compiler must think that the stores of vectors change the tile.
+template <class Product, int kTileRows, typename T, typename... Lanes>
+static inline __attribute__((always_inline)) void finish_vector(const Tile<T>& tile, int64_t at,
+                                                                int v,
+                                                                const Reg (&sum)[kTileRows][2],
+                                                                Lanes... lanes) {
+  const Reg scale = Vec::load(tile.scale + at, lanes...);
+  const Reg shift = Vec::load(tile.shift + at, lanes...);
+  const Reg low = Vec::set1(tile.low);
+  const T* residual = tile.residual ? tile.residual + at : nullptr;
+  T* y = tile.y + at;
+  const int64_t step = tile.y_stride;
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+    Reg value = Vec::fma(sum[r][v], scale, shift);
+    if (residual) value = Vec::add(value, Vec::load(residual + r * step, lanes...));
+    Product::store(y + r * step, Vec::at_least(value, low), lanes...);
+  }
+}
+
 template <class Product, int kTileRows, typename T>
 static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
   const int64_t chunks = ceil_div(tile.length, kChunk);  // of a segment
@@ -214,33 +235,14 @@ static __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
       first = false;
     } while (left > 0);
     if (!last) continue;
-    const Reg low = Vec::set1(tile.low);
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
       const int64_t at = col + v * Vec::kWidth;
       const int64_t lanes = tile.columns - at;
-      if (lanes <= 0) continue;
       if (lanes >= Vec::kWidth) {
-        const Reg scale = Vec::load(tile.scale + at);
-        const Reg shift = Vec::load(tile.shift + at);
-#pragma GCC unroll 16
-        for (int r = 0; r < kTileRows; ++r) {
-          Reg value = Vec::fma(sum[r][v], scale, shift);
-          if (tile.residual)
-            value = Vec::add(value, Vec::load(tile.residual + r * tile.y_stride + at));
-          Product::store(tile.y + r * tile.y_stride + at, Vec::at_least(value, low));
-        }
-      } else {
-        const Reg scale = Vec::load(tile.scale + at, lanes);
-        const Reg shift = Vec::load(tile.shift + at, lanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < kTileRows; ++r) {
-          Reg value = Vec::fma(sum[r][v], scale, shift);
-          if (tile.residual) {
-            value = Vec::add(value, Vec::load(tile.residual + r * tile.y_stride + at, lanes));
-          }
-          Product::store(tile.y + r * tile.y_stride + at, Vec::at_least(value, low), lanes);
-        }
+        finish_vector<Product, kTileRows>(tile, at, v, sum);
+      } else if (lanes > 0) {
+        finish_vector<Product, kTileRows>(tile, at, v, sum, lanes);
       }
     }
   }
