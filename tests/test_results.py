@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common import FUSED
 from benchmarks.goals import GOALS, PEERS, judge
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -73,6 +74,18 @@ def goal_row(goal, verdict):
     over = "all" if goal.over == PEERS else f"the {len(goal.over)} most used"
     figures = [f"{goal.at_least:.2f}", f"{verdict.ratio:.2f}", verdict.peer, verdict.outcome.value]
     return [str(goal.case), over, *figures]
+
+
+def test_the_ratios_on_avx2_are_those_the_record_shows():
+    shown = {}
+    for case in record("cpu_zen3_engines.json")["cases"].values():
+        times = {r["engine"]: r["median_ms"] for r in case["results"] if "median_ms" in r}
+        ours = times.pop(FUSED)
+        peer = min(times, key=times.get)
+        net = f"{case['model'].replace('resnet', 'ResNet-')} {case['dtype']}"
+        shown[net, str(case["batch"])] = [peer, f"{times[peer] / ours:.2f}"]
+    listed = [row for net in dict.fromkeys(net for net, _ in shown) for row in cells(net)]
+    assert {(net, batch): rest for net, batch, *rest in listed} == shown
 
 
 def test_no_gpu_figure_without_a_record_from_one():
