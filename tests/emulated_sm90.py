@@ -345,7 +345,7 @@ def run(
     return operands["y"].permute(0, 3, 1, 2), call.error.decode()
 
 
-_UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 
 
 def differs(data: Data, y: Tensor, product: float = 0.0) -> str:
@@ -357,7 +357,7 @@ def differs(data: Data, y: Tensor, product: float = 0.0) -> str:
     finite = oracle.isfinite()
     if not torch.equal(y.isfinite(), finite):
         return "finite, or not, in other places than float64"
-    unit = _UNITS[data.conv.dtype]
+    unit = UNITS[data.conv.dtype]
     allowed = 1.01 * unit * oracle.abs() + (4e-6 + product) * data.magnitude + 1e-7
     error = ((y.double() - oracle).abs() / allowed)[finite]
     return f"error {float(error.max()):.3g} of what is allowed" if bool((error > 1).any()) else ""

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from emulated_sm80 import Problem, problem_of
-from emulated_sm90 import CSRC, Conv, Data, build_library, draw, nhwc, words
+from emulated_sm90 import CSRC, UNITS, Conv, Data, build_library, draw, nhwc, words
 from torch import Tensor
 
 TILES = (8, 4)  # pooled rows, in the order of csrc/cuda/sm80/stem.h
-_UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
@@ -49,7 +48,7 @@ class Stem(Data):
     def magnitude(self) -> Tensor:
         """What each output may be wrong by: a maximum is no more wrong than its worst input."""
         y, size = self._compute(absolute=False), self._compute(absolute=True)
-        allowed = 1.01 * _UNITS[self.conv.dtype] * y.abs() + 4e-6 * size + 1e-7
+        allowed = 1.01 * UNITS[self.conv.dtype] * y.abs() + 4e-6 * size + 1e-7
         return pool(allowed.nan_to_num(0.0, 0.0, 0.0))
 
     @functools.cached_property

@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from emulated_sm80 import Problem, problem_of
-from emulated_sm90 import CSRC, Conv, Data, build_library, draw, nhwc, words
+from emulated_sm90 import CSRC, UNITS, Conv, Data, build_library, draw, nhwc, words
 from torch import Tensor
-
-_UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
@@ -109,7 +107,7 @@ class Tail(Data):
         weight = _finite(self.last_weight.double()).abs()
         spread = F.conv2d(self.between_error, weight)
         spread = spread * _finite(self.last_scale.double().abs()).view(-1, 1, 1)
-        unit = _UNITS[self.conv.dtype]
+        unit = UNITS[self.conv.dtype]
         return 1.01 * unit * _finite(self.oracle).abs() + 4e-6 * size + 1.01 * spread + 1e-7
 
 

@@ -545,10 +545,7 @@ _FLAGS = ("-DEMULATED_TILES=0x2cu", "-w")
 
 def build_planted(folder: Path, bugs: Sequence[Bug]) -> ctypes.CDLL:
     with alone(folder, "plant"):
-        csrc = plant(folder, bugs)
-        with (csrc / "cuda" / "emulate" / "run_sm80.cpp").open("a") as end:
-            end.write('\nint planted;\nextern "C" void sm80_plant(int n) { planted = n; }\n')
-        return build(folder, csrc, _FLAGS)
+        return build(folder, plant(folder, bugs, "sm80"), _FLAGS)
 
 
 def cases() -> list[tuple[Data, str, dict]]:

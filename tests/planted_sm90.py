@@ -560,12 +560,8 @@ def cases() -> list[tuple[Data, str, dict]]:
 
 
 def build_planted(folder: Path, bugs: Sequence[Bug]) -> ctypes.CDLL:
-    """A library in which `planted` n > 0 switches to bug number n - 1."""
     with alone(folder, "plant"):
-        csrc = plant(folder, bugs)
-        with (csrc / "cuda" / "emulate" / "run_sm90.cpp").open("a") as end:
-            end.write('\nint planted;\nextern "C" void sm90_plant(int n) { planted = n; }\n')
-        return build(folder, csrc, _DEFINES)
+        return build(folder, plant(folder, bugs, "sm90"), _DEFINES)
 
 
 def show(library: ctypes.CDLL, number: int, sweep: list, bug: Bug | None = None) -> str:

@@ -319,10 +319,7 @@ _FLAGS = ("-w",)
 
 def build_planted(folder: Path, bugs: Sequence[Bug]) -> ctypes.CDLL:
     with alone(folder, "plant"):
-        csrc = plant(folder, bugs)
-        with (csrc / "cuda" / "emulate" / "run_stem.cpp").open("a") as end:
-            end.write('\nint planted;\nextern "C" void stem_plant(int n) { planted = n; }\n')
-        return build(folder, csrc, _FLAGS)
+        return build(folder, plant(folder, bugs, "stem"), _FLAGS)
 
 
 def cases() -> list[tuple[Stem, int, dict]]:

@@ -271,10 +271,7 @@ _FLAGS = ("-DEMULATED_TILES", "-w")
 
 def build_planted(folder: Path, bugs: Sequence[Bug]) -> ctypes.CDLL:
     with alone(folder, "plant"):
-        csrc = plant(folder, bugs)
-        with (csrc / "cuda" / "emulate" / "run_tail.cpp").open("a") as end:
-            end.write('\nint planted;\nextern "C" void tail_plant(int n) { planted = n; }\n')
-        return build(folder, csrc, _FLAGS)
+        return build(folder, plant(folder, bugs, "tail"), _FLAGS)
 
 
 def cases() -> list[tuple[Tail, dict]]:

@@ -60,8 +60,8 @@ def rounds(bugs: Sequence[Bug]) -> list[list[Bug]]:
     return lists
 
 
-def plant(folder: Path, bugs: Sequence[Bug]) -> Path:
-    """A copy of csrc in which the global `planted` n > 0 switches to bug number n - 1."""
+def plant(folder: Path, bugs: Sequence[Bug], kernel: str) -> Path:
+    """A copy of csrc in which `<kernel>_plant(n)`, n > 0, switches to bug number n - 1."""
     csrc = folder / "csrc"
     shutil.rmtree(csrc, ignore_errors=True)
     shutil.copytree(CSRC / "cuda", csrc / "cuda")
@@ -77,4 +77,6 @@ def plant(folder: Path, bugs: Sequence[Bug]) -> Path:
                 switch = f"(planted == {number} ? ({bug}) : ({source}))"
             text = text[:start] + switch + text[end:]
         path.write_text(text.replace("#pragma once", "#pragma once\nextern int planted;", 1))
+    with (csrc / "cuda" / "emulate" / f"run_{kernel}.cpp").open("a") as end:
+        end.write(f'\nint planted;\nextern "C" void {kernel}_plant(int n) {{ planted = n; }}\n')
     return csrc
