@@ -361,3 +361,15 @@ def differs(data: Data, y: Tensor, product: float = 0.0) -> str:
     allowed = 1.01 * unit * oracle.abs() + (4e-6 + product) * data.magnitude + 1e-7
     error = ((y.double() - oracle).abs() / allowed)[finite]
     return f"error {float(error.max()):.3g} of what is allowed" if bool((error > 1).any()) else ""
+
+
+def beyond_allowed(data: Data, y: Tensor) -> str:
+    """How the output differs from float64 by more than `data.magnitude`, or in its NaN and Inf."""
+    oracle = data.oracle
+    if not torch.equal(y.isnan(), oracle.isnan()):
+        return "NaN in other places than float64"
+    finite = oracle.isfinite()
+    if not torch.equal(y[~finite].double().nan_to_num(7.0), oracle[~finite].nan_to_num(7.0)):
+        return "Inf in other places than float64"
+    error = ((y.double() - oracle).abs() / data.magnitude)[finite]
+    return f"error {float(error.max()):.3g} of what is allowed" if bool((error > 1).any()) else ""

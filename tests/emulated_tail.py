@@ -172,15 +172,3 @@ def run(library: ctypes.CDLL, data: Tail, order: int = 0) -> tuple[Tensor, str]:
     )
     library.tail_run(ctypes.byref(call))
     return operands["y"].permute(0, 3, 1, 2), call.error.decode()
-
-
-def wrong(data: Tail, y: Tensor) -> str:
-    """How the output differs from the oracle by more than rounding and float32 sums explain."""
-    oracle = data.oracle
-    if not torch.equal(y.isnan(), oracle.isnan()):
-        return "NaN in other places than float64"
-    finite = oracle.isfinite()
-    if not torch.equal(y[~finite].double().nan_to_num(7.0), oracle[~finite].nan_to_num(7.0)):
-        return "Inf in other places than float64"
-    error = ((y.double() - oracle).abs() / data.magnitude)[finite]
-    return f"error {float(error.max()):.3g} of what is allowed" if bool((error > 1).any()) else ""

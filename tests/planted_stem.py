@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from emulated_sm90 import Conv, alone
-from emulated_stem import Stem, build, drawn, run, whole, wrong
+from emulated_sm90 import Conv, alone, beyond_allowed
+from emulated_stem import Stem, build, drawn, run, whole
 from planting import Bug, plant, rounds
 
 __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
@@ -356,6 +356,6 @@ def show(library: ctypes.CDLL, number: int, sweep: list) -> str:
         y, report = run(library, data, rows, **how)
         if report:
             return f"{data.conv} {rows}x8: {report}"
-        if difference := wrong(data, y):
+        if difference := beyond_allowed(data, y):
             return f"{data.conv} {rows}x8: {difference}"
     return ""

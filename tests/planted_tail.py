@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from emulated_sm90 import Conv, alone
-from emulated_tail import Tail, build, drawn, run, whole, wrong
+from emulated_sm90 import Conv, alone, beyond_allowed
+from emulated_tail import Tail, build, drawn, run, whole
 from planting import Bug, plant, rounds
 
 __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
@@ -304,6 +304,6 @@ def show(library: ctypes.CDLL, number: int, sweep: list) -> str:
         name = f"{data.conv}-{data.last_weight.shape[0]}"
         if report:
             return f"{name}: {report}"
-        if difference := wrong(data, y):
+        if difference := beyond_allowed(data, y):
             return f"{name}: {difference}"
     return ""
