@@ -15,7 +15,7 @@ SOURCES := setup.py build_cuda.py pyproject.toml $(shell find csrc -type d -o -t
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize mutants triton-mutants cuda-check triton-check bench \
+.PHONY: help demo test sanitize avx512-check mutants triton-mutants cuda-check triton-check bench \
   bench-layers gpu-check gpu-bench install lint format wheel clean distclean
 
 help: ## this list
@@ -29,7 +29,11 @@ test: $(VENV)/.installed ## run the tests (ARGS="-k build" picks some)
 
 sanitize: $(VENV)/.installed ## run kernels under gcc's address, undefined and thread sanitizers
 	@$(PIP) 'setuptools>=77' ninja
-	$(BIN)/python tests/run_sanitized.py $(ARGS)
+	$(BIN)/python tests/run_variant.py $(ARGS)
+
+avx512-check: $(VENV)/.installed ## run the AVX-512 kernels' tests, under emulation where the CPU lacks AVX-512
+	@$(PIP) 'setuptools>=77' ninja
+	$(BIN)/python tests/run_variant.py avx512 $(ARGS)
 
 mutants: $(VENV)/.installed ## plant bugs in the CUDA kernels: 95% must show under emulation (ARGS="fence" picks)
 	$(BIN)/python tests/run_mutants.py $(ARGS)

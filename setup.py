@@ -11,6 +11,7 @@ Everything static is in pyproject.toml. Environment variables that are honoured 
     CUDA_HOME, TORCH_CUDA_ARCH_LIST   see build_cuda.py
     SANITIZE=address,undefined  or SANITIZE=thread: kernels that are checked as they run, for
                                 `make sanitize`
+    EMULATE_AVX512=1            AVX-512 kernels in AVX2 instructions, for `make avx512-check`
 """
 
 import importlib.metadata
@@ -123,6 +124,8 @@ def compile_flags(environ=os.environ):
         flags += ["-O1", "-g1", "-fno-wrapv", "-fno-omit-frame-pointer", "-Wno-uninitialized"]
         flags += ["-D_GLIBCXX_ASSERTIONS", "-include", "sanitize/intrinsics.h"]
         return [*flags, *sanitizer_flags(environ)]
+    if is_set(environ, "EMULATE_AVX512"):
+        return [*flags, "-O1", "-g0", "-Wno-psabi", "-include", "cpu/emulate/avx512.h"]
     if is_set(environ, "DEBUG"):
         return [*flags, "-O0", "-g", "-UNDEBUG"]
     return [*flags, "-O3", "-g0", "-fno-wrapv"]

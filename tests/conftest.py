@@ -20,9 +20,12 @@ from resnet_fused import backends, check, select, tuned
 from resnet_fused.check import CPU_PLANS, PLAN_TRAITS
 
 NATIVE = rf.ops.extension_error is None
-ISAS = [
-    isa for isa in ("scalar", "avx2", "avx512", "avx512bf16") if isa in rf.ops.CPU_FEATURES
-] or ["none"]
+# What the variable names is run whatever the CPU has (run_variant.py).
+ISAS = (
+    os.environ.get("RESNET_FUSED_TEST_ISAS", "").split()
+    or [isa for isa in ("scalar", "avx2", "avx512", "avx512bf16") if isa in rf.ops.CPU_FEATURES]
+    or ["none"]
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 KERNEL_DTYPES = DTYPES[:3]  # what kernels of ours compute; float64 runs on PyTorch's convolution
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]

@@ -21,6 +21,7 @@ _ENVIRON = {
     "FORCE_CUDA": "1",
     "FORCE_CPU": "",
     "SANITIZE": "",
+    "EMULATE_AVX512": "",
     "DEBUG": "",
     "TORCH_CUDA_ARCH_LIST": build_cuda.ALL_ARCHITECTURES,
 }

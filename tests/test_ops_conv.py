@@ -399,9 +399,11 @@ def test_batch_of_none(shape, plan, dtype):
 def test_nothing_is_touched_beyond_the_operands():
     """In a process of its own, which ends at the first wrong access; malloc poisons its memory."""
     here = Path(__file__).parent
+    # A copy of the package with other kernels comes first (run_variant.py).
+    paths = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(here.parent)])
     result = subprocess.run(
         [sys.executable, "-X", "faulthandler", str(here / "guard_pages.py")],
-        env={**os.environ, "MALLOC_PERTURB_": "128", "PYTHONPATH": str(here.parent)},
+        env={**os.environ, "MALLOC_PERTURB_": "128", "PYTHONPATH": paths},
         capture_output=True,
         text=True,
         check=False,

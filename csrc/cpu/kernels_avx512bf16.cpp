@@ -13,7 +13,11 @@
 #define RESNET_FUSED_BF16_PRODUCTS
 // gcc 12 takes the deliberately undefined operand inside its own AVX-512 intrinsics for a mistake.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#ifndef RESNET_FUSED_EMULATED_AVX512  // cpu/emulate/avx512.h
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
 
 // clang-format off: the order matters
 #include "cpu/vec_avx512.h"

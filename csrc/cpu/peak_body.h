@@ -1,6 +1,10 @@
 // Independent chains of multiply-adds, written once over `Vec` and the products of gemm_body.h.
 #include "cpu/peak.h"
 
+#ifndef RESNET_FUSED_VECTOR_OPERAND
+#define RESNET_FUSED_VECTOR_OPERAND "x"  // a register; emulated ones are in memory
+#endif
+
 namespace resnet_fused {
 namespace RESNET_FUSED_ISA_NAMESPACE {
 
@@ -15,12 +19,12 @@ static void multiply_chains(int64_t steps) {
   for (int64_t step = 0; step < steps; ++step) {
 #pragma GCC unroll 12
     for (int i = 0; i < kChains; ++i) {
-      __asm__ volatile("" : "+x"(operand));
+      __asm__ volatile("" : "+" RESNET_FUSED_VECTOR_OPERAND(operand));
       sum[i] = Product::multiply_add(operand, operand, sum[i]);
     }
   }
 #pragma GCC unroll 12
-  for (int i = 0; i < kChains; ++i) __asm__ volatile("" : : "x"(sum[i]));
+  for (int i = 0; i < kChains; ++i) __asm__ volatile("" : : RESNET_FUSED_VECTOR_OPERAND(sum[i]));
 }
 
 }  // namespace RESNET_FUSED_ISA_NAMESPACE
