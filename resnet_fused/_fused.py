@@ -18,6 +18,7 @@ from ._ready import Ready, ReadyOnGpu, can_be_ready, takes_launches
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
 from .ops._library import constant_in_graphs
+from .ops._transforms import is_dual, is_transformed
 from .recipe import ConvUnit
 
 _ops = torch.ops.resnet_fused
@@ -203,8 +204,9 @@ class FusedModule(Wrapper):
             return "the input has a shape only"
         if type(x) is not Tensor and not isinstance(x, nn.Parameter):
             return f"the input is a {type(x).__name__}"
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return "a function transform is at work"
+        if is_transformed():
+            kind = "forward-mode differentiation" if is_dual() else "a function transform"
+            return f"{kind} is at work"
         if torch._C._get_tracing_state() is not None:
             return "torch.jit.trace is at work"
         return None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import guard, packing
 from .ops._library import extension_error, release_prepared
@@ -28,6 +29,7 @@ PLAIN = (
     guard.returns(torch.is_grad_enabled, False),
     guard.returns(torch._C._is_any_autocast_enabled, False),
     guard.returns(torch._C._functorch.peek_interpreter_stack, None),
+    guard.item_equals(vars(forward_ad), "_current_level", -1),  # the last two: ops/_transforms.py
     guard.returns(torch._C._len_torch_function_stack, 0),
     guard.returns(torch._C._len_torch_dispatch_stack, 0),
     guard.returns(torch._C._get_tracing_state, None),

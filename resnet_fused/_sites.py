@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from ._dataflow import NORMS
 from ._refusals import refuse_altered, refuse_mixture, refuse_pool, refuse_unit
 from ._trace import MODES, any_child, record
+from ._wrapper import Wrapper
 from .recipe import ConvUnit, NoMatch, Site
 
 Found = tuple[str, str, str | None]  # names of conv, bn, act
@@ -61,7 +62,7 @@ def call_graphs(parent: nn.Module) -> list[fx.Graph]:
 
 
 def _has_pair(parent: nn.Module) -> bool:
-    children = parent._modules.values()
+    children = [c for c in parent._modules.values() if not isinstance(c, Wrapper)]
     return all(any(isinstance(c, kind) for c in children) for kind in (_ConvNd, NORMS))
 
 
@@ -92,7 +93,9 @@ def _pairs(graph: fx.Graph, parent: nn.Module) -> dict[Found, str | None]:
 
     pairs: dict[Found, str | None] = {}
     for conv, module in called.items():
-        bn = reader(conv) if isinstance(module, _ConvNd) and once(conv) else None
+        if isinstance(module, Wrapper) or not isinstance(module, _ConvNd):
+            continue
+        bn = reader(conv) if once(conv) else None
         if bn is not None and isinstance(called[bn], NORMS):
             act = reader_of(bn, nn.ReLU)
             pool = reader_of(act or bn, nn.MaxPool2d)

@@ -49,6 +49,11 @@ MODES = (EVAL, EVAL_GRAD, TRAIN)
 class _Value(fx.Proxy):
     """fx's Proxy, except that `a += b` is recorded as what it is and that nothing passes unseen."""
 
+    @property
+    def __class__(self) -> type:
+        """What isinstance(), torch.is_tensor() and the like find: a tensor, as in a real call."""
+        return Tensor
+
     def __getattr__(self, name: str) -> Any:
         if not hasattr(Tensor, name):  # as a tensor would, so that hasattr() answers truly
             raise AttributeError(f"'Tensor' object has no attribute '{name}'")
@@ -119,6 +124,10 @@ class Recorder(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta["ambient"] = _ambient()
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        # Before fx takes the value for the tensor that it says it is.
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._is_leaf(m)

@@ -102,13 +102,20 @@ def float_tensor(op: str, name: str, value: Any) -> None:
             f"{op}: {name} must be float32, bfloat16, float16 or float64, "
             f"got {dtype_name(value.dtype)}"
         )
+    _strided(op, name, value)
+
+
+def _strided(op: str, name: str, value: Tensor) -> None:
     if value.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be a strided tensor, got layout {value.layout}")
+    if value.is_nested:
+        raise TypeError(f"{op}: {name} must be a strided tensor, got a nested one")
 
 
 def like(op: str, name: str, value: Any, x: Tensor, dtype: torch.dtype, x_name: str = "x") -> None:
     """A tensor of the given dtype on the device of x."""
     tensor(op, name, value)
+    _strided(op, name, value)
     if value.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {dtype_name(dtype)}, got {dtype_name(value.dtype)}")
     if value.device != x.device:
@@ -164,7 +171,7 @@ def group_count(op: str, groups: Any, in_channels: int | None, out_channels: int
 
 
 def one_of(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         choices = " or ".join(f'"{choice}"' for choice in allowed)
         got = f'"{value}"' if isinstance(value, str) else repr(value)
         raise ValueError(f"{op}: {name} must be {choices}, got {got}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import check, guard, packing
+from ._caller import calling_module, code_of
 from ._fused import FusedModule, Run
 from ._launches import Launch, prepare_unit
 from ._links import (
@@ -120,6 +121,24 @@ class _Installed:
         self._guard = guard.watch(self.facts()) if whole else None
         return whole
 
+    def in_order(self, slot: Wrapper) -> bool:
+        """Whether the slot at work is called by who calls the others too, in their order.
+
+        That is the parent, for which it was proved, or a Sequential that holds them side by side,
+        as `nn.Sequential(*net.children())` does. Anyone else may want what lies between them: a
+        U-Net, say, the activations before the max-pool. Graphs are captured without this look.
+        """
+        if torch.compiler.is_compiling():
+            return True
+        caller = calling_module(slot, _OWN_CODE)
+        if caller is self.parent:
+            return True
+        if type(caller) is not nn.Sequential:
+            return False
+        held, first = list(caller._modules.values()), self.slots[0]
+        at = held.index(first) if first in held else len(held)
+        return held[at : at + len(self.slots)] == self.slots
+
     def facts(self) -> list[guard.Fact]:
         """What `broken` looks at, while nothing is."""
         facts = []
@@ -136,7 +155,7 @@ class _Installed:
         for name, slot in zip(self.names, self.slots, strict=True):
             if self.parent._modules.get(name) is not slot:
                 return f"{name} was replaced"
-            if type(slot) not in (ConvSlot, PassSlot):
+            if type(slot) not in _SLOTS:
                 return f"{name} became a {type(slot).__name__}"
             if has_hooks(slot):
                 return f"{name} has hooks"
@@ -149,14 +168,23 @@ class _Installed:
         return None
 
 
-class ConvSlot(_OneUnit):
-    """In the place of a convolution, with its keys: computes it, its BN, its ReLU, its max-pool."""
+class ConvSlot(_OneUnit, nn.Conv2d):
+    """In the place of a convolution, with its keys: computes it, its BN, its ReLU, its max-pool.
+
+    Slots are instances of the layers' classes, which code that looks for layers asks for:
+    `torch.optim.swa_utils.update_bn`, `convert_sync_batchnorm`, loops that freeze every BN.
+    """
 
     def __init__(self, installed: _Installed) -> None:
         unit = installed.site.unit
         super().__init__(unit.conv, (unit,), ())
         self.__dict__["_installed"] = installed
         self.__dict__["link"] = link({unit.conv_name: unit.conv}, unit.conv_name, unit.conv_name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._installed.in_order(self):
+            return run_plainly(self, *args, **kwargs)
+        return super().forward(*args, **kwargs)
 
     def _why_changed(self) -> str | None:
         if has_global_hooks():
@@ -198,10 +226,28 @@ class PassSlot(Wrapper):
         self.__dict__["link"] = link({name: original}, name, name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self._installed.is_whole() else run_plainly(self, x)
+        whole = self._installed.is_whole() and self._installed.in_order(self)
+        return x if whole else run_plainly(self, x)
 
     def extra_repr(self) -> str:
-        return f"{type(self.__dict__['_original']).__name__}, computed by the convolution before it"
+        return "computed by the convolution before it"
+
+
+class BatchNormSlot(PassSlot, nn.BatchNorm2d):
+    pass
+
+
+class ReLUSlot(PassSlot, nn.ReLU):
+    pass
+
+
+class MaxPoolSlot(PassSlot, nn.MaxPool2d):
+    pass
+
+
+_PASS_SLOTS = {nn.BatchNorm2d: BatchNormSlot, nn.ReLU: ReLUSlot, nn.MaxPool2d: MaxPoolSlot}
+_SLOTS = (ConvSlot, *_PASS_SLOTS.values())
+_OWN_CODE = code_of(_Installed.in_order, ConvSlot.forward, PassSlot.forward)
 
 
 def install_site(parent: nn.Module, site: Site) -> ConvSlot:
@@ -216,7 +262,7 @@ def install_site(parent: nn.Module, site: Site) -> ConvSlot:
     others = zip(originals[1:], names[1:], strict=True)
     installed.slots[:] = [
         first,
-        *(PassSlot(original, name, installed) for original, name in others),
+        *(_PASS_SLOTS[type(layer)](layer, name, installed) for layer, name in others),
     ]
     for name, slot in zip(names, installed.slots, strict=True):
         parent._modules[name] = slot

@@ -49,7 +49,9 @@ def fuse(
     The global average pool and linear layers behind it get faster kernels for a few images; they
     are not fused with anything and not in the report.
     Fuse after configuring the model: `forward` is looked at once, as its attributes are then.
-    A convolution that was fused with its BN gives the BN's output to whoever calls it by itself.
+    Layers of a stem are one op where their parent calls them, or a Sequential that holds them all;
+    whoever else calls one, as a U-Net may, gets what that layer computes. A graph that
+    torch.compile or torch.export captures has the op in any case.
     Raises TypeError for anything but a module, ValueError for an unknown output_format.
     """
     check.module("fuse", "model", model)

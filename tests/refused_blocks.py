@@ -500,7 +500,7 @@ class AutocastOffInside(Plain):
 class BranchOnType(Plain):
     def forward(self, x):
         y = self.main(x)
-        if isinstance(x, Tensor):
+        if type(x) is Tensor:
             y = torch.neg(y)
         return self.relu(y + x)
 
@@ -510,7 +510,7 @@ class SwappedByType(Plain):
     """The same operations in another order: only their wiring tells."""
 
     def forward(self, x):
-        if isinstance(x, Tensor):
+        if type(x) is Tensor:
             return self.relu(self.bn1(self.conv1(F.relu(self.bn2(self.conv2(x))))) + x)
         return self.relu(self.main(x) + x)
 
@@ -521,9 +521,20 @@ class WritesByType(Plain):
 
     def forward(self, x):
         y = self.relu(self.main(x) + x)
-        if isinstance(x, Tensor):
+        if type(x) is Tensor:
             x.mul_(2)
         return y
+
+
+@case("forward branches on the values or the shape of a tensor")
+class BranchOnShapeOfTensor(Plain):
+    """For a traced value that is no tensor, the shape would never be asked for."""
+
+    def forward(self, x):
+        y = self.main(x)
+        if isinstance(x, Tensor) and x.shape[-1] > 30:
+            y = torch.neg(y)
+        return self.relu(y + x)
 
 
 @case("forward uses the argument extra")

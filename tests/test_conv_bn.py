@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize, prune
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.conv_bn import ConvSlot, PassSlot, install_site
+from resnet_fused.conv_bn import BatchNormSlot, ConvSlot, ReLUSlot, install_site
 from resnet_fused.recipe import ConvUnit, Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -231,7 +231,7 @@ def fused_sequence():
 
 def test_slots_share_everything():
     plain_net, net = sequence(), fused_sequence()
-    assert [type(m) for m in net] == [ConvSlot, PassSlot, PassSlot, nn.Tanh]
+    assert [type(m) for m in net] == [ConvSlot, BatchNormSlot, ReLUSlot, nn.Tanh]
     assert list(net.state_dict()) == list(plain_net.state_dict())
     assert [n for n, _ in net.named_modules()] == [n for n, _ in plain_net.named_modules()]
     with torch.no_grad():

@@ -62,6 +62,16 @@ CONV = [
         "x must be a strided tensor, got layout torch.sparse_coo",
     ),
     (
+        {"scale": ones(4).to_sparse()},
+        TypeError,
+        "scale must be a strided tensor, got layout torch.sparse_coo",
+    ),
+    (
+        {"residual": ones(2, 4, 8, 7).to_sparse()},
+        TypeError,
+        "residual must be a strided tensor, got layout torch.sparse_coo",
+    ),
+    (
         {"weight": ones(4, 3, 3, 3, dtype=torch.int8)},
         TypeError,
         f"weight must be {FLOATS}, got int8",

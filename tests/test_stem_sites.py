@@ -13,7 +13,7 @@ from torchvision_style import BasicBlock, ResNet
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.conv_bn import ConvSlot, PassSlot
+from resnet_fused.conv_bn import BatchNormSlot, ConvSlot, MaxPoolSlot, ReLUSlot
 from resnet_fused.match import find_sites
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +34,8 @@ def lesson(channels=64):
     torch.manual_seed(0)
     return randomize(rf.models.resnet18(10, block=rf.reference.Residual)).eval()
 
+
+SLOTS = [ConvSlot, BatchNormSlot, ReLUSlot, MaxPoolSlot]
 
 NETS = {  # the net, and where conv, bn, relu and pool are
     "sequential": (sequential, "", ["0", "1", "2", "3"]),
@@ -57,7 +59,7 @@ def test_every_stem_takes_its_pool(name):
     plain = build()
     fused = rf.fuse(plain)
     stem = fused.get_submodule(parent)
-    assert [type(stem.get_submodule(layer)) for layer in layers] == [ConvSlot] + 3 * [PassSlot]
+    assert [type(stem.get_submodule(layer)) for layer in layers] == SLOTS
     assert list(fused.state_dict()) == list(plain.state_dict())
     assert [n for n, _ in fused.named_modules()] == [n for n, _ in plain.named_modules()]
     with torch.no_grad():
@@ -89,7 +91,7 @@ def test_outputs(word, dtype):
     x = image(dtype=dtype)
     oracle = copy.deepcopy(plain).double()(x.double())
     with torch.no_grad(), select.forced(word):
-        got = fused[0](x)
+        got = fused[:4](x)
         assert got.shape == (2, 40, 12, 10)
         assert is_dense_channels_last(got)
         ours, theirs = (m(x).double() - oracle for m in (fused, plain))
@@ -148,7 +150,7 @@ OTHER_POOLS = [
 def test_other_pools_stay(pool):
     plain = sequential(pool=pool())
     fused = rf.fuse(plain)
-    assert [type(m) for m in fused][:3] == [ConvSlot, PassSlot, PassSlot]
+    assert [type(m) for m in fused][:3] == SLOTS[:3]
     assert type(fused[3]) is type(plain[3])
     with torch.no_grad():
         torch.testing.assert_close(fused(image()), plain(image()))
@@ -168,7 +170,7 @@ def test_pools_that_are_not_the_only_reader_in_every_mode_stay(build):
 def test_settings_as_pairs(pool):
     plain = sequential(pool=pool)
     fused = rf.fuse(plain)
-    assert type(fused[3]) is PassSlot
+    assert type(fused[3]) is MaxPoolSlot
     with torch.no_grad():
         torch.testing.assert_close(fused(image()), plain(image()))
 
@@ -177,7 +179,7 @@ def test_pool_without_relu():
     layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.MaxPool2d(3, 2, 1)]
     plain = randomize(nn.Sequential(*layers)).eval()
     fused = rf.fuse(plain)
-    assert type(fused[2]) is PassSlot
+    assert type(fused[2]) is MaxPoolSlot
     with torch.no_grad():
         got = fused(image())
         torch.testing.assert_close(got, plain(image()))
@@ -274,7 +276,7 @@ def test_copies_are_independent(how):
         assert_same(twin(image()), before)
     twin[0].remove()
     assert type(twin[3]) is nn.MaxPool2d
-    assert type(fused[3]) is PassSlot
+    assert type(fused[3]) is MaxPoolSlot
 
 
 def test_autocast():
@@ -309,3 +311,97 @@ def test_empty_batch():
     fused = rf.fuse(sequential())
     with torch.no_grad():
         assert fused(image()[:0]).shape == (0, 9, 12, 10)
+
+
+# ---- the layers as others see them ---------------------------------------------------------------
+
+
+class UNet(nn.Module):
+    """Wants what lies between a stem's layers, and calls them itself."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        skipped = self.net.relu(self.net.bn1(self.net.conv1(x)))
+        y = self.net.layer2(self.net.layer1(self.net.maxpool(skipped)))
+        return skipped.sum((2, 3)), y
+
+
+class Cut(nn.Module):
+    """The same through containers that cut the stem in two."""
+
+    def __init__(self, net):
+        super().__init__()
+        layers = list(net.children())
+        self.first, self.rest = nn.Sequential(*layers[:3]), nn.Sequential(*layers[3:6])
+
+    def forward(self, x):
+        skipped = self.first(x)
+        return skipped.sum((2, 3)), self.rest(skipped)
+
+
+@pytest.mark.parametrize("wrap", [UNet, Cut])
+def test_layers_that_others_call_are_what_they_were(wrap):
+    plain = torchvision()
+    fused = rf.fuse(plain)
+    with torch.no_grad():
+        fused(image())  # leaves prepared calls behind
+        for got, want in zip(wrap(fused)(image()), wrap(plain)(image()), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fused(image()), plain(image()), rtol=1e-4, atol=1e-4)
+        assert_same(fused.conv1(image()), plain.conv1(image()))
+
+
+def test_a_sequence_that_keeps_the_layers_together_stays_fused():
+    plain = torchvision()
+    fused = rf.fuse(plain)
+    features, want = (nn.Sequential(*list(net.children())[:5]) for net in (fused, plain))
+    with torch.no_grad():
+        got = features[:4](image())
+        torch.testing.assert_close(features(image()), want(image()), rtol=1e-4, atol=1e-4)
+    assert is_dense_channels_last(got), "computed by the first slot"
+    assert fused.conv1.status().backend != "not run yet"
+
+
+def test_slots_are_instances_of_the_layers():
+    plain, fused = torchvision(), rf.fuse(torchvision())
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
+    stem = ("conv1", "bn1", "relu", "maxpool")
+    for name, kind in zip(stem, kinds, strict=True):
+        assert isinstance(getattr(fused, name), kind)
+    assert [n for n, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d)] == [
+        n for n, m in plain.named_modules() if isinstance(m, nn.BatchNorm2d)
+    ]
+
+
+def test_statistics_computed_anew():
+    """As torch.optim.swa_utils does behind averaged weights."""
+    plain, fused = torchvision(), rf.fuse(torchvision())
+    batches = [image(), 3 * image() + 1]
+    for net in (plain, fused):
+        torch.optim.swa_utils.update_bn(batches, net)
+    for (name, a), b in zip(fused.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image()), plain(image()), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norms_that_a_loop_freezes():
+    plain, fused = torchvision(), rf.fuse(torchvision())
+    for net in (plain, fused):
+        net.train()
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.eval()
+        net(image())
+    for a, b in zip(fused.buffers(), plain.buffers(), strict=True):
+        assert_same(a, b)
+
+
+def test_batch_norms_that_are_converted():
+    net = rf.fuse(torchvision())
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    assert type(converted.bn1) is nn.SyncBatchNorm
+    assert converted.conv1.status().reason == "bn1 was replaced"

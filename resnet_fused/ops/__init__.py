@@ -20,12 +20,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import check
+from .. import check, reference
 from . import _fakes, _fallback  # noqa: F401
 from ._autocast import is_autocast_on, to_autocast_dtype
 from ._autograd import conv_bn_act_vjp
 from ._library import CPU_FEATURES, cpu_isa, extension_error
 from ._shapes import check_pack
+from ._transforms import is_transformed
 
 __all__ = [
     "CPU_FEATURES",
@@ -62,8 +63,8 @@ def conv_bn_act(
     residual: None, or the output's shape.
     act: "relu" (NaN passes) or "none".
     Returns (N, K, H', W') or (K, H', W') in x's dtype, dense channels_last. Sums are kept in
-    float32 at least. Differentiable in all five tensors; under autocast x, weight and
-    residual are cast.
+    float32 at least. Differentiable in all five tensors, forwards and within torch.func by
+    PyTorch's own operations; under autocast x, weight and residual are cast.
     Raises ValueError or TypeError with one sentence that names the argument.
     """
     if isinstance(x, Tensor) and is_autocast_on(x.device):
@@ -71,15 +72,16 @@ def conv_bn_act(
     check.conv_bn_act(
         "conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act
     )
-    return _ops.conv_bn_act(
+    compute = reference.conv_bn_act if _is_transformed() else _ops.conv_bn_act
+    return compute(
         x,
         weight,
         scale,
         shift,
         residual,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
+        stride=check.pair("conv_bn_act", "stride", stride, 1),
+        padding=check.pair("conv_bn_act", "padding", padding, 0),
+        dilation=check.pair("conv_bn_act", "dilation", dilation, 1),
         groups=groups,
         act=act,
     )
@@ -91,7 +93,11 @@ def add_relu(a: Tensor, b: Tensor) -> Tensor:
     Raises ValueError or TypeError with one sentence that names the argument.
     """
     check.add_relu("add_relu", a, b)
-    return _ops.add_relu(a, b)
+    return (reference.add_relu if _is_transformed() else _ops.add_relu)(a, b)
+
+
+def _is_transformed() -> bool:
+    return not torch.compiler.is_compiling() and is_transformed()
 
 
 def pack_conv(weight: Tensor, groups: int = 1, *, plan: str) -> Tensor:

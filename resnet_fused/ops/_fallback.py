@@ -53,6 +53,8 @@ def _conv_bn_act(
         check.conv_bn_act,
         *("conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act),
     )
+    # The schema lets one value stand for both.
+    stride, padding, dilation = ((*p, *p)[:2] for p in (stride, padding, dilation))
     kernel = (weight.shape[2], weight.shape[3])
     shape = select.ConvShape(
         device=x.device.type,
@@ -62,8 +64,8 @@ def _conv_bn_act(
         out_channels=weight.shape[0],
         kernel=kernel,
         out_size=result[-2:],
-        stride=tuple(stride),
-        dilation=tuple(dilation),
+        stride=stride,
+        dilation=dilation,
         groups=groups,
         batch=x.shape[0] if x.dim() == 4 else 1,
     )
