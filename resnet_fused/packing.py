@@ -310,6 +310,13 @@ class _Stamp:
         return _ops.content_hash(self.tensors) == self.hash
 
 
+def _finish(units: Sequence[ConvUnit]) -> None:
+    """Waits until a GPU has written what was packed: other threads use it on their own streams."""
+    device = units[0].conv.weight.device
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(device).synchronize()
+
+
 @dataclass(eq=False)
 class Packing:
     """What a module has packed, and what was made of it."""
@@ -387,6 +394,7 @@ class PackCache:
             packed = tuple(
                 pack(unit, dtype, choice) for unit, choice in zip(units, choices, strict=True)
             )
+        _finish(units)
         # Not `return self.packing`: another thread may have put its own there by then.
         packing = self.packing = Packing((dtype, choices), stamp, packed)
         return packing
