@@ -19,7 +19,7 @@ from rich.progress import Progress, TaskID
 
 from resnet_fused import models
 from resnet_fused.commands import picture
-from resnet_fused.commands.bench import FILE, BatchSizes
+from resnet_fused.commands.options import FILE, SECONDS, BatchSizes
 
 from . import accuracy, record, show
 from .arguments import Cases, Words
@@ -41,9 +41,9 @@ EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCOMPLETE: 3}  # 2 is c
 @click.option("--cases", type=Cases((ACCURACY,)), help="Like resnet18-float32-8,accuracy.")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of every engine [default: torch's].")
-@click.option("--seconds", type=click.FloatRange(min=0), default=20.0, help="Timed, per case.")
+@click.option("--seconds", type=SECONDS, default=20.0, help="Timed, per case.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds, not --seconds.")
-@click.option("--rest", type=click.FloatRange(min=0), default=REST_S, help="Before each sample, s.")
+@click.option("--rest", type=SECONDS, default=REST_S, help="Before each sample, s.")
 @click.option("--json", "json_path", type=FILE, help="Write the record here, after each case.")
 @click.option("--resume", is_flag=True, help="Keep what the file of --json has; measure the rest.")
 @click.option("--chart", type=FILE, help="Write bar charts (PNG) here.")

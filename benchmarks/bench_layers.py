@@ -23,7 +23,7 @@ from rich.console import Console
 from resnet_fused import models, ops, select
 from resnet_fused.check import dtype_name
 from resnet_fused.commands import picture
-from resnet_fused.commands.bench import DTYPES, FILE, BatchSizes
+from resnet_fused.commands.options import DTYPES, FILE, SECONDS, BatchSizes
 from resnet_fused.measure.machine import Machine
 from resnet_fused.measure.peak import multiply_peak, read_bandwidth
 
@@ -100,7 +100,7 @@ class Group:
 @click.option("--plan", type=click.Choice(select.FORCES), default="none", help="Force a plan.")
 @click.option("--isa", help="Force an instruction set [default: the widest].")
 @click.option("--cold", is_flag=True, help="Weights from memory: copies beyond L3 take turns.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=1.0, help="Timed, per layer.")
+@click.option("--seconds", type=SECONDS, default=1.0, help="Timed, per layer.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds, not --seconds.")
 @click.option("--check", is_flag=True, help="ResNet-18, float32, batch 1 and 8, against targets.")
 @click.option("--reason", "reasons", type=Reason(), multiple=True, help="Why layers are below.")

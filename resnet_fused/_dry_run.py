@@ -39,6 +39,9 @@ def confirm(block: nn.Module, recipe: BlockRecipe) -> None:
             raise NoMatch(f"does not run ({str(error).strip().splitlines()[0][:100]})") from error
         with _Log(x) as ours:
             expected = _run(recipe, copied, x)
+    asked = theirs.queries - ours.queries
+    if asked:
+        raise NoMatch(f"forward asks for the {next(iter(asked))} of a tensor, and may branch on it")
     if theirs.ops != ours.ops or theirs.expression(returned) != ours.expression(expected):
         raise NoMatch("forward does something else with tensors than what its trace shows")
 
@@ -83,6 +86,7 @@ class _Log(TorchFunctionMode):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.ops: Counter[str] = Counter()
+        self.queries: Counter[str] = Counter()  # what was asked of tensors: shapes, flags
         self._alive: list[Any] = [x]
         self._made: dict[int, Any] = {id(x): "x"}
 
@@ -101,8 +105,10 @@ class _Log(TorchFunctionMode):
         out = run(*args, **kwargs)
         results = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
         unchanged = {id(t) for t, v in zip(operands, versions, strict=True) if t._version == v}
-        # Neither a mere query nor an operation that hands its operand on.
-        if not {id(t) for t in results} <= unchanged:
+        if not results:
+            self.queries[getattr(func, "__self__", func).__name__] += 1
+        # Neither a query nor an operation that hands its operand on.
+        elif not {id(t) for t in results} <= unchanged:
             self.ops[name] += 1
             for index, tensor in enumerate(results):
                 self._alive.append(tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import select
+from . import ops, select
 from .commands.bench import bench
 from .commands.demo import demo
 from .commands.doctor import doctor
@@ -20,7 +20,8 @@ def main(context: click.Context) -> None:
     if context.invoked_subcommand != "doctor":  # which tells of it among its findings
         try:
             select.force()
-        except ValueError as error:
+            ops.cpu_isa()
+        except (ValueError, RuntimeError) as error:
             raise click.ClickException(f"{error}.") from error
 
 

@@ -151,11 +151,11 @@ def status(environ: Mapping[str, str] = os.environ) -> Status:
         here = 0
     total = sum(map(len, found.machines.values()))
     return Status(
-        path, os.path.lexists(path), found.problem, here, total - here, _can_write(path.parent)
+        path, os.path.lexists(path), found.problem, here, total - here, can_write(path.parent)
     )
 
 
-def _can_write(folder: Path) -> bool:
+def can_write(folder: Path) -> bool:
     """Whether a file can be made in a folder that may have to be made first."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

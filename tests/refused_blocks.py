@@ -526,6 +526,24 @@ class WritesByType(Plain):
         return y
 
 
+@case("forward asks for the shape of a tensor, and may branch on it")
+class BranchOnShapeByType(Plain):
+    def forward(self, x):
+        y = self.main(x)
+        if type(x) is Tensor and x.shape[-1] < 30:
+            y = torch.neg(y)
+        return self.relu(y + x)
+
+
+@case("forward asks for the requires_grad of a tensor, and may branch on it")
+class BranchOnGradientByType(Plain):
+    def forward(self, x):
+        y = self.main(x)
+        if type(x) is Tensor and x.requires_grad:
+            y = torch.neg(y)
+        return self.relu(y + x)
+
+
 @case("forward branches on the values or the shape of a tensor")
 class BranchOnShapeOfTensor(Plain):
     """For a traced value that is no tensor, the shape would never be asked for."""

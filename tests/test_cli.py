@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -89,6 +90,32 @@ def test_a_bad_force_is_one_sentence(command, monkeypatch):
     assert result.exit_code == 1
     words = ", ".join(rf.select.FORCES)
     assert message(result) == f"RESNET_FUSED_FORCE must be one of {words}, got 'fast'."
+
+
+def test_a_bad_instruction_set_is_one_sentence():
+    command = [sys.executable, "-m", "resnet_fused", "tune"]
+    environ = {**os.environ, "RESNET_FUSED_ISA": "garbage"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=environ
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: RESNET_FUSED_ISA: must be scalar, avx2, avx512 or")
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["bench", "--seconds", "nan"], "'--seconds': must be finite, got nan"),
+        (["tune", "--seconds", "inf"], "'--seconds': must be finite, got inf"),
+        (["bench", "--json", "/etc/passwd/y.json"], "'--json': /etc/passwd is no folder"),
+        (["bench", "--chart", "/etc/passwd/y.png"], "'--chart': /etc/passwd is no folder"),
+        (["demo", "--output", "/etc/passwd/y.png"], "'--output': /etc/passwd is no folder"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(args, sentence):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert f"Invalid value for {sentence}" in message(result)
 
 
 # ---- bench ---------------------------------------------------------------------------------------

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -336,3 +340,31 @@ def test_training_learns_the_same_with_fused_blocks():
     with torch.no_grad():
         a, b = (net.eval()(images(seed=50)) for net in nets)
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+NARROW = """
+import torch
+from conftest import randomize
+from torchvision_style import BasicBlock, ResNet
+import resnet_fused as rf
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = rf.fuse(randomize(ResNet(BasicBlock, [1, 1, 1, 1], width=4)).eval())
+for _ in range(20):
+    net(torch.randn(3, 3, 40, 37, requires_grad=True)).sin().sum().backward()
+print("whole")
+"""
+
+
+def test_gradients_of_narrow_convolutions_break_nothing():
+    """PyTorch's own kernel for 1x1 ones in channels_last writes beyond its memory."""
+    tests = str(Path(__file__).parent)
+    paths = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), tests])
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW],
+        env={**os.environ, "MALLOC_PERTURB_": "128", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr[-2000:]

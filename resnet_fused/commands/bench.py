@@ -20,27 +20,8 @@ from ..measure.machine import Machine, machine
 from ..measure.networks import plain_net, random_images
 from . import picture
 from .console import console, progress_bar
+from .options import DTYPES, FILE, SECONDS, BatchSizes
 from .tables import add_results, speed_table
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-class BatchSizes(click.ParamType):
-    """ "1,8,32" -> (1, 8, 32)."""
-
-    name = "n,n,..."
-
-    def convert(self, value, param, ctx) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            sizes = tuple(int(word) for word in value.split(","))
-        except ValueError:
-            sizes = (0,)
-        if min(sizes) < 1:
-            self.fail(f"must be positive integers between commas, got {value!r}", param, ctx)
-        return sizes
 
 
 @click.command()
@@ -49,9 +30,7 @@ class BatchSizes(click.ParamType):
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--threads", type=click.IntRange(min=1), help="torch's threads [default: as is].")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0), default=20.0, help="Timed, per batch size."
-)
+@click.option("--seconds", type=SECONDS, default=20.0, help="Timed, per batch size.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds, not --seconds.")
 @click.option("--ours", is_flag=True, help="Also the fused net with own kernels forced.")
 @click.option("--no-compile", is_flag=True, help="Leave torch.compile out.")

@@ -18,6 +18,7 @@ from ..measure.machine import machine
 from . import demo_speed, picture
 from . import digits as data
 from .console import console, progress_bar
+from .options import FILE
 from .tables import swapped_table
 
 ACCURACY_WANTED = 0.97
@@ -41,7 +42,7 @@ class Answers:
 @click.command()
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     default=Path("results/demo.png"),
     help="The picture to write (PNG).",
 )

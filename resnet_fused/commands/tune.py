@@ -12,9 +12,10 @@ from .. import check, models, select
 from ..measure.machine import machine, usable_cores
 from ..measure.networks import plain_net, random_images
 from ..tune import Tuning
-from .bench import DTYPES, torch_threads
+from .bench import torch_threads
 from .console import console
 from .doctor import BUSY
+from .options import DTYPES, SECONDS
 
 OPT_IN = [plan for plan, traits in check.PLAN_TRAITS.items() if traits.opt_in]
 
@@ -26,9 +27,7 @@ OPT_IN = [plan for plan, traits in check.PLAN_TRAITS.items() if traits.opt_in]
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:1.")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--threads", type=click.IntRange(min=1), help="torch's threads [default: as is].")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0), default=1.0, help="Timed, per convolution."
-)
+@click.option("--seconds", type=SECONDS, default=1.0, help="Timed, per convolution.")
 @click.option(
     "--allow",
     type=click.Choice(check.PLANS),
