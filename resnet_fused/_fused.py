@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import check, guard, packing, reference, select
 from ._launches import Launch
@@ -130,6 +130,8 @@ class FusedModule(Wrapper):
             y = serves(x) if serves is not None else None
             if y is not None:
                 return self._formatted(x, y)
+        if isinstance(x, fx.Proxy):
+            return self.recorded(x)
         return self._formatted(x, self._forward(x))
 
     def _forward(self, x: Any) -> Tensor:

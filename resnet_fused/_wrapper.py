@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 # The dict objects that make up a module's state. Sharing the objects, not copies, is what keeps
 # state_dict, load_state_dict, .to(), deepcopy and pickle of the wrapper those of the original.
@@ -74,6 +74,10 @@ class Wrapper(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # Batch norm's own fills in what older checkpoints lack.
         self.__dict__["_original"]._load_from_state_dict(*args, **kwargs)
+
+    def recorded(self, x: fx.Proxy) -> fx.Proxy:
+        """The call in a graph that torch.fx records: as one of a layer of PyTorch's own."""
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
 
     def original(self) -> nn.Module:
         """The wrapped module, in the wrapper's training mode."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import check, guard, packing
 from ._caller import calling_module, code_of
@@ -182,7 +182,7 @@ class ConvSlot(_OneUnit, nn.Conv2d):
         self.__dict__["link"] = link({unit.conv_name: unit.conv}, unit.conv_name, unit.conv_name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._installed.in_order(self):
+        if not self._installed.in_order(self) and not any(isinstance(a, fx.Proxy) for a in args):
             return run_plainly(self, *args, **kwargs)
         return super().forward(*args, **kwargs)
 
@@ -226,6 +226,8 @@ class PassSlot(Wrapper):
         self.__dict__["link"] = link({name: original}, name, name)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return self.recorded(x)
         whole = self._installed.is_whole() and self._installed.in_order(self)
         return x if whole else run_plainly(self, x)
 

@@ -1,4 +1,4 @@
-"""torch.func and forward-mode differentiation run PyTorch's own operations; the answers agree."""
+"""torch.func and forward-mode differentiation run PyTorch's own operations; torch.fx keeps ours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from conftest import randomize
 from torch import func
 from torch.autograd import forward_ad
+from torchvision_style import BasicBlock, Bottleneck, ResNet
 
 import resnet_fused as rf
 
@@ -71,3 +72,16 @@ def test_dual_numbers(name, grad, x):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
+def test_symbolic_trace_takes_fused_modules_for_layers(kind):
+    torch.manual_seed(0)
+    plain = randomize(ResNet(kind, [1, 1, 1, 1], width=8)).eval()
+    fused = rf.fuse(plain)
+    traced = torch.fx.symbolic_trace(fused)
+    image = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(image), plain(image), rtol=1e-4, atol=1e-4)
+    assert list(traced.state_dict()) == list(plain.state_dict())
+    assert all(row.fused for row in rf.report(traced) if row.kind != "conv_bn")
