@@ -18,7 +18,7 @@ pytest.importorskip("benchmarks", reason="the benchmarks are not in this copy")
 
 from click.testing import CliRunner
 
-from benchmarks.gpu_check import command, facts, record, run, sanitize, stages
+from benchmarks.gpu_check import command, facts, record, run, sanitize, stages, watched
 from benchmarks.gpu_check.record import FAILED, INCOMPLETE, OUT_OF_TIME, PASSED
 from benchmarks.gpu_check.run import Stage
 
@@ -210,7 +210,7 @@ def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
     files = {f"{each.name}.log" for each in todo if each.log} | {record.JSON, record.MARKDOWN}
     files |= {Path(word).name for word in words if Path(word).parent == tmp_path}
     files |= {Path(value).name for each in todo for value in each.env.values()}
-    files -= {stages._JUNIT, stages._SANITIZED}  # of the moment
+    files -= {stages._SANITIZED, tmp_path.name}  # of the moment
     assert len(files) <= 8, files
     assert "--no-index" in words  # nothing is fetched
 
@@ -296,38 +296,107 @@ def test_built_says_what_is_missing():
     assert verdict.details["triton"] in ("there is no GPU", "Triton is not installed")
 
 
-REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
+# ---- watched tests -----------------------------------------------------------------------------
+
+# In torch's place: it starts in no time.
+FAKE_CUDA = """
+import os, signal, sys, time, types, pytest
+cuda = types.SimpleNamespace(is_initialized=lambda: True, synchronize=lambda: None)
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+def fault():
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\\nand advice")
+"""
+HANG = "def test_hang(): signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}); time.sleep(60)"
+TESTS = {
+    "ok": "def test_ok(): pass",
+    "skip": "def test_skip(): pytest.skip('no')",
+    "wrong": "def test_wrong(): assert 1 == 2, 'off by one'",
+    "hang": HANG,
+    "fault": "def test_fault(): cuda.synchronize = fault; fault()",
+    "late": "def test_late(): cuda.synchronize = fault",  # the launch itself went well
+    "segfault": "def test_segfault(): os.kill(os.getpid(), signal.SIGSEGV)",
+    "behind": "def test_behind(): pass",
+    "error": "@pytest.fixture\ndef broken(): fault()\ndef test_error(broken): pass",
+}
+
+
+def watched_tests(folder, names, *options, limit_s=60.0, seconds=2):
+    """The verdict of the stage `test` on some of TESTS, and the record's entry."""
+    (folder / "scratch").mkdir()
+    (folder / "test_made.py").write_text("\n".join([FAKE_CUDA, *(TESTS[name] for name in names)]))
+    watch = ("-p", "benchmarks.gpu_check.watched", "--watched", str(folder / "scratch"))
+    words = (*(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"), *watch)
+    words += ("--watched-seconds", str(seconds), "--rootdir", str(folder), *options, "test_made.py")
+    env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}  # to start at once
+    _, current = check(folder, [Stage("test", [words], limit_s, stages.tested, env)])
+    found = current["stages"]["test"]
+    return found, {
+        outcome: {test.partition("::test_")[2]: why for test, why in tests.items()}
+        for outcome, tests in found["details"].items()
+        if outcome != "count"
+    }
+
+
+def test_tests_that_hang_or_break_their_process_are_named(tmp_path):
+    """And those behind them run, in other processes."""
+    pytest.importorskip("xdist")
+    workers = ("-p", "xdist", "--numprocesses", "2", "--max-worker-restart", "9")
+    found, bad = watched_tests(tmp_path, TESTS, *workers)
+    assert found["outcome"] == FAILED
+    assert found["why"] == "2 passed, 1 skipped, 1 failed, 1 error, 3 crashed, 1 hung"
+    assert list(bad) == ["hung", "crashed", "error", "failed"]
+    assert bad["hung"]["hang"].startswith("test_hang (test_made.py:")
+    illegal = "CUDA error: an illegal memory access was encountered"
+    assert bad["crashed"]["fault"] == bad["crashed"]["late"] == illegal
+    assert bad["crashed"]["segfault"] == "Fatal Python error: Segmentation fault"
+    assert bad["error"] == {"error": f"RuntimeError: {illegal}"}
+    assert bad["failed"]["wrong"].startswith("AssertionError: off by one")
 
 
 @pytest.mark.parametrize(
-    ("counts", "code", "outcome"),
+    ("last", "outcome", "why"),
     [
-        ((9, 0, 0, 2), 0, PASSED),
-        ((9, 0, 0, 9), 0, FAILED),  # all skipped: nothing was shown
-        ((0, 0, 0, 0), 5, FAILED),
-        ((9, 1, 0, 0), 1, FAILED),
-        ((9, 0, 1, 0), 1, FAILED),
-        ((9, 0, 0, 0), 3, FAILED),  # pytest itself broke
+        ("hang", "hung", "test_hang (test_made.py:"),
+        ("segfault", "crashed", "Fatal Python error: Segmentation fault"),
+        ("late", "crashed", "CUDA error: an illegal memory access"),
     ],
 )
-def test_what_the_tests_showed(tmp_path, counts, code, outcome):
-    (tmp_path / stages._JUNIT).write_text(REPORT.format(*counts))
-    assert stages.tested(ended(code), tmp_path).outcome == outcome
+def test_in_one_process_the_tests_end_there(tmp_path, last, outcome, why):
+    """Where pytest-xdist is missing."""
+    found, bad = watched_tests(tmp_path, ["ok", "wrong", last, "behind"])
+    assert found["outcome"] == FAILED
+    assert bad[outcome][last].startswith(why)
+    assert set(bad["failed"]) == {"wrong"}
+    count = {name: n for name, n in found["details"]["count"].items() if n}
+    assert count == {"passed": 1, "failed": 1, outcome: 1, "not run": 1}
 
 
 def test_tests_that_run_out_of_time_tell_what_they_found(tmp_path, monkeypatch):
-    """pytest writes its report when it is interrupted."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # it starts in a tenth of the time
-    (tmp_path / "test_slow.py").write_text(
-        "import time\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)\n"
-    )
-    (tmp_path / "scratch").mkdir()
-    report = f"--junitxml={tmp_path / 'scratch' / stages._JUNIT}"
-    words = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_slow.py", report)
-    outcomes, current = check(tmp_path, [Stage("test", [words], 6.0, stages.tested)])
-    assert outcomes == {"test": OUT_OF_TIME}
-    assert "1 passed, 1 failed" in current["stages"]["test"]["why"]
-    assert "assert 0" in (tmp_path / "out" / "test.log").read_text()
+    """Also where pytest itself is killed."""
+    monkeypatch.setattr(command, "GRACE_S", 0.5)
+    found, bad = watched_tests(tmp_path, ["ok", "wrong", "hang", "behind"], limit_s=5.0, seconds=60)
+    assert found["outcome"] == OUT_OF_TIME
+    assert found["why"].endswith("1 passed, 0 skipped, 1 unfinished, 1 failed, 1 not run")
+    assert set(bad["unfinished"]) == {"hang"}
+    assert bad["failed"]["wrong"].startswith("AssertionError: off by one")
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "outcome"),
+    [
+        (["passed", "skipped"], 0, PASSED),
+        (["skipped"], 0, FAILED),  # nothing was shown
+        ([], 5, FAILED),
+        (["passed", "failed"], 1, FAILED),
+        (["passed", "error"], 1, FAILED),
+        (["passed"], 3, FAILED),  # pytest itself broke
+    ],
+)
+def test_what_the_tests_showed(tmp_path, lines, code, outcome):
+    rows = [{"test": f"test_{i}", "outcome": each} for i, each in enumerate(lines)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / watched.LOG).write_text(text + '{"test": "cut o')
+    assert stages.tested(ended(code), tmp_path).outcome == outcome
 
 
 def test_tests_without_a_report_have_failed(tmp_path):

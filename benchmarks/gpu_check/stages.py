@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import xml.etree.ElementTree as ElementTree
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import watched
 from .command import Ended
 from .facts import ROOT
 from .record import FAILED, PASSED, Verdict
@@ -22,7 +22,8 @@ NETS = ("resnet18-bfloat16-1", "resnet18-bfloat16-128")
 ENGINES = ("eager", "eager-graph", "compile", "ours", "ours-graph", "ours-rf-graph")
 NAMES = ("build", "test", "sanitize", "tune", "bench")
 GPU_MARK = "mark.gpu"
-_JUNIT, _SANITIZED = "junit.xml", "sanitize.json"
+MOST_NAMED = 60  # tests of each kind in the record
+_SANITIZED = "sanitize.json"
 
 
 def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage]:
@@ -30,9 +31,12 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
     module = (python, "-m")
     tune_file = str(out / "tune.json")
     pip = ("install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
-    pytest = ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=15", *gpu_tests())
-    # Most of the time Triton compiles.
-    workers = ("--numprocesses", str(min(os.cpu_count() or 1, 16))) if find_spec("xdist") else ()
+    pytest = ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=15", "--tb=short")
+    watch = ("-p", "benchmarks.gpu_check.watched", "--watched", str(scratch))
+    # Most of the time Triton compiles. A worker that a kernel has hung or broken is replaced.
+    workers = ("--numprocesses", str(min(os.cpu_count() or 1, 16)), "--max-worker-restart", "200")
+    if not find_spec("xdist"):
+        workers = ()
     bench = (
         "--cases",
         ",".join(NETS),
@@ -56,7 +60,7 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
         ),
         Stage(
             "test",
-            [(*module, *pytest, *workers, f"--junitxml={scratch / _JUNIT}")],
+            [(*module, *pytest, *watch, *workers, *gpu_tests())],
             limit_s=115,
             judge=tested,
         ),
@@ -110,20 +114,19 @@ def built(ended: Ended, scratch: Path) -> Verdict:
 
 
 def tested(ended: Ended, scratch: Path) -> Verdict:
-    """By pytest's own report; tests that were all skipped have shown nothing."""
+    """By what the plugin wrote; tests that were all skipped have shown nothing."""
     try:
-        suites = list(ElementTree.parse(scratch / _JUNIT).getroot().iter("testsuite"))
-    except (OSError, ElementTree.ParseError):
-        return Verdict(FAILED, f"pytest gave no report, exit status {ended.code}")
-    count = {key: sum(int(suite.get(key, 0)) for suite in suites) for key in _COUNTS}
-    passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
-    text = f"{passed} passed, {count['failures']} failed, {count['errors']} errors, "
-    text += f"{count['skipped']} skipped"
-    fine = ended.code == 0 and passed > 0 and not count["failures"] + count["errors"]
-    return Verdict(PASSED if fine else FAILED, text, {"passed": passed, **count})
-
-
-_COUNTS = ("tests", "failures", "errors", "skipped")
+        found = watched.read(scratch, ended=ended.code is not None)
+    except OSError:
+        return Verdict(FAILED, f"pytest did not begin, exit status {ended.code}")
+    count = found.counts()
+    usual = ("passed", "failed", "skipped")
+    text = ", ".join(f"{n} {outcome}" for outcome, n in count.items() if n or outcome in usual)
+    fine = ended.code == 0 and count["passed"] > 0 and not any(count[bad] for bad in watched.BAD)
+    # The worst first.
+    named = {outcome: found.of(outcome) for outcome in reversed(watched.BAD) if count[outcome]}
+    details = {outcome: dict(list(tests.items())[:MOST_NAMED]) for outcome, tests in named.items()}
+    return Verdict(PASSED if fine else FAILED, text, {"count": count, **details})
 
 
 def sanitized(ended: Ended, scratch: Path) -> Verdict:
