@@ -18,7 +18,17 @@ pytest.importorskip("benchmarks", reason="the benchmarks are not in this copy")
 
 from click.testing import CliRunner
 
-from benchmarks.gpu_check import command, facts, record, run, sanitize, stages, watched
+from benchmarks.gpu_check import (
+    command,
+    facts,
+    faults,
+    record,
+    run,
+    sanitize,
+    smoke,
+    stages,
+    watched,
+)
 from benchmarks.gpu_check.record import FAILED, INCOMPLETE, OUT_OF_TIME, PASSED
 from benchmarks.gpu_check.run import Stage
 
@@ -210,7 +220,7 @@ def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
     files = {f"{each.name}.log" for each in todo if each.log} | {record.JSON, record.MARKDOWN}
     files |= {Path(word).name for word in words if Path(word).parent == tmp_path}
     files |= {Path(value).name for each in todo for value in each.env.values()}
-    files -= {stages._SANITIZED, tmp_path.name}  # of the moment
+    files -= {stages._SMOKE, stages._SANITIZED, tmp_path.name}  # of the moment
     assert len(files) <= 8, files
     assert "--no-index" in words  # nothing is fetched
 
@@ -227,6 +237,7 @@ def test_what_the_stages_call_is_there(tmp_path):
 
     known = {
         "benchmarks.bench_gpu": lambda words: parsed(bench_gpu.main, words),
+        "benchmarks.gpu_check.smoke": lambda words: parsed(smoke.main, words),
         "benchmarks.gpu_check.sanitize": lambda words: parsed(sanitize.main, words),
         "resnet_fused": lambda words: parsed(tune, words[1:]) if words[0] == "tune" else None,
     }
@@ -294,6 +305,127 @@ def test_built_says_what_is_missing():
     assert verdict.outcome == FAILED
     assert verdict.details["cuda"]
     assert verdict.details["triton"] in ("there is no GPU", "Triton is not installed")
+
+
+# ---- smoke ---------------------------------------------------------------------------------------
+
+HUNG_LOG = """> conv a
+  off by 0.001, 0.004 allowed
+> conv b
+Timeout (0:00:15)!
+Thread 0x1 (most recent call first):
+  File "/a/threading.py", line 9 in wait
+Thread 0x2 (most recent call first):
+  File "/b/_ops.py", line 7 in __call__
+  File "/b/ops_once.py", line 8 in run
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "outcome", "why"),
+    [
+        (0, "> conv a\n  off by 0\n1 calls, 0 wrong\n", smoke.OK, "1 calls, 0 wrong"),
+        (1, "0 calls, 0 wrong\n", smoke.ABSENT, ""),
+        (1, "> conv a\n! conv a: off by 1\n1 calls, 1 wrong\n", smoke.WRONG, "conv a: off by 1"),
+        (
+            faults.BROKEN,
+            "> conv a\n! conv a: CUDA error\n2 calls, 1 wrong\n",
+            smoke.FAULT,
+            "in conv a: conv a: CUDA error",
+        ),
+        (-11, "> conv a\n", smoke.FAULT, "in conv a: exit status -11, > conv a"),
+        (1, "ImportError: no", smoke.FAULT, "in no call: exit status 1, ImportError: no"),
+        (1, HUNG_LOG, smoke.HUNG, "in conv b: __call__ (_ops.py:7) < run (ops_once.py:8)"),
+        (None, "> conv a\n", smoke.HUNG, "in conv a"),
+        (None, "", smoke.HUNG, "in no call"),
+    ],
+)
+def test_what_became_of_a_family(code, log, outcome, why):
+    found = smoke.judge(ended(code, log))
+    assert (found.outcome, found.why) == (outcome, why)
+
+
+# In place of families.py.
+FAMILIES = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from benchmarks.gpu_check import faults
+name = sys.argv[1]
+faults.announce(f"call of {{name}}")
+if "sm90" in name:
+    print("0 calls, 0 wrong")
+    sys.exit(1)
+if "stem" in name:
+    faults.end_in(0.5)
+    time.sleep(60)
+if "tail" in name:
+    os.abort()
+print("1 calls, 0 wrong")
+"""
+
+
+def test_families_from_end_to_end(tmp_path, monkeypatch):
+    families = tmp_path / "families.py"
+    families.write_text(FAMILIES.format(root=str(ROOT)))
+    monkeypatch.setattr(smoke, "CALLS", (sys.executable, str(families)))
+    result = CliRunner().invoke(smoke.main, ["--json", str(tmp_path / stages._SMOKE)])
+    assert result.exit_code == 1, result.output
+    verdict = stages.smoked(ended(1), tmp_path)
+    assert verdict.outcome == FAILED
+    assert re.match(r"\d+ ok; absent: .*sm90.*; fault: cuda tail; hung: cuda stem$", verdict.why)
+    assert verdict.details["cuda stem"]["why"].startswith(
+        "in call of cuda stem: <module> (families"
+    )
+    assert "in call of cuda tail: exit status -6" in verdict.details["cuda tail"]["why"]
+    assert smoke.exit_code({"a": smoke.Found(smoke.ABSENT, "", 0)}) == 1
+    assert stages.smoked(ended(1), tmp_path / "none").outcome == FAILED
+
+
+def test_every_kind_of_kernel_is_a_family():
+    from benchmarks.gpu_check import families, ops_once
+
+    found = families.families()
+    assert {name.split()[0] for name in found} == {"cuda", "sm90", "triton"}
+    names = [check.name for checks in found.values() for check in checks]
+    for tile in re.findall(r"sm[89]0 (\S+) split", "\n".join(names)):
+        assert tile in (*ops_once._cuda_tiles("sm80"), *ops_once._cuda_tiles("sm90"), "tap-shift")
+    for word in ("/2 ", "tap-shift", "stem", "tail", "add_relu", "k16", "k32", "split 8"):
+        assert any(word in name for name in names), word
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_a_family_runs_in_the_interpreter():
+    env = {**os.environ, "TRITON_INTERPRET": "1", "RESNET_FUSED_DISABLE_EXT": "1"}
+    words = ["-m", "benchmarks.gpu_check.families", "triton add_relu", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[0] == "> triton, add_relu"
+    assert done.stdout.endswith("1 calls, 0 wrong\n"), done.stdout + done.stderr
+
+
+def test_calls_end_with_the_first_fault(monkeypatch, capsys):
+    """Later ones would fail for its sake."""
+    from benchmarks.gpu_check import ops_once
+
+    def call(name, answer):
+        def run_once(device):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer, 0.5
+
+        return ops_once.Check(name, run_once)
+
+    todo = [call("good", 0.1), call("off", 0.9), call("refused", TypeError("no")), call("last", 0)]
+    assert ops_once.run_all(todo, None) == 1
+    printed = capsys.readouterr().out
+    assert printed.endswith(
+        "! off: off by 0.9, 0.5 allowed\n! refused: TypeError: no\n4 calls, 2 wrong\n"
+    )
+    assert faults.last_announced(printed) == "last"
+    monkeypatch.setattr(faults, "broken", lambda: "CUDA error")
+    assert ops_once.run_all(todo, None) == faults.BROKEN
+    assert faults.last_announced(capsys.readouterr().out) == "refused"
 
 
 # ---- watched tests -----------------------------------------------------------------------------
@@ -414,7 +546,7 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").iterdir())
     wrong = CliRunner().invoke(main, ["--stages", "build,fly"])
     assert wrong.exit_code == 2
-    assert "must be some of build, test, sanitize, tune, bench" in wrong.output
+    assert "must be some of build, smoke, test, sanitize, tune, bench" in wrong.output
 
 
 def test_the_command_from_end_to_end(tmp_path, monkeypatch):

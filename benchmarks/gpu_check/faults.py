@@ -8,6 +8,8 @@ import sys
 from typing import IO
 
 TIMEOUT = re.compile(r"^Timeout \(", re.MULTILINE)  # the first words of faulthandler's report
+BROKEN = 4  # exit status of whoever stops because the GPU cannot be used any more
+_ANNOUNCED = re.compile(r"^> (.*)$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(.*?)", line (\d+) in (\S+)', re.MULTILINE)
 
 
@@ -36,6 +38,15 @@ def end_in(seconds: float, file: IO[str] = sys.stderr) -> None:
 
 
 cancel = faulthandler.cancel_dump_traceback_later
+
+
+def announce(what: str) -> None:
+    """Prints what runs next, so that it is known where the process does not come back from it."""
+    print(f"> {what}", flush=True)
+
+
+def last_announced(log: str) -> str:
+    return (_ANNOUNCED.findall(log) or [""])[-1]
 
 
 def where(stacks: str) -> str:

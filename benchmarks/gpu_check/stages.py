@@ -1,4 +1,4 @@
-"""The five stages: what each runs, for how long, and what counts as fine.
+"""The six stages: what each runs, for how long, and what counts as fine.
 
 Limits add up to under 8 minutes, with the time that an overdue stage takes to end. They were set by
 estimate, without a GPU: correct them by the seconds in the first summaries.
@@ -20,10 +20,10 @@ from .run import Stage, by_status
 
 NETS = ("resnet18-bfloat16-1", "resnet18-bfloat16-128")
 ENGINES = ("eager", "eager-graph", "compile", "ours", "ours-graph", "ours-rf-graph")
-NAMES = ("build", "test", "sanitize", "tune", "bench")
+NAMES = ("build", "smoke", "test", "sanitize", "tune", "bench")
 GPU_MARK = "mark.gpu"
 MOST_NAMED = 60  # tests of each kind in the record
-_SANITIZED = "sanitize.json"
+_SMOKE, _SANITIZED = "smoke.json", "sanitize.json"
 
 
 def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage]:
@@ -54,20 +54,27 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
                 (*module, "pip", *pip),
                 (*module, "benchmarks.gpu_check.built"),
             ],
-            limit_s=145,
+            limit_s=140,
             judge=built,
             repeat=True,  # a machine of this kind may be another one
         ),
         Stage(
+            "smoke",
+            [(*module, "benchmarks.gpu_check.smoke", "--json", str(scratch / _SMOKE))],
+            limit_s=35,
+            judge=smoked,
+            log=False,
+        ),
+        Stage(
             "test",
             [(*module, *pytest, *watch, *workers, *gpu_tests())],
-            limit_s=115,
+            limit_s=105,
             judge=tested,
         ),
         Stage(
             "sanitize",
             [(*module, "benchmarks.gpu_check.sanitize", "--json", str(scratch / _SANITIZED))],
-            limit_s=70,
+            limit_s=60,
             judge=sanitized,
         ),
         Stage(
@@ -76,14 +83,14 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
                 (*module, "benchmarks.gpu_check.precompile", *NETS),
                 *((*module, "resnet_fused", "tune", *tune(net)) for net in reversed(NETS)),
             ],
-            limit_s=80,
+            limit_s=75,
             env={"RESNET_FUSED_TUNE_FILE": tune_file},
             log=False,
         ),
         Stage(
             "bench",
             [(*module, "benchmarks.bench_gpu", *bench, *files)],
-            limit_s=65,
+            limit_s=60,
             env={"RESNET_FUSED_TUNE_FILE": tune_file},
             log=False,
         ),
@@ -111,6 +118,21 @@ def built(ended: Ended, scratch: Path) -> Verdict:
         return by_status(ended, scratch)
     reasons = [f"{name}: {why}" for name, why in missing.items() if why]
     return Verdict(FAILED if reasons or ended.code else PASSED, "; ".join(reasons), missing)
+
+
+def smoked(ended: Ended, scratch: Path) -> Verdict:
+    """What smoke.py wrote, family by family."""
+    verdict = by_status(ended, scratch)
+    try:
+        found = json.loads((scratch / _SMOKE).read_text())
+    except (OSError, ValueError):
+        return Verdict(FAILED, f"no report, exit status {ended.code}")
+    names: dict[str, list[str]] = {}
+    for name, each in found.items():
+        names.setdefault(each["outcome"], []).append(name)
+    fine = names.pop("ok", [])
+    others = (f"{outcome}: {', '.join(listed)}" for outcome, listed in sorted(names.items()))
+    return Verdict(verdict.outcome, "; ".join((f"{len(fine)} ok", *others)), found)
 
 
 def tested(ended: Ended, scratch: Path) -> Verdict:

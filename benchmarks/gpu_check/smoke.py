@@ -1,0 +1,109 @@
+"""Every family of kernels for a moment, each in a process of its own, side by side.
+
+    ok       all answers are right
+    wrong    an answer is not, or a call was refused
+    hung     a call did not come back
+    fault    a call has broken the process
+    absent   this GPU or build has no such kernels
+
+Exit status 0: all that is here is ok; 1: something is not, or nothing is here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from . import command, faults
+from .facts import ROOT
+from .run import SECONDS
+
+OK, WRONG, HUNG, FAULT, ABSENT = "ok", "wrong", "hung", "fault", "absent"
+EACH_S = 15.0  # a call; Triton compiles and CUDA starts within the first
+CALLS = (sys.executable, "-m", "benchmarks.gpu_check.families")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of a family. why: one line."""
+
+    outcome: str
+    why: str
+    seconds: float
+
+
+def judge(ended: command.Ended) -> Found:
+    """From what was printed of a family."""
+    lines = ended.log.strip().splitlines() or [""]
+    call = faults.last_announced(ended.log)
+    wrong = "; ".join(line.removeprefix("! ") for line in lines if line.startswith("! "))
+    if ended.code is None or faults.TIMEOUT.search(ended.log):
+        stack = faults.where(ended.log)
+        outcome, why = HUNG, f"in {call or 'no call'}{f': {stack}' if stack else ''}"
+    elif lines[-1] == "0 calls, 0 wrong":
+        outcome, why = ABSENT, ""
+    elif ended.code == 0:
+        outcome, why = OK, lines[-1]
+    elif ended.code == 1 and wrong:
+        outcome, why = WRONG, wrong
+    else:
+        what = wrong or f"exit status {ended.code}, {lines[-1]}"
+        outcome, why = FAULT, f"in {call or 'no call'}: {what}"
+    return Found(outcome, why, round(ended.seconds, 1))
+
+
+def look(names: Sequence[str], limit_s: float, on_found: Callable[[str, Found, str], None]) -> None:
+    """Runs the families; on_found(name, found, log) as each ends."""
+    end = time.monotonic() + limit_s
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def one(name: str) -> command.Ended:
+            words = (*CALLS, name, "--each", str(EACH_S))
+            log = Path(folder, f"{names.index(name)}.log")
+            return command.run(words, log, end - time.monotonic(), cwd=ROOT)
+
+        asked = {pool.submit(one, name): name for name in names}
+        for future in as_completed(asked):
+            ended = future.result()
+            on_found(asked[future], judge(ended), ended.log)
+
+
+def exit_code(found: Mapping[str, Found]) -> int:
+    outcomes = {each.outcome for each in found.values()} - {ABSENT}
+    return 0 if outcomes == {OK} else 1
+
+
+@click.command()
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--seconds", type=click.FloatRange(min=1), default=30.0, envvar=SECONDS, show_envvar=True
+)
+def main(path: Path | None, seconds: float) -> None:
+    """Call each family of kernels, and hold it against float64."""
+    from .families import families
+
+    found: dict[str, Found] = {}
+
+    def tell(name: str, each: Found, log: str) -> None:
+        found[name] = each
+        print(f"---- {name}\n{log}", flush=True)
+        if path is not None:
+            path.write_text(json.dumps({n: asdict(f) for n, f in found.items()}) + "\n")
+
+    look(list(families()), seconds, tell)
+    for name, each in found.items():
+        print(f"{each.outcome:6}  {name:24}  {each.why}")
+    sys.exit(exit_code(found))
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.gpu_check.smoke")
