@@ -22,11 +22,13 @@ from benchmarks.gpu_check import (
     command,
     facts,
     faults,
+    left_out,
     record,
     run,
     sanitize,
     smoke,
     stages,
+    tuning,
     watched,
 )
 from benchmarks.gpu_check.record import FAILED, INCOMPLETE, OUT_OF_TIME, PASSED
@@ -220,7 +222,7 @@ def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
     files = {f"{each.name}.log" for each in todo if each.log} | {record.JSON, record.MARKDOWN}
     files |= {Path(word).name for word in words if Path(word).parent == tmp_path}
     files |= {Path(value).name for each in todo for value in each.env.values()}
-    files -= {stages._SMOKE, stages._SANITIZED, tmp_path.name}  # of the moment
+    files -= {stages._SMOKE, stages._SANITIZED, stages._LEFT_OUT, tmp_path.name}  # of the moment
     assert len(files) <= 8, files
     assert "--no-index" in words  # nothing is fetched
 
@@ -233,13 +235,12 @@ def parsed(command, words):
 def test_what_the_stages_call_is_there(tmp_path):
     """Every module, and every option of those that are ours."""
     from benchmarks import bench_gpu
-    from resnet_fused.commands.tune import tune
 
     known = {
         "benchmarks.bench_gpu": lambda words: parsed(bench_gpu.main, words),
         "benchmarks.gpu_check.smoke": lambda words: parsed(smoke.main, words),
         "benchmarks.gpu_check.sanitize": lambda words: parsed(sanitize.main, words),
-        "resnet_fused": lambda words: parsed(tune, words[1:]) if words[0] == "tune" else None,
+        "benchmarks.gpu_check.tuning": lambda words: parsed(tuning.main, words),
     }
     seen = []
     for each in stages.stages(tmp_path, tmp_path):
@@ -259,25 +260,166 @@ def test_files_with_gpu_tests_are_found(tmp_path):
     assert str(ROOT / "tests" / "test_cuda_ops.py") in stages.gpu_tests()
 
 
-def test_every_candidate_is_compiled_by_one_process(monkeypatch):
-    """On the CPU, whose plans have no configurations: with stand-ins for them."""
+@pytest.fixture
+def precompiled(monkeypatch):
+    """Runs shares of a net's candidates on the CPU, with stand-ins for them and their calls."""
     from benchmarks.gpu_check import precompile
 
+    case, ran, raised = "resnet18-float32-1", [], {}
     monkeypatch.setattr(
-        precompile, "_configured", lambda plan, call: [f"{plan} {i}" for i in (1, 2)]
+        precompile, "_candidates", lambda call, plans: [f"{p} {i}" for p in plans for i in (1, 2)]
     )
-    ran, case = [], "resnet18-float32-1"
     for name in ("_operands", "_pack"):
         monkeypatch.setattr(precompile.candidates, name, lambda *given: None)
-    monkeypatch.setattr(
-        precompile.candidates, "_run", lambda call, o, name, packed: ran.append((call, name))
-    )
-    done = [precompile.run_share([case], i, 2, "cpu", 32) for i in range(2)]
+
+    def run_one(call, o, name, packed):
+        ran.append((str(call.shape), name))
+        if name in raised:
+            raise raised[name]
+
+    monkeypatch.setattr(precompile.candidates, "_run", run_one)
+
+    def run_share(file, share=0, shares=1, start=0):
+        return precompile.run_share([case], share, shares, file, start, "cpu", 32)
+
+    run_share.ran, run_share.raised = ran, raised
+    run_share.every = [
+        (str(call.shape), name) for call, name in precompile.configured(case, "cpu", 32)
+    ]
+    return run_share
+
+
+def test_every_candidate_is_compiled_by_one_process(precompiled, tmp_path):
+    """On the CPU, whose plans have no configurations."""
+    done = [precompiled(tmp_path / "file", i, 2) for i in range(2)]
     assert max(done) - min(done) <= 1
-    assert sum(done) == len(ran) == len(set(ran))
-    assert set(ran) == set(precompile.configured(case, "cpu", 32))
-    plans = {name.split()[0] for _, name in ran}
-    assert "torch" in plans
+    assert sum(done) == len(precompiled.ran) == len(set(precompiled.ran))
+    assert set(precompiled.ran) == set(precompiled.every)
+    assert "torch 1" in {name for _, name in precompiled.ran}
+
+
+def test_candidates_go_on_after_any_exception(precompiled, tmp_path, monkeypatch):
+    class OutOfResources(Exception):  # as Triton's, which is no RuntimeError
+        pass
+
+    precompiled.raised["torch 1"] = OutOfResources("out of resource: shared memory\nHint")
+    precompiled(tmp_path / "file")
+    assert precompiled.ran == precompiled.every
+    rows = left_out.read(tmp_path / "file")
+    refused = [where for where, name in precompiled.every if name == "torch 1"]
+    assert [row["convolution"] for row in rows] == refused
+    assert rows[0] | {"convolution": ""} == {
+        "convolution": "",
+        "candidate": "torch 1",
+        "why": "OutOfResources: out of resource: shared memory",
+        "fatal": False,
+    }
+    monkeypatch.setattr(faults, "broken", lambda: "CUDA error: launch failure")
+    with pytest.raises(SystemExit) as broken:
+        precompiled(tmp_path / "other", start=3)
+    assert broken.value.code == faults.BROKEN
+    (row,) = left_out.read(tmp_path / "other")
+    assert (row["convolution"], row["candidate"]) == precompiled.every[3]
+    assert (row["why"], row["fatal"]) == ("CUDA error: launch failure", True)
+
+
+def test_what_costs_two_processes_is_tried_no_more(precompiled, tmp_path):
+    for where in ("here", "there"):
+        left_out.add(tmp_path / "file", where, "torch 2", "hung", fatal=True)
+    left_out.add(tmp_path / "file", precompiled.every[0][0], precompiled.every[0][1], "wrong")
+    precompiled(tmp_path / "file")
+    assert precompiled.ran == [each for each in precompiled.every[1:] if each[1] != "torch 2"]
+
+
+# Pieces of work of which some end their process.
+PIECES = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from benchmarks.gpu_check import faults, left_out
+start, file = int(sys.argv[-3]), Path(sys.argv[-1])
+for i in range(start, 6):
+    faults.announce(f"{{i}} conv {{i}}: cuda")
+    if i == 1:
+        faults.end_in(0.5)
+        time.sleep(60)
+    if i == 2:
+        os.abort()
+    if i == 4:
+        left_out.add(file, "conv 4", "cuda", "CUDA error", fatal=True)
+        sys.exit(faults.BROKEN)
+    print(f"did {{i}}", flush=True)
+"""
+
+
+def test_work_goes_on_in_another_process(tmp_path):
+    pieces, file = tmp_path / "pieces.py", tmp_path / "left"
+    pieces.write_text(PIECES.format(root=str(ROOT)))
+    words = (sys.executable, str(pieces))
+    in_time, printed = tuning.run_through(words, file, tmp_path / "log", time.monotonic() + 60)
+    assert in_time
+    assert re.findall(r"did (\d)", printed) == ["0", "3", "5"]
+    why = {row["convolution"]: row["why"] for row in left_out.read(file)}
+    assert list(why) == ["conv 1", "conv 2", "conv 4"]
+    assert why["conv 1"].startswith("hung in <module> (pieces.py:")
+    assert why["conv 2"].startswith("exit status -6")
+    assert why["conv 4"] == "CUDA error"
+    words = python("import time; print('> 0 conv: cuda', flush=True); time.sleep(60)")
+    cut = tuning.run_through(words, tmp_path / "none", tmp_path / "log", time.monotonic() + 1)
+    assert cut == (False, cut[1])
+    assert left_out.read(tmp_path / "none") == []
+    words = python("raise SystemExit('no torch')")  # before any piece: once is enough
+    assert tuning.run_through(words, tmp_path / "early", tmp_path / "log", time.monotonic() + 60)[0]
+    (row,) = left_out.read(tmp_path / "early")
+    assert row["why"] == "exit status 1, no torch"
+
+
+def test_a_wrong_candidate_costs_no_other_answer(tmp_path, monkeypatch, tuning_file):
+    """On the CPU, with times that are made up."""
+    from benchmarks.gpu_check import tune_net
+    from resnet_fused import tuned
+    from resnet_fused.measure.candidates import Measured, WrongCandidate
+
+    def measure(call, names, standard, **rest):
+        if "direct" in names and call.shape.kernel == (3, 3):
+            raise WrongCandidate("direct", "tune: direct is wrong")
+        ms = {name: 1.0 + (name != "torch") for name in names}
+        return Measured("torch", ms, dict.fromkeys(names, 0.0), 1.0)
+
+    monkeypatch.setattr(tune_net.tune, "measure", measure)
+    file = tmp_path / "left"
+    words = ["--left-out", str(file), "--device", "cpu", "--size", "32", "resnet18-float32-1"]
+    result = CliRunner().invoke(tune_net.main, words)
+    assert result.exit_code == 0, result.output
+    rows = left_out.read(file)
+    assert {row["candidate"] for row in rows} == {"direct"}
+    answers = tuned.answers()
+    assert len(answers) == 11 == result.output.count("\n> ") + result.output.startswith("> ")
+    without = {where for where, answer in answers.items() if answer.ms["direct"] is None}
+    assert without == {row["convolution"] for row in rows}
+    assert {where.startswith("3x3") for where in without} == {True}
+    assert tuning_file.exists()
+
+
+def test_tuning_from_end_to_end(tmp_path, monkeypatch):
+    """With stand-ins for both of its commands; what is left out is a failure that is told."""
+    note = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
+    note += "from benchmarks.gpu_check import left_out\n"
+    note += "if '0/' in sys.argv[2]: left_out.add(Path(sys.argv[-1]), 'conv', 'cuda', 'hung')\n"
+    monkeypatch.setattr(tuning, "PRECOMPILE", python(note))
+    monkeypatch.setattr(tuning, "TUNE_NET", python("import sys; print('tunes', sys.argv[1])"))
+    file = tmp_path / stages._LEFT_OUT
+    result = CliRunner().invoke(tuning.main, ["--left-out", str(file), "a", "b"])
+    assert result.exit_code == 1, result.output
+    assert result.output.endswith("tunes a\n\ntunes b\n\nleft out: conv cuda: hung\n")
+    verdict = stages.tuned(ended(1), tmp_path)
+    assert (verdict.outcome, verdict.why) == (FAILED, "1 left out: cuda")
+    assert verdict.details == {"conv cuda": "hung"}
+    monkeypatch.setattr(tuning, "PRECOMPILE", python(""))
+    result = CliRunner().invoke(tuning.main, ["--left-out", str(file), "a"])
+    assert result.exit_code == 0, result.output
+    assert stages.tuned(ended(0), tmp_path).outcome == PASSED
+    assert stages.tuned(ended(2), tmp_path).outcome == FAILED
 
 
 def ended(code, log=""):

@@ -12,7 +12,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import watched
+from . import left_out, watched
 from .command import Ended
 from .facts import ROOT
 from .record import FAILED, PASSED, Verdict
@@ -23,13 +23,13 @@ ENGINES = ("eager", "eager-graph", "compile", "ours", "ours-graph", "ours-rf-gra
 NAMES = ("build", "smoke", "test", "sanitize", "tune", "bench")
 GPU_MARK = "mark.gpu"
 MOST_NAMED = 60  # tests of each kind in the record
-_SMOKE, _SANITIZED = "smoke.json", "sanitize.json"
+_SMOKE, _SANITIZED, _LEFT_OUT = "smoke.json", "sanitize.json", "left_out.jsonl"
 
 
 def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage]:
     """All of them in order. out: where bench and tune leave their records."""
     module = (python, "-m")
-    tune_file = str(out / "tune.json")
+    tune_file, spared = str(out / "tune.json"), str(scratch / _LEFT_OUT)
     pip = ("install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
     pytest = ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=15", "--tb=short")
     watch = ("-p", "benchmarks.gpu_check.watched", "--watched", str(scratch))
@@ -79,11 +79,9 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
         ),
         Stage(
             "tune",
-            [
-                (*module, "benchmarks.gpu_check.precompile", *NETS),
-                *((*module, "resnet_fused", "tune", *tune(net)) for net in reversed(NETS)),
-            ],
+            [(*module, "benchmarks.gpu_check.tuning", "--left-out", spared, *reversed(NETS))],
             limit_s=75,
+            judge=tuned,
             env={"RESNET_FUSED_TUNE_FILE": tune_file},
             log=False,
         ),
@@ -101,13 +99,6 @@ def gpu_tests(folder: Path = ROOT / "tests") -> list[str]:
     """The files with tests marked `gpu`: collecting all others takes pytest most of a minute."""
     files = folder.glob("test_*.py")
     return sorted(str(p) for p in files if p.match("test_gpu_*") or GPU_MARK in p.read_text())
-
-
-def tune(net: str) -> tuple[str, ...]:
-    """Options of `resnet-fused tune` for one of NETS."""
-    model, dtype, batch = net.split("-")
-    options = ("--device", "cuda", "--model", model, "--dtype", dtype, "--batch", batch)
-    return (*options, "--seconds", "0.1")
 
 
 def built(ended: Ended, scratch: Path) -> Verdict:
@@ -160,3 +151,13 @@ def sanitized(ended: Ended, scratch: Path) -> Verdict:
         return Verdict(FAILED, f"no report, exit status {ended.code}")
     text = ", ".join(f"{name} {found['outcome']}" for name, found in tools.items())
     return Verdict(verdict.outcome, text, tools)
+
+
+def tuned(ended: Ended, scratch: Path) -> Verdict:
+    """What tune had to do without has failed."""
+    rows = left_out.read(scratch / _LEFT_OUT)
+    names = sorted({row["candidate"] or row["convolution"] for row in rows})
+    details = {f"{r['convolution']} {r['candidate']}": r["why"] for r in rows[:MOST_NAMED]}
+    if rows:
+        return Verdict(FAILED, f"{len(rows)} left out: {', '.join(names)}", details)
+    return by_status(ended, scratch)
