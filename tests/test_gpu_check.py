@@ -478,8 +478,8 @@ Thread 0x2 (most recent call first):
         (-11, "> conv a\n", smoke.FAULT, "in conv a: exit status -11, > conv a"),
         (1, "ImportError: no", smoke.FAULT, "in no call: exit status 1, ImportError: no"),
         (1, HUNG_LOG, smoke.HUNG, "in conv b: __call__ (_ops.py:7) < run (ops_once.py:8)"),
-        (None, "> conv a\n", smoke.HUNG, "in conv a"),
-        (None, "", smoke.HUNG, "in no call"),
+        (None, "> conv a\n", smoke.UNFINISHED, "in conv a"),
+        (None, "", smoke.UNFINISHED, "in no call"),
     ],
 )
 def test_what_became_of_a_family(code, log, outcome, why):
@@ -521,6 +521,9 @@ def test_families_from_end_to_end(tmp_path, monkeypatch):
     assert "in call of cuda tail: exit status -6" in verdict.details["cuda tail"]["why"]
     assert smoke.exit_code({"a": smoke.Found(smoke.ABSENT, "", 0)}) == 1
     assert stages.smoked(ended(1), tmp_path / "none").outcome == FAILED
+    late = {}
+    smoke.look(["cuda stem"], 0, lambda name, found, log: late.update({name: found.outcome}))
+    assert late == {"cuda stem": smoke.UNFINISHED}
 
 
 def test_every_kind_of_kernel_is_a_family():

@@ -125,8 +125,7 @@ def _cuda_tiles(family: str) -> tuple[str, ...]:
 def works_here(kernels: str, device: torch.device) -> bool:
     """kernels: "triton", "cuda", or "sm90" for those of CUDA C++ that only sm_90 has."""
     if kernels == "sm90":
-        capable = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-        return capable and works_here("cuda", device)
+        return works_here("cuda", device) and torch.cuda.get_device_capability(device) == (9, 0)
     return not backends.missing(kernels, device.type, device.index or 0)
 
 

@@ -1,10 +1,11 @@
 """Every family of kernels for a moment, each in a process of its own, side by side.
 
-    ok       all answers are right
-    wrong    an answer is not, or a call was refused
-    hung     a call did not come back
-    fault    a call has broken the process
-    absent   this GPU or build has no such kernels
+    ok          all answers are right
+    wrong       an answer is not, or a call was refused
+    hung        a call did not come back
+    fault       a call has broken the process
+    absent      this GPU or build has no such kernels
+    unfinished  there was no time for it
 
 Exit status 0: all that is here is ok; 1: something is not, or nothing is here.
 """
@@ -28,6 +29,7 @@ from .facts import ROOT
 from .run import SECONDS
 
 OK, WRONG, HUNG, FAULT, ABSENT = "ok", "wrong", "hung", "fault", "absent"
+UNFINISHED = "unfinished"
 EACH_S = 15.0  # a call; Triton compiles and CUDA starts within the first
 CALLS = (sys.executable, "-m", "benchmarks.gpu_check.families")
 
@@ -46,9 +48,10 @@ def judge(ended: command.Ended) -> Found:
     lines = ended.log.strip().splitlines() or [""]
     call = faults.last_announced(ended.log)
     wrong = "; ".join(line.removeprefix("! ") for line in lines if line.startswith("! "))
-    if ended.code is None or faults.TIMEOUT.search(ended.log):
-        stack = faults.where(ended.log)
-        outcome, why = HUNG, f"in {call or 'no call'}{f': {stack}' if stack else ''}"
+    if faults.TIMEOUT.search(ended.log):
+        outcome, why = HUNG, f"in {call}: {faults.where(ended.log)}"
+    elif ended.code is None:
+        outcome, why = UNFINISHED, f"in {call or 'no call'}"
     elif lines[-1] == "0 calls, 0 wrong":
         outcome, why = ABSENT, ""
     elif ended.code == 0:
@@ -69,7 +72,10 @@ def look(names: Sequence[str], limit_s: float, on_found: Callable[[str, Found, s
         def one(name: str) -> command.Ended:
             words = (*CALLS, name, "--each", str(EACH_S))
             log = Path(folder, f"{names.index(name)}.log")
-            return command.run(words, log, end - time.monotonic(), cwd=ROOT)
+            left = end - time.monotonic()
+            return (
+                command.run(words, log, left, cwd=ROOT) if left > 0 else command.Ended(None, 0, "")
+            )
 
         asked = {pool.submit(one, name): name for name in names}
         for future in as_completed(asked):
@@ -101,7 +107,7 @@ def main(path: Path | None, seconds: float) -> None:
 
     look(list(families()), seconds, tell)
     for name, each in found.items():
-        print(f"{each.outcome:6}  {name:24}  {each.why}")
+        print(f"{each.outcome:10}  {name:24}  {each.why}")
     sys.exit(exit_code(found))
 
 
