@@ -73,6 +73,15 @@ def test_a_command_ends_with_its_children(tmp_path, monkeypatch):
     assert mark.read_text() == lines
 
 
+def test_a_command_that_hangs_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "GRACE_S", 0.5)
+    code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    code += "def wait_for_kernel(): time.sleep(60)\nwait_for_kernel()"
+    ended = command.run(python(code), tmp_path / "log", 2.0)
+    assert ended.code is None
+    assert "in wait_for_kernel" in ended.log
+
+
 def test_what_a_command_printed_is_kept(tmp_path):
     code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(5)"
     ended = command.run(python(code), tmp_path / "log", 20, env={"PYTHONUNBUFFERED": "1"})
@@ -654,7 +663,7 @@ def test_tests_that_run_out_of_time_tell_what_they_found(tmp_path, monkeypatch):
     found, bad = watched_tests(tmp_path, ["ok", "wrong", "hang", "behind"], limit_s=5.0, seconds=60)
     assert found["outcome"] == OUT_OF_TIME
     assert found["why"].endswith("1 passed, 0 skipped, 1 unfinished, 1 failed, 1 not run")
-    assert set(bad["unfinished"]) == {"hang"}
+    assert bad["unfinished"]["hang"].startswith("test_hang (test_made.py:")
     assert bad["failed"]["wrong"].startswith("AssertionError: off by one")
 
 

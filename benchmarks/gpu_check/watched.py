@@ -180,9 +180,11 @@ def read(folder: Path, *, ended: bool) -> Results:
         said = last_words.get(test, "")
         if faults.TIMEOUT.search(said):
             results.outcomes[test], results.why[test] = "hung", faults.where(said)
+        elif outcome == "unfinished" and not ended:
+            results.why[test] = faults.where(said)
         elif said:
             results.outcomes[test], results.why[test] = "crashed", said.partition("\n")[0]
-        elif outcome == "unfinished" and ended:
+        elif outcome == "unfinished":
             results.outcomes[test] = "crashed"
     return results
 
