@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -231,7 +232,7 @@ def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
     files = {f"{each.name}.log" for each in todo if each.log} | {record.JSON, record.MARKDOWN}
     files |= {Path(word).name for word in words if Path(word).parent == tmp_path}
     files |= {Path(value).name for each in todo for value in each.env.values()}
-    files -= {stages._SMOKE, stages._SANITIZED, stages._LEFT_OUT, tmp_path.name}  # of the moment
+    files -= {smoke.FILE, stages._SANITIZED, stages._LEFT_OUT, tmp_path.name}  # of the moment
     assert len(files) <= 8, files
     assert "--no-index" in words  # nothing is fetched
 
@@ -519,7 +520,7 @@ def test_families_from_end_to_end(tmp_path, monkeypatch):
     families = tmp_path / "families.py"
     families.write_text(FAMILIES.format(root=str(ROOT)))
     monkeypatch.setattr(smoke, "CALLS", (sys.executable, str(families)))
-    result = CliRunner().invoke(smoke.main, ["--json", str(tmp_path / stages._SMOKE)])
+    result = CliRunner().invoke(smoke.main, ["--json", str(tmp_path / smoke.FILE)])
     assert result.exit_code == 1, result.output
     verdict = stages.smoked(ended(1), tmp_path)
     assert verdict.outcome == FAILED
@@ -533,6 +534,19 @@ def test_families_from_end_to_end(tmp_path, monkeypatch):
     late = {}
     smoke.look(["cuda stem"], 0, lambda name, found, log: late.update({name: found.outcome}))
     assert late == {"cuda stem": smoke.UNFINISHED}
+
+
+def test_tests_of_families_that_cost_a_process_come_last(tmp_path):
+    outcomes = {"sm90 stride 1": smoke.HUNG, "cuda stem": smoke.OK, "triton conv": smoke.WRONG}
+    found = {name: {"outcome": outcome} for name, outcome in outcomes.items()}
+    assert smoke.suspects(tmp_path) == set()
+    (tmp_path / smoke.FILE).write_text(json.dumps(found))
+    assert smoke.suspects(tmp_path) == {"sm90", "cuda"}
+    tests = ["test_sm90[1]", "test_conv[triton]", "test_conv[cuda]", "test_graph"]
+    items = [types.SimpleNamespace(nodeid=f"tests/test_cuda_ops.py::{name}") for name in tests]
+    watched.Watch(tmp_path, 9, False).pytest_collection_modifyitems(items)
+    named = [item.nodeid.partition("::")[2] for item in items]
+    assert named == ["test_conv[triton]", "test_graph", "test_sm90[1]", "test_conv[cuda]"]
 
 
 def test_every_kind_of_kernel_is_a_family():

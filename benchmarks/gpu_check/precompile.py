@@ -28,7 +28,7 @@ from resnet_fused.tune import _candidates, _convolutions, _Found
 from . import faults
 from .left_out import add, avoided
 
-EACH_S = 12.0  # a candidate: compiling and one call
+EACH_S = 20.0  # a candidate: compiling and one call
 
 
 def convolutions(case: str, device: str, size: int = 224) -> tuple[list[_Found], int]:

@@ -31,6 +31,7 @@ from .run import SECONDS
 OK, WRONG, HUNG, FAULT, ABSENT = "ok", "wrong", "hung", "fault", "absent"
 UNFINISHED = "unfinished"
 EACH_S = 15.0  # a call; Triton compiles and CUDA starts within the first
+FILE = "smoke.json"
 CALLS = (sys.executable, "-m", "benchmarks.gpu_check.families")
 
 
@@ -86,6 +87,19 @@ def look(names: Sequence[str], limit_s: float, on_found: Callable[[str, Found, s
 def exit_code(found: Mapping[str, Found]) -> int:
     outcomes = {each.outcome for each in found.values()} - {ABSENT}
     return 0 if outcomes == {OK} else 1
+
+
+def suspects(folder: Path) -> set[str]:
+    """Words in the names of tests that may cost their process, by what hung or faulted here."""
+    try:
+        found = json.loads((folder / FILE).read_text())
+    except (OSError, ValueError):
+        return set()
+    costly = [name for name, each in found.items() if each["outcome"] in (HUNG, FAULT)]
+    words = {word for name in costly for word in name.split()}
+    return words & {"triton", "cuda", "sm80", "sm90", "stem", "tail"} | (
+        {"cuda"} if "sm90" in words else set()
+    )
 
 
 @click.command()

@@ -12,7 +12,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import left_out, watched
+from . import left_out, smoke, watched
 from .command import Ended
 from .facts import ROOT
 from .record import FAILED, PASSED, Verdict
@@ -23,7 +23,7 @@ ENGINES = ("eager", "eager-graph", "compile", "ours", "ours-graph", "ours-rf-gra
 NAMES = ("build", "smoke", "test", "sanitize", "tune", "bench")
 GPU_MARK = "mark.gpu"
 MOST_NAMED = 60  # tests of each kind in the record
-_SMOKE, _SANITIZED, _LEFT_OUT = "smoke.json", "sanitize.json", "left_out.jsonl"
+_SANITIZED, _LEFT_OUT = "sanitize.json", "left_out.jsonl"
 
 
 def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage]:
@@ -60,7 +60,7 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
         ),
         Stage(
             "smoke",
-            [(*module, "benchmarks.gpu_check.smoke", "--json", str(scratch / _SMOKE))],
+            [(*module, "benchmarks.gpu_check.smoke", "--json", str(scratch / smoke.FILE))],
             limit_s=35,
             judge=smoked,
             log=False,
@@ -115,7 +115,7 @@ def smoked(ended: Ended, scratch: Path) -> Verdict:
     """What smoke.py wrote, family by family."""
     verdict = by_status(ended, scratch)
     try:
-        found = json.loads((scratch / _SMOKE).read_text())
+        found = json.loads((scratch / smoke.FILE).read_text())
     except (OSError, ValueError):
         return Verdict(FAILED, f"no report, exit status {ended.code}")
     names: dict[str, list[str]] = {}

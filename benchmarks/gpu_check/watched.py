@@ -5,7 +5,8 @@
 A test that hangs ends its process after --watched-seconds, a fault after which CUDA is of no more
 use ends it at once: pytest-xdist starts another one for the tests behind it. Each result is a line
 of FOLDER/tests.jsonl as soon as it is known. Which test a process runs is in a file of its own
-there, together with the last words of a process that ended in the middle.
+there, together with the last words of a process that ended in the middle. Tests of kernels that
+hung or faulted in the stage `smoke` come last.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from . import faults
+from . import faults, smoke
 
 LOG, LAST_WORDS = "tests.jsonl", ".last"
 SECONDS = 45.0  # Triton and Inductor compile for some of them
@@ -51,13 +52,19 @@ class Watch:
 
     def __init__(self, folder: Path, limit_s: float, in_worker: bool) -> None:
         self.file = (folder / f"{os.getpid()}{LAST_WORDS}").open("w")
-        self.limit_s, self.in_worker = limit_s, in_worker
+        self.folder, self.limit_s, self.in_worker = folder, limit_s, in_worker
         self.session: pytest.Session | None = None
         self.test = ""
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
         faulthandler.enable(self.file)  # for a segmentation fault
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """What may cost much time comes last, so that all others are run."""
+        words = smoke.suspects(self.folder)
+        items.sort(key=lambda item: any(w in item.nodeid.partition("::")[2] for w in words))
 
     def pytest_sessionfinish(self) -> None:
         faults.cancel()
