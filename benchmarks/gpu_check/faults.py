@@ -5,6 +5,8 @@ from __future__ import annotations
 import faulthandler
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 TIMEOUT = re.compile(r"^Timeout \(", re.MULTILINE)  # the first words of faulthandler's report
@@ -38,6 +40,17 @@ def end_in(seconds: float, file: IO[str] = sys.stderr) -> None:
 
 
 cancel = faulthandler.cancel_dump_traceback_later
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """`end_in` for a block; 0 for no limit."""
+    if seconds:
+        end_in(seconds)
+    try:
+        yield
+    finally:
+        cancel()
 
 
 def announce(what: str) -> None:

@@ -276,10 +276,9 @@ def run_all(todo: Sequence[Check], device: torch.device, each_s: float = 0.0) ->
     wrong = []
     for check in todo:
         faults.announce(check.name)
-        if each_s:
-            faults.end_in(each_s)
         try:
-            off, limit = check.run(device)
+            with faults.limit(each_s):
+                off, limit = check.run(device)
         except Exception as refused:  # Triton's are of many kinds
             first = (str(refused).splitlines() or [""])[0]
             wrong.append(f"{check.name}: {type(refused).__name__}: {first}")
@@ -290,7 +289,6 @@ def run_all(todo: Sequence[Check], device: torch.device, each_s: float = 0.0) ->
             print(f"  {found}", flush=True)
             if not off <= limit:
                 wrong.append(f"{check.name}: {found}")
-    faults.cancel()
     print("".join(f"{WRONG}{line}\n" for line in wrong), end="")
     print(f"{len(todo)} calls, {len(wrong)} wrong")
     return faults.BROKEN if faults.broken() else int(bool(wrong) or not todo)

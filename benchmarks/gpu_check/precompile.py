@@ -70,11 +70,11 @@ def run_share(
             if name in avoided(left_out, str(call.shape)):
                 continue
             faults.announce(f"{i} {call.shape}: {name}")
-            faults.end_in(EACH_S)
             try:
-                o = candidates._operands(call)
-                candidates._run(call, o, name, candidates._pack(call, o, name))
-                why = faults.broken()
+                with faults.limit(EACH_S):
+                    o = candidates._operands(call)
+                    candidates._run(call, o, name, candidates._pack(call, o, name))
+                    why = faults.broken()
             except Exception as error:  # Triton's are of many kinds
                 why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if why:
@@ -83,7 +83,6 @@ def run_share(
                 if fatal:
                     sys.exit(faults.BROKEN)
             done += 1
-    faults.cancel()
     return done
 
 

@@ -48,10 +48,9 @@ def main(start: int, left_out: Path, device: str, size: int, case: str) -> None:
     found, weight_bytes = convolutions(case, device, size)
     for i, each in itertools.islice(enumerate(found), start, None):
         faults.announce(f"{i} {each.call.shape}: ")
-        faults.end_in(EACH_S)
-        row = row_of(each, weight_bytes, left_out)
+        with faults.limit(EACH_S):
+            row = row_of(each, weight_bytes, left_out)
         print(Tuning([row], tune._learn([row])), flush=True)
-    faults.cancel()
 
 
 if __name__ == "__main__":
