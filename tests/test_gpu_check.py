@@ -561,6 +561,25 @@ def test_every_kind_of_kernel_is_a_family():
         assert any(word in name for name in names), word
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_weights_that_were_read_too_early_show(monkeypatch, late):
+    """With PyTorch in the kernel's place, which computes with the weights of the call before."""
+    from benchmarks.gpu_check import ops_once
+
+    seen = []
+
+    def launch(call, x, weight, scale, shift, *rest):
+        seen.append(weight.clone())
+        o = ops_once.Operands(x, seen[-1 - (late and len(seen) > 1)], scale, shift, None, ())
+        return ops_once.exact(call, o).to(call.dtype)
+
+    monkeypatch.setattr(ops_once, "launch", launch)
+    call = ops_once.Call("cuda", "", ops_once.torch.bfloat16)
+    off, allowed = ops_once.rewritten(call, times=4).run(ops_once.torch.device("cpu"))
+    assert len(seen) == 4
+    assert (off > allowed) is late
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_a_family_runs_in_the_interpreter():
     env = {**os.environ, "TRITON_INTERPRET": "1", "RESNET_FUSED_DISABLE_EXT": "1"}

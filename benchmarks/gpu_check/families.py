@@ -13,7 +13,18 @@ from collections.abc import Mapping, Sequence
 import click
 import torch
 
-from .ops_once import Call, Check, add_relu, conv, run_all, scale_shift_act, stem, tail, works_here
+from .ops_once import (
+    Call,
+    Check,
+    add_relu,
+    conv,
+    rewritten,
+    run_all,
+    scale_shift_act,
+    stem,
+    tail,
+    works_here,
+)
 
 LARGE = {"batch": 8, "size": 28}  # several tiles for each multiprocessor
 
@@ -52,6 +63,10 @@ def families() -> Mapping[str, Sequence[Check]]:
         ],
         "sm90 split-K": [_cuda("sm90 p64x64 split 3"), _cuda("sm90 p64x32 split 8", 512, 64)],
         "sm90 shortcut": [_cuda("sm90 p64x128 split 1", 128, 128, extra="shortcut")],
+        "sm90 overlap": [
+            rewritten(Call("cuda", f"sm90 {config}", bf16, 512, 512))
+            for config in ("p64x64 split 1", "p64x64 split 4", "tap-shift split 1")
+        ],
         "sm90 32 channels": [_cuda("sm90 p128x64k32 split 1", 32)],
         "sm90 16 channels": [_cuda("sm90 p128x64k16 split 1", 16)],
         "sm90 tap-shift": [

@@ -159,10 +159,17 @@ def operands(call: Call, seed: int = 0) -> Operands:
 
 def run(call: Call, o: Operands, device: torch.device) -> Tensor:
     """The op's answer, on the CPU."""
+    return launch(call, *on_device(o, device)).cpu()
+
+
+def on_device(o: Operands, device: torch.device) -> list[Tensor | None]:
     tensors = [o.x, o.weight, o.scale, o.shift, o.residual, *(o.shortcut or [None] * 4)]
-    op = getattr(_ops, f"conv_bn_act_{call.backend}")
-    y = op(
-        *(t if t is None else t.to(device) for t in tensors),
+    return [t if t is None else t.to(device) for t in tensors]
+
+
+def launch(call: Call, *tensors: Tensor | None) -> Tensor:
+    return getattr(_ops, f"conv_bn_act_{call.backend}")(
+        *tensors,
         kernel_size=(call.kernel, call.kernel),
         stride=(call.stride, call.stride),
         padding=(call.kernel // 2, call.kernel // 2),
@@ -170,7 +177,6 @@ def run(call: Call, o: Operands, device: torch.device) -> Tensor:
         shortcut_stride=(2, 2),
         config=call.config,
     )
-    return y.cpu()
 
 
 def exact(call: Call, o: Operands) -> Tensor:
@@ -202,6 +208,27 @@ def conv(call: Call) -> Check:
         return error(run(call, o, device), exact(call, o)), allowed(call.dtype)
 
     return Check(str(call), run_once)
+
+
+def rewritten(call: Call, times: int = 16) -> Check:
+    """Weights that the kernel just before has written, again and again: one that begins while that
+    one ends must not read the former ones.
+    """
+
+    def run_once(device: torch.device) -> tuple[float, float]:
+        o = operands(call)
+        both = [o, replace(o, weight=operands(call, seed=1).weight)]
+        weights = [each.weight.to(device) for each in both]
+        x, weight, *rest = on_device(o, device)
+        weight, answers = weight.clone(), []
+        for i in range(times):
+            weight.copy_(weights[i % 2])
+            answers.append(launch(call, x, weight, *rest))
+        oracles = [exact(call, each) for each in both]
+        worst = max(error(y.cpu(), oracles[i % 2]) for i, y in enumerate(answers))
+        return worst, allowed(call.dtype)
+
+    return Check(f"{call}, weights just written", run_once)
 
 
 def add_relu(backend: str) -> Check:
