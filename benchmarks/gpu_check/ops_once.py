@@ -301,6 +301,8 @@ def run_all(todo: Sequence[Check], device: torch.device, each_s: float = 0.0) ->
     each_s: a call that takes longer ends the process; 0 for no limit.
     """
     wrong = []
+    if todo:
+        torch.empty(1, device=device)  # CUDA starts, which takes long where many processes do so
     for check in todo:
         faults.announce(check.name)
         try:

@@ -30,7 +30,7 @@ from .run import SECONDS
 
 OK, WRONG, HUNG, FAULT, ABSENT = "ok", "wrong", "hung", "fault", "absent"
 UNFINISHED = "unfinished"
-EACH_S = 15.0  # a call; Triton compiles and CUDA starts within the first
+EACH_S = 15.0  # a call; Triton compiles within the first
 FILE = "smoke.json"
 CALLS = (sys.executable, "-m", "benchmarks.gpu_check.families")
 
@@ -74,9 +74,9 @@ def look(names: Sequence[str], limit_s: float, on_found: Callable[[str, Found, s
             words = (*CALLS, name, "--each", str(EACH_S))
             log = Path(folder, f"{names.index(name)}.log")
             left = end - time.monotonic()
-            return (
-                command.run(words, log, left, cwd=ROOT) if left > 0 else command.Ended(None, 0, "")
-            )
+            if left <= 0:
+                return command.Ended(None, 0.0, "")
+            return command.run(words, log, left, cwd=ROOT)
 
         asked = {pool.submit(one, name): name for name in names}
         for future in as_completed(asked):
@@ -97,9 +97,9 @@ def suspects(folder: Path) -> set[str]:
         return set()
     costly = [name for name, each in found.items() if each["outcome"] in (HUNG, FAULT)]
     words = {word for name in costly for word in name.split()}
-    return words & {"triton", "cuda", "sm80", "sm90", "stem", "tail"} | (
-        {"cuda"} if "sm90" in words else set()
-    )
+    if "sm90" in words:  # which the plan "cuda" takes
+        words.add("cuda")
+    return words & {"triton", "cuda", "sm80", "sm90", "stem", "tail"}
 
 
 @click.command()
