@@ -633,6 +633,7 @@ TESTS = {
     "hang": HANG,
     "fault": "def test_fault(): cuda.synchronize = fault; fault()",
     "late": "def test_late(): cuda.synchronize = fault",  # the launch itself went well
+    "slow": "@pytest.mark.slow\ndef test_slow(): time.sleep(2.5)",
     "segfault": "def test_segfault(): os.kill(os.getpid(), signal.SIGSEGV)",
     "behind": "def test_behind(): pass",
     "error": "@pytest.fixture\ndef broken(): fault()\ndef test_error(broken): pass",
@@ -662,7 +663,7 @@ def test_tests_that_hang_or_break_their_process_are_named(tmp_path):
     workers = ("-p", "xdist", "--numprocesses", "2", "--max-worker-restart", "9")
     found, bad = watched_tests(tmp_path, TESTS, *workers)
     assert found["outcome"] == FAILED
-    assert found["why"] == "2 passed, 1 skipped, 1 failed, 1 error, 3 crashed, 1 hung"
+    assert found["why"] == "3 passed, 1 skipped, 1 failed, 1 error, 3 crashed, 1 hung"
     assert list(bad) == ["hung", "crashed", "error", "failed"]
     assert bad["hung"]["hang"].startswith("test_hang (test_made.py:")
     illegal = "CUDA error: an illegal memory access was encountered"

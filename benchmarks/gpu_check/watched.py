@@ -24,7 +24,8 @@ import pytest
 from . import faults, smoke
 
 LOG, LAST_WORDS = "tests.jsonl", ".last"
-SECONDS = 45.0  # Triton and Inductor compile for some of them
+SECONDS = 40.0
+SLOW = 2  # times as long for tests marked `slow`: Triton or Inductor compile a lot for them
 # From harmless to worst: a test counts as the worst that was seen of it.
 OUTCOMES = ("passed", "skipped", "unfinished", "failed", "error", "crashed", "hung")
 BAD = OUTCOMES[2:]
@@ -75,15 +76,15 @@ class Watch:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self.test = item.nodeid
         self._say(f"{self.test}\n")
-        faults.end_in(self.limit_s, self.file)
+        self._limit(item)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_call(self) -> None:
-        faults.end_in(self.limit_s, self.file)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        self._limit(item)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_teardown(self) -> None:
-        faults.end_in(self.limit_s, self.file)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        self._limit(item)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self) -> None:
@@ -100,6 +101,10 @@ class Watch:
             self._say(f"{self.test}\n{why}\n")
             self.session.shouldstop = f"{self.test} has broken this process: {why}"
         self.test = ""
+
+    def _limit(self, item: pytest.Item) -> None:
+        slow = item.get_closest_marker("slow") is not None
+        faults.end_in(self.limit_s * (SLOW if slow else 1), self.file)
 
     def _say(self, text: str) -> None:
         self.file.seek(0)
