@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +34,10 @@ class Row:
 
     shape: what was measured, with its batch. count: how many convolutions of the model are like
     it. ms: plan -> median in milliseconds, None where it is not exact enough; empty where only one
-    plan can compute it. errors: plan -> relative L2 against float64. plan: the fastest, by_rule
-    where none is faster beyond chance. by_rule: what is chosen where nothing was measured.
-    configs: on a GPU, plan -> the fastest configuration of its kernel, whose time is the plan's; no
-    entry where that is the plan's own choice.
+    plan can compute it. errors: plan -> relative L2 against float64, of those that ran. plan: the
+    fastest, by_rule where none is faster beyond chance. by_rule: what is chosen where nothing was
+    measured. configs: on a GPU, plan -> the fastest configuration of its kernel, whose time is the
+    plan's; no entry where that is the plan's own choice.
     """
 
     shape: ConvShape
@@ -244,13 +244,15 @@ def _row(
     weight_bytes: int,
     seconds: float,
     on_round: Callable[[int, int], None],
+    without: Collection[str] = (),
 ) -> Row:
+    """without: candidates that are known to fail here; their plans count as inexact."""
     call, shape = f.call, f.call.shape
     by_rule = select.by_rule(shape).plan
     plans = select.candidates(shape, allow=allow)
-    if len(plans) == 1:
+    names = [name for name in _candidates(call, plans) if name not in without]
+    if len(plans) == 1 or not names:
         return Row(shape, f.count, {}, {}, plans[0], by_rule)
-    names = [*plans, *(name for plan in plans for name in _configured(plan, call))]
     m = measure(
         call,
         names,
@@ -261,6 +263,11 @@ def _row(
         on_round=on_round,
     )
     return _row_of(f, m, plans, by_rule)
+
+
+def _candidates(call: ConvCall, plans: Sequence[str]) -> list[str]:
+    """What is measured: the plans as they choose themselves, then their configurations."""
+    return [*plans, *(name for plan in plans for name in _configured(plan, call))]
 
 
 _MOST_CONFIGS = 8  # of a plan: those with the least estimated time, each takes a second to compile
@@ -287,8 +294,8 @@ def _row_of(f: _Found, m: Measured, plans: Sequence[str], by_rule: str) -> Row:
     plan, _ = split_name(m.plan)
     best[plan] = m.plan
     configs = {p: split_name(name)[1] for p, name in best.items() if split_name(name)[1]}
-    ms = {p: m.ms[best[p]] for p in plans}
-    errors = {p: m.errors[best[p]] for p in plans}
+    ms = {p: m.ms[best[p]] if p in best else None for p in plans}
+    errors = {p: m.errors[best[p]] for p in plans if p in best}
     return Row(f.call.shape, f.count, ms, errors, plan, by_rule, configs)
 
 

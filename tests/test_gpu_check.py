@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,19 @@ pytest.importorskip("benchmarks", reason="the benchmarks are not in this copy")
 
 from click.testing import CliRunner
 
-from benchmarks.gpu_check import command, facts, record, run, sanitize, stages
+from benchmarks.gpu_check import (
+    command,
+    facts,
+    faults,
+    left_out,
+    record,
+    run,
+    sanitize,
+    smoke,
+    stages,
+    tuning,
+    watched,
+)
 from benchmarks.gpu_check.record import FAILED, INCOMPLETE, OUT_OF_TIME, PASSED
 from benchmarks.gpu_check.run import Stage
 
@@ -59,6 +72,15 @@ def test_a_command_ends_with_its_children(tmp_path, monkeypatch):
     lines = mark.read_text()
     time.sleep(0.3)
     assert mark.read_text() == lines
+
+
+def test_a_command_that_hangs_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "GRACE_S", 0.5)
+    code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    code += "def wait_for_kernel(): time.sleep(60)\nwait_for_kernel()"
+    ended = command.run(python(code), tmp_path / "log", 2.0)
+    assert ended.code is None
+    assert "in wait_for_kernel" in ended.log
 
 
 def test_what_a_command_printed_is_kept(tmp_path):
@@ -210,7 +232,7 @@ def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
     files = {f"{each.name}.log" for each in todo if each.log} | {record.JSON, record.MARKDOWN}
     files |= {Path(word).name for word in words if Path(word).parent == tmp_path}
     files |= {Path(value).name for each in todo for value in each.env.values()}
-    files -= {stages._JUNIT, stages._SANITIZED}  # of the moment
+    files -= {smoke.FILE, stages._SANITIZED, stages._LEFT_OUT, tmp_path.name}  # of the moment
     assert len(files) <= 8, files
     assert "--no-index" in words  # nothing is fetched
 
@@ -223,12 +245,12 @@ def parsed(command, words):
 def test_what_the_stages_call_is_there(tmp_path):
     """Every module, and every option of those that are ours."""
     from benchmarks import bench_gpu
-    from resnet_fused.commands.tune import tune
 
     known = {
         "benchmarks.bench_gpu": lambda words: parsed(bench_gpu.main, words),
+        "benchmarks.gpu_check.smoke": lambda words: parsed(smoke.main, words),
         "benchmarks.gpu_check.sanitize": lambda words: parsed(sanitize.main, words),
-        "resnet_fused": lambda words: parsed(tune, words[1:]) if words[0] == "tune" else None,
+        "benchmarks.gpu_check.tuning": lambda words: parsed(tuning.main, words),
     }
     seen = []
     for each in stages.stages(tmp_path, tmp_path):
@@ -248,25 +270,166 @@ def test_files_with_gpu_tests_are_found(tmp_path):
     assert str(ROOT / "tests" / "test_cuda_ops.py") in stages.gpu_tests()
 
 
-def test_every_candidate_is_compiled_by_one_process(monkeypatch):
-    """On the CPU, whose plans have no configurations: with stand-ins for them."""
+@pytest.fixture
+def precompiled(monkeypatch):
+    """Runs shares of a net's candidates on the CPU, with stand-ins for them and their calls."""
     from benchmarks.gpu_check import precompile
 
+    case, ran, raised = "resnet18-float32-1", [], {}
     monkeypatch.setattr(
-        precompile, "_configured", lambda plan, call: [f"{plan} {i}" for i in (1, 2)]
+        precompile, "_candidates", lambda call, plans: [f"{p} {i}" for p in plans for i in (1, 2)]
     )
-    ran, case = [], "resnet18-float32-1"
     for name in ("_operands", "_pack"):
         monkeypatch.setattr(precompile.candidates, name, lambda *given: None)
-    monkeypatch.setattr(
-        precompile.candidates, "_run", lambda call, o, name, packed: ran.append((call, name))
-    )
-    done = [precompile.run_share([case], i, 2, "cpu", 32) for i in range(2)]
+
+    def run_one(call, o, name, packed):
+        ran.append((str(call.shape), name))
+        if name in raised:
+            raise raised[name]
+
+    monkeypatch.setattr(precompile.candidates, "_run", run_one)
+
+    def run_share(file, share=0, shares=1, start=0):
+        return precompile.run_share([case], share, shares, file, start, "cpu", 32)
+
+    run_share.ran, run_share.raised = ran, raised
+    run_share.every = [
+        (str(call.shape), name) for call, name in precompile.configured(case, "cpu", 32)
+    ]
+    return run_share
+
+
+def test_every_candidate_is_compiled_by_one_process(precompiled, tmp_path):
+    """On the CPU, whose plans have no configurations."""
+    done = [precompiled(tmp_path / "file", i, 2) for i in range(2)]
     assert max(done) - min(done) <= 1
-    assert sum(done) == len(ran) == len(set(ran))
-    assert set(ran) == set(precompile.configured(case, "cpu", 32))
-    plans = {name.split()[0] for _, name in ran}
-    assert "torch" in plans
+    assert sum(done) == len(precompiled.ran) == len(set(precompiled.ran))
+    assert set(precompiled.ran) == set(precompiled.every)
+    assert "torch 1" in {name for _, name in precompiled.ran}
+
+
+def test_candidates_go_on_after_any_exception(precompiled, tmp_path, monkeypatch):
+    class OutOfResources(Exception):  # as Triton's, which is no RuntimeError
+        pass
+
+    precompiled.raised["torch 1"] = OutOfResources("out of resource: shared memory\nHint")
+    precompiled(tmp_path / "file")
+    assert precompiled.ran == precompiled.every
+    rows = left_out.read(tmp_path / "file")
+    refused = [where for where, name in precompiled.every if name == "torch 1"]
+    assert [row["convolution"] for row in rows] == refused
+    assert rows[0] | {"convolution": ""} == {
+        "convolution": "",
+        "candidate": "torch 1",
+        "why": "OutOfResources: out of resource: shared memory",
+        "fatal": False,
+    }
+    monkeypatch.setattr(faults, "broken", lambda: "CUDA error: launch failure")
+    with pytest.raises(SystemExit) as broken:
+        precompiled(tmp_path / "other", start=3)
+    assert broken.value.code == faults.BROKEN
+    (row,) = left_out.read(tmp_path / "other")
+    assert (row["convolution"], row["candidate"]) == precompiled.every[3]
+    assert (row["why"], row["fatal"]) == ("CUDA error: launch failure", True)
+
+
+def test_what_costs_two_processes_is_tried_no_more(precompiled, tmp_path):
+    for where in ("here", "there"):
+        left_out.add(tmp_path / "file", where, "torch 2", "hung", fatal=True)
+    left_out.add(tmp_path / "file", precompiled.every[0][0], precompiled.every[0][1], "wrong")
+    precompiled(tmp_path / "file")
+    assert precompiled.ran == [each for each in precompiled.every[1:] if each[1] != "torch 2"]
+
+
+# Pieces of work of which some end their process.
+PIECES = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from benchmarks.gpu_check import faults, left_out
+start, file = int(sys.argv[-3]), Path(sys.argv[-1])
+for i in range(start, 6):
+    faults.announce(f"{{i}} conv {{i}}: cuda")
+    if i == 1:
+        faults.end_in(0.5)
+        time.sleep(60)
+    if i == 2:
+        os.abort()
+    if i == 4:
+        left_out.add(file, "conv 4", "cuda", "CUDA error", fatal=True)
+        sys.exit(faults.BROKEN)
+    print(f"did {{i}}", flush=True)
+"""
+
+
+def test_work_goes_on_in_another_process(tmp_path):
+    pieces, file = tmp_path / "pieces.py", tmp_path / "left"
+    pieces.write_text(PIECES.format(root=str(ROOT)))
+    words = (sys.executable, str(pieces))
+    in_time, printed = tuning.run_through(words, file, tmp_path / "log", time.monotonic() + 60)
+    assert in_time
+    assert re.findall(r"did (\d)", printed) == ["0", "3", "5"]
+    why = {row["convolution"]: row["why"] for row in left_out.read(file)}
+    assert list(why) == ["conv 1", "conv 2", "conv 4"]
+    assert why["conv 1"].startswith("hung in <module> (pieces.py:")
+    assert why["conv 2"].startswith("exit status -6")
+    assert why["conv 4"] == "CUDA error"
+    words = python("import time; print('> 0 conv: cuda', flush=True); time.sleep(60)")
+    cut = tuning.run_through(words, tmp_path / "none", tmp_path / "log", time.monotonic() + 1)
+    assert cut == (False, cut[1])
+    assert left_out.read(tmp_path / "none") == []
+    words = python("raise SystemExit('no torch')")  # before any piece: once is enough
+    assert tuning.run_through(words, tmp_path / "early", tmp_path / "log", time.monotonic() + 60)[0]
+    (row,) = left_out.read(tmp_path / "early")
+    assert row["why"] == "exit status 1, no torch"
+
+
+def test_a_wrong_candidate_costs_no_other_answer(tmp_path, monkeypatch, tuning_file):
+    """On the CPU, with times that are made up."""
+    from benchmarks.gpu_check import tune_net
+    from resnet_fused import tuned
+    from resnet_fused.measure.candidates import Measured, WrongCandidate
+
+    def measure(call, names, standard, **rest):
+        if "direct" in names and call.shape.kernel == (3, 3):
+            raise WrongCandidate("direct", "tune: direct is wrong")
+        ms = {name: 1.0 + (name != "torch") for name in names}
+        return Measured("torch", ms, dict.fromkeys(names, 0.0), 1.0)
+
+    monkeypatch.setattr(tune_net.tune, "measure", measure)
+    file = tmp_path / "left"
+    words = ["--left-out", str(file), "--device", "cpu", "--size", "32", "resnet18-float32-1"]
+    result = CliRunner().invoke(tune_net.main, words)
+    assert result.exit_code == 0, result.output
+    rows = left_out.read(file)
+    assert {row["candidate"] for row in rows} == {"direct"}
+    answers = tuned.answers()
+    assert len(answers) == 11 == result.output.count("\n> ") + result.output.startswith("> ")
+    without = {where for where, answer in answers.items() if answer.ms["direct"] is None}
+    assert without == {row["convolution"] for row in rows}
+    assert {where.startswith("3x3") for where in without} == {True}
+    assert tuning_file.exists()
+
+
+def test_tuning_from_end_to_end(tmp_path, monkeypatch):
+    """With stand-ins for both of its commands; what is left out is a failure that is told."""
+    note = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
+    note += "from benchmarks.gpu_check import left_out\n"
+    note += "if '0/' in sys.argv[2]: left_out.add(Path(sys.argv[-1]), 'conv', 'cuda', 'hung')\n"
+    monkeypatch.setattr(tuning, "PRECOMPILE", python(note))
+    monkeypatch.setattr(tuning, "TUNE_NET", python("import sys; print('tunes', sys.argv[1])"))
+    file = tmp_path / stages._LEFT_OUT
+    result = CliRunner().invoke(tuning.main, ["--left-out", str(file), "a", "b"])
+    assert result.exit_code == 1, result.output
+    assert result.output.endswith("tunes a\n\ntunes b\n\nleft out: conv cuda: hung\n")
+    verdict = stages.tuned(ended(1), tmp_path)
+    assert (verdict.outcome, verdict.why) == (FAILED, "1 left out: cuda")
+    assert verdict.details == {"conv cuda": "hung"}
+    monkeypatch.setattr(tuning, "PRECOMPILE", python(""))
+    result = CliRunner().invoke(tuning.main, ["--left-out", str(file), "a"])
+    assert result.exit_code == 0, result.output
+    assert stages.tuned(ended(0), tmp_path).outcome == PASSED
+    assert stages.tuned(ended(2), tmp_path).outcome == FAILED
 
 
 def ended(code, log=""):
@@ -296,38 +459,264 @@ def test_built_says_what_is_missing():
     assert verdict.details["triton"] in ("there is no GPU", "Triton is not installed")
 
 
-REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
+# ---- smoke ---------------------------------------------------------------------------------------
+
+HUNG_LOG = """> conv a
+  off by 0.001, 0.004 allowed
+> conv b
+Timeout (0:00:15)!
+Thread 0x1 (most recent call first):
+  File "/a/threading.py", line 9 in wait
+Thread 0x2 (most recent call first):
+  File "/b/_ops.py", line 7 in __call__
+  File "/b/ops_once.py", line 8 in run
+"""
 
 
 @pytest.mark.parametrize(
-    ("counts", "code", "outcome"),
+    ("code", "log", "outcome", "why"),
     [
-        ((9, 0, 0, 2), 0, PASSED),
-        ((9, 0, 0, 9), 0, FAILED),  # all skipped: nothing was shown
-        ((0, 0, 0, 0), 5, FAILED),
-        ((9, 1, 0, 0), 1, FAILED),
-        ((9, 0, 1, 0), 1, FAILED),
-        ((9, 0, 0, 0), 3, FAILED),  # pytest itself broke
+        (0, "> conv a\n  off by 0\n1 calls, 0 wrong\n", smoke.OK, "1 calls, 0 wrong"),
+        (1, "0 calls, 0 wrong\n", smoke.ABSENT, ""),
+        (1, "> conv a\n! conv a: off by 1\n1 calls, 1 wrong\n", smoke.WRONG, "conv a: off by 1"),
+        (
+            faults.BROKEN,
+            "> conv a\n! conv a: CUDA error\n2 calls, 1 wrong\n",
+            smoke.FAULT,
+            "in conv a: conv a: CUDA error",
+        ),
+        (-11, "> conv a\n", smoke.FAULT, "in conv a: exit status -11, > conv a"),
+        (1, "ImportError: no", smoke.FAULT, "in no call: exit status 1, ImportError: no"),
+        (1, HUNG_LOG, smoke.HUNG, "in conv b: __call__ (_ops.py:7) < run (ops_once.py:8)"),
+        (None, "> conv a\n", smoke.UNFINISHED, "in conv a"),
+        (None, "", smoke.UNFINISHED, "in no call"),
     ],
 )
-def test_what_the_tests_showed(tmp_path, counts, code, outcome):
-    (tmp_path / stages._JUNIT).write_text(REPORT.format(*counts))
-    assert stages.tested(ended(code), tmp_path).outcome == outcome
+def test_what_became_of_a_family(code, log, outcome, why):
+    found = smoke.judge(ended(code, log))
+    assert (found.outcome, found.why) == (outcome, why)
+
+
+# In place of families.py.
+FAMILIES = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from benchmarks.gpu_check import faults
+name = sys.argv[1]
+faults.announce(f"call of {{name}}")
+if "sm90" in name:
+    print("0 calls, 0 wrong")
+    sys.exit(1)
+if "stem" in name:
+    faults.end_in(0.5)
+    time.sleep(60)
+if "tail" in name:
+    os.abort()
+print("1 calls, 0 wrong")
+"""
+
+
+def test_families_from_end_to_end(tmp_path, monkeypatch):
+    families = tmp_path / "families.py"
+    families.write_text(FAMILIES.format(root=str(ROOT)))
+    monkeypatch.setattr(smoke, "CALLS", (sys.executable, str(families)))
+    result = CliRunner().invoke(smoke.main, ["--json", str(tmp_path / smoke.FILE)])
+    assert result.exit_code == 1, result.output
+    verdict = stages.smoked(ended(1), tmp_path)
+    assert verdict.outcome == FAILED
+    assert re.match(r"\d+ ok; absent: .*sm90.*; fault: cuda tail; hung: cuda stem$", verdict.why)
+    assert verdict.details["cuda stem"]["why"].startswith(
+        "in call of cuda stem: <module> (families"
+    )
+    assert "in call of cuda tail: exit status -6" in verdict.details["cuda tail"]["why"]
+    assert smoke.exit_code({"a": smoke.Found(smoke.ABSENT, "", 0)}) == 1
+    assert stages.smoked(ended(1), tmp_path / "none").outcome == FAILED
+    late = {}
+    smoke.look(["cuda stem"], 0, lambda name, found, log: late.update({name: found.outcome}))
+    assert late == {"cuda stem": smoke.UNFINISHED}
+
+
+def test_tests_of_families_that_cost_a_process_come_last(tmp_path):
+    outcomes = {"sm90 stride 1": smoke.HUNG, "cuda stem": smoke.OK, "triton conv": smoke.WRONG}
+    found = {name: {"outcome": outcome} for name, outcome in outcomes.items()}
+    assert smoke.suspects(tmp_path) == set()
+    (tmp_path / smoke.FILE).write_text(json.dumps(found))
+    assert smoke.suspects(tmp_path) == {"sm90", "cuda"}
+    tests = ["test_sm90[1]", "test_conv[triton]", "test_conv[cuda]", "test_graph"]
+    items = [types.SimpleNamespace(nodeid=f"tests/test_cuda_ops.py::{name}") for name in tests]
+    watched.Watch(tmp_path, 9, False).pytest_collection_modifyitems(items)
+    named = [item.nodeid.partition("::")[2] for item in items]
+    assert named == ["test_conv[triton]", "test_graph", "test_sm90[1]", "test_conv[cuda]"]
+
+
+def test_every_kind_of_kernel_is_a_family():
+    from benchmarks.gpu_check import families, ops_once
+
+    found = families.families()
+    assert {name.split()[0] for name in found} == {"cuda", "sm90", "triton"}
+    names = [check.name for checks in found.values() for check in checks]
+    for tile in re.findall(r"sm[89]0 (\S+) split", "\n".join(names)):
+        assert tile in (*ops_once._cuda_tiles("sm80"), *ops_once._cuda_tiles("sm90"), "tap-shift")
+    for word in ("/2 ", "tap-shift", "stem", "tail", "add_relu", "k16", "k32", "split 8"):
+        assert any(word in name for name in names), word
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_weights_that_were_read_too_early_show(monkeypatch, late):
+    """With PyTorch in the kernel's place, which computes with the weights of the call before."""
+    from benchmarks.gpu_check import ops_once
+
+    seen = []
+
+    def launch(call, x, weight, scale, shift, *rest):
+        seen.append(weight.clone())
+        o = ops_once.Operands(x, seen[-1 - (late and len(seen) > 1)], scale, shift, None, ())
+        return ops_once.exact(call, o).to(call.dtype)
+
+    monkeypatch.setattr(ops_once, "launch", launch)
+    call = ops_once.Call("cuda", "", ops_once.torch.bfloat16)
+    off, allowed = ops_once.rewritten(call, times=4).run(ops_once.torch.device("cpu"))
+    assert len(seen) == 4
+    assert (off > allowed) is late
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_a_family_runs_in_the_interpreter():
+    env = {**os.environ, "TRITON_INTERPRET": "1", "RESNET_FUSED_DISABLE_EXT": "1"}
+    words = ["-m", "benchmarks.gpu_check.families", "triton add_relu", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[0] == "> triton, add_relu"
+    assert done.stdout.endswith("1 calls, 0 wrong\n"), done.stdout + done.stderr
+
+
+def test_calls_end_with_the_first_fault(monkeypatch, capsys):
+    """Later ones would fail for its sake."""
+    from benchmarks.gpu_check import ops_once
+
+    def call(name, answer):
+        def run_once(device):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer, 0.5
+
+        return ops_once.Check(name, run_once)
+
+    todo = [call("good", 0.1), call("off", 0.9), call("refused", TypeError("no")), call("last", 0)]
+    assert ops_once.run_all(todo, None) == 1
+    printed = capsys.readouterr().out
+    assert printed.endswith(
+        "! off: off by 0.9, 0.5 allowed\n! refused: TypeError: no\n4 calls, 2 wrong\n"
+    )
+    assert faults.last_announced(printed) == "last"
+    monkeypatch.setattr(faults, "broken", lambda: "CUDA error")
+    assert ops_once.run_all(todo, None) == faults.BROKEN
+    assert faults.last_announced(capsys.readouterr().out) == "refused"
+
+
+# ---- watched tests -----------------------------------------------------------------------------
+
+# In torch's place: it starts in no time.
+FAKE_CUDA = """
+import os, signal, sys, time, types, pytest
+cuda = types.SimpleNamespace(is_initialized=lambda: True, synchronize=lambda: None)
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+def fault():
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\\nand advice")
+"""
+HANG = "def test_hang(): signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}); time.sleep(60)"
+TESTS = {
+    "ok": "def test_ok(): pass",
+    "skip": "def test_skip(): pytest.skip('no')",
+    "wrong": "def test_wrong(): assert 1 == 2, 'off by one'",
+    "hang": HANG,
+    "fault": "def test_fault(): cuda.synchronize = fault; fault()",
+    "late": "def test_late(): cuda.synchronize = fault",  # the launch itself went well
+    "slow": "@pytest.mark.slow\ndef test_slow(): time.sleep(2.5)",
+    "segfault": "def test_segfault(): os.kill(os.getpid(), signal.SIGSEGV)",
+    "behind": "def test_behind(): pass",
+    "error": "@pytest.fixture\ndef broken(): fault()\ndef test_error(broken): pass",
+}
+
+
+def watched_tests(folder, names, *options, limit_s=60.0, seconds=2):
+    """The verdict of the stage `test` on some of TESTS, and the record's entry."""
+    (folder / "scratch").mkdir()
+    (folder / "test_made.py").write_text("\n".join([FAKE_CUDA, *(TESTS[name] for name in names)]))
+    watch = ("-p", "benchmarks.gpu_check.watched", "--watched", str(folder / "scratch"))
+    words = (*(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"), *watch)
+    words += ("--watched-seconds", str(seconds), "--rootdir", str(folder), *options, "test_made.py")
+    env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}  # to start at once
+    _, current = check(folder, [Stage("test", [words], limit_s, stages.tested, env)])
+    found = current["stages"]["test"]
+    return found, {
+        outcome: {test.partition("::test_")[2]: why for test, why in tests.items()}
+        for outcome, tests in found["details"].items()
+        if outcome != "count"
+    }
+
+
+def test_tests_that_hang_or_break_their_process_are_named(tmp_path):
+    """And those behind them run, in other processes."""
+    pytest.importorskip("xdist")
+    workers = ("-p", "xdist", "--numprocesses", "2", "--max-worker-restart", "9")
+    found, bad = watched_tests(tmp_path, TESTS, *workers)
+    assert found["outcome"] == FAILED
+    assert found["why"] == "3 passed, 1 skipped, 1 failed, 1 error, 3 crashed, 1 hung"
+    assert list(bad) == ["hung", "crashed", "error", "failed"]
+    assert bad["hung"]["hang"].startswith("test_hang (test_made.py:")
+    illegal = "CUDA error: an illegal memory access was encountered"
+    assert bad["crashed"]["fault"] == bad["crashed"]["late"] == illegal
+    assert bad["crashed"]["segfault"] == "Fatal Python error: Segmentation fault"
+    assert bad["error"] == {"error": f"RuntimeError: {illegal}"}
+    assert bad["failed"]["wrong"].startswith("AssertionError: off by one")
+
+
+@pytest.mark.parametrize(
+    ("last", "outcome", "why"),
+    [
+        ("hang", "hung", "test_hang (test_made.py:"),
+        ("segfault", "crashed", "Fatal Python error: Segmentation fault"),
+        ("late", "crashed", "CUDA error: an illegal memory access"),
+    ],
+)
+def test_in_one_process_the_tests_end_there(tmp_path, last, outcome, why):
+    """Where pytest-xdist is missing."""
+    found, bad = watched_tests(tmp_path, ["ok", "wrong", last, "behind"])
+    assert found["outcome"] == FAILED
+    assert bad[outcome][last].startswith(why)
+    assert set(bad["failed"]) == {"wrong"}
+    count = {name: n for name, n in found["details"]["count"].items() if n}
+    assert count == {"passed": 1, "failed": 1, outcome: 1, "not run": 1}
 
 
 def test_tests_that_run_out_of_time_tell_what_they_found(tmp_path, monkeypatch):
-    """pytest writes its report when it is interrupted."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # it starts in a tenth of the time
-    (tmp_path / "test_slow.py").write_text(
-        "import time\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)\n"
-    )
-    (tmp_path / "scratch").mkdir()
-    report = f"--junitxml={tmp_path / 'scratch' / stages._JUNIT}"
-    words = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_slow.py", report)
-    outcomes, current = check(tmp_path, [Stage("test", [words], 6.0, stages.tested)])
-    assert outcomes == {"test": OUT_OF_TIME}
-    assert "1 passed, 1 failed" in current["stages"]["test"]["why"]
-    assert "assert 0" in (tmp_path / "out" / "test.log").read_text()
+    """Also where pytest itself is killed."""
+    monkeypatch.setattr(command, "GRACE_S", 0.5)
+    found, bad = watched_tests(tmp_path, ["ok", "wrong", "hang", "behind"], limit_s=5.0, seconds=60)
+    assert found["outcome"] == OUT_OF_TIME
+    assert found["why"].endswith("1 passed, 0 skipped, 1 unfinished, 1 failed, 1 not run")
+    assert bad["unfinished"]["hang"].startswith("test_hang (test_made.py:")
+    assert bad["failed"]["wrong"].startswith("AssertionError: off by one")
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "outcome"),
+    [
+        (["passed", "skipped"], 0, PASSED),
+        (["skipped"], 0, FAILED),  # nothing was shown
+        ([], 5, FAILED),
+        (["passed", "failed"], 1, FAILED),
+        (["passed", "error"], 1, FAILED),
+        (["passed"], 3, FAILED),  # pytest itself broke
+    ],
+)
+def test_what_the_tests_showed(tmp_path, lines, code, outcome):
+    rows = [{"test": f"test_{i}", "outcome": each} for i, each in enumerate(lines)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / watched.LOG).write_text(text + '{"test": "cut o')
+    assert stages.tested(ended(code), tmp_path).outcome == outcome
 
 
 def test_tests_without_a_report_have_failed(tmp_path):
@@ -345,7 +734,7 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").iterdir())
     wrong = CliRunner().invoke(main, ["--stages", "build,fly"])
     assert wrong.exit_code == 2
-    assert "must be some of build, test, sanitize, tune, bench" in wrong.output
+    assert "must be some of build, smoke, test, sanitize, tune, bench" in wrong.output
 
 
 def test_the_command_from_end_to_end(tmp_path, monkeypatch):

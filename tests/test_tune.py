@@ -320,8 +320,9 @@ def one_wrong_pixel(y):
 def test_a_wrong_plan_is_an_error_before_anything_is_timed(clock, monkeypatch, change, dtype):
     spoil(monkeypatch, "winograd4", change)
     expected = r"^tune: winograd4 on 3x3 16->16 to 12x12 \w+ cpu, batch 2: the error .* got "
-    with pytest.raises(RuntimeError, match=expected):
+    with pytest.raises(RuntimeError, match=expected) as wrong:
         rf.tune(block().to(dtype), X.to(dtype))
+    assert wrong.value.candidate == "winograd4"
     assert clock() == []
     assert tuned.answers() == {}
 

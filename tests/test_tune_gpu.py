@@ -55,9 +55,9 @@ def measured(monkeypatch, times):
     return asked
 
 
-def row(monkeypatch, times, call=CALL):
+def row(monkeypatch, times, call=CALL, without=()):
     asked = measured(monkeypatch, times)
-    found = tune._row(tune._Found(call, 2), (), 0, 0.1, lambda done, total: None)
+    found = tune._row(tune._Found(call, 2), (), 0, 0.1, lambda done, total: None, without)
     return found, asked
 
 
@@ -83,6 +83,25 @@ def test_a_plan_stands_for_its_fastest_configuration(monkeypatch):
     assert found.ms["triton"] in (2.0, 2.01)
     found, _ = row(monkeypatch, {"triton": None, best: 2.0, "torch": 1.0})
     assert (found.plan, found.ms) == ("torch", {"triton": 2.0, "torch": 1.0})
+
+
+def test_what_is_known_to_fail_is_left_out(monkeypatch):
+    """The rest is measured, and its answer holds although a plan has no time."""
+    every = row(monkeypatch, {})[1]
+    found, asked = row(monkeypatch, {"torch": 1.0}, without=[every[0], every[4]])
+    assert asked == [name for name in every if name not in (every[0], every[4])]
+    assert found.ms == {"triton": 9.0, "torch": 1.0}
+    found, asked = row(monkeypatch, {}, without=[name for name in every if name != "torch"])
+    assert asked == ["torch"]
+    assert (found.plan, found.by_rule, found.ms) == (
+        "torch",
+        "triton",
+        {"triton": None, "torch": 9.0},
+    )
+    tune._learn([found])
+    assert select.choose(SHAPE).plan == "torch"
+    found, asked = row(monkeypatch, {}, without=every)
+    assert (found.ms, asked) == ({}, [])
 
 
 def learn(**changes):

@@ -8,6 +8,7 @@ that the machine refuses).
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ def main(asked: tuple[str, ...], out: Path, resume: bool, total: float) -> None:
     Nothing is fetched: torch with CUDA, Triton, nvcc and pytest must be there.
     """
     console = Console()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a fault: its stack is enough
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 # Between asking to end and ending: pytest-xdist waits for its workers for 10 s before it reports.
 GRACE_S = 15.0
+LAST_WORDS_S = 2.0  # in which Python prints where it hangs
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def run(
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -68,8 +69,9 @@ def run(
 
 def _end(process: subprocess.Popen) -> None:
     """Ends what is left of a command's process group: asks like Ctrl-C, at which pytest tells what
-    it has found so far, then insists."""
-    for sign, patience in ((signal.SIGINT, GRACE_S), (signal.SIGKILL, None)):
+    it has found so far, then for the stacks of Python that hangs in a kernel, then insists."""
+    signs = ((signal.SIGINT, GRACE_S), (signal.SIGABRT, LAST_WORDS_S), (signal.SIGKILL, None))
+    for sign, patience in signs:
         try:
             os.killpg(process.pid, sign)
         except ProcessLookupError:

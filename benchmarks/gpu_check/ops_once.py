@@ -1,9 +1,9 @@
 """Every GPU kernel once on small data, for sanitizers: python -m benchmarks.gpu_check.ops_once
 
 Each Triton tile, each CUDA C++ tile that this GPU has, alone and sharing a reduction, with residual
-or joined shortcut or neither; a stem with its max-pool; a bottleneck's tail; add_relu. Inputs are
-made on the CPU, so that no kernels but ours run, and each answer is held against float64.
-`--device cpu` takes Triton's interpreter.
+or joined shortcut or neither; a stem with its max-pool; a bottleneck's tail; the epilogue alone;
+add_relu. Inputs are made on the CPU, so that no kernels but ours run, and each answer is held
+against float64. Each call is announced before it runs. `--device cpu` takes Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import click
@@ -22,6 +22,7 @@ from resnet_fused import backends, reference
 from resnet_fused.triton_kernels import config as triton_configs
 from resnet_fused.triton_kernels.device import INTERPRETED, device_of
 
+from . import faults
 from .facts import ROOT
 
 _ops = torch.ops.resnet_fused
@@ -30,6 +31,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ALLOWED = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2e-6}
 TF32_ALLOWED = 2**-9
 TILES = re.compile(r"\bkTiles\[\] = \{(.*?)^\};", re.MULTILINE | re.DOTALL)
+WRONG = "! "  # begins a line about a wrong answer
 NAMED_TILE = re.compile(r'^\s*\{"(\w+)", \{', re.MULTILINE)
 
 
@@ -46,16 +48,27 @@ class Call:
     stride: int = 1
     groups: int = 1
     extra: str = ""
+    batch: int = 2
+    size: int = 9
 
     def __str__(self) -> str:
         shape = f"{self.kernel}x{self.kernel}/{self.stride} {self.in_channels}>{self.out_channels}"
+        shape += f" of {self.batch}x{self.size}x{self.size}"
         parts = (self.backend, self.config or "by rule", shape, self.extra, str(self.dtype))
         return ", ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
+class Check:
+    """A kernel to run once. run: gives its error on a device, and the error that is allowed."""
+
+    name: str
+    run: Callable[[torch.device], tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Operands:
-    """On the CPU. x (2, C, 9, 9), weight (K, C/groups, R, R), residual and shortcut's x to fit."""
+    """On the CPU. x (N, C, H, H), weight (K, C/groups, R, R), residual and shortcut's x to fit."""
 
     x: Tensor
     weight: Tensor
@@ -68,9 +81,9 @@ class Operands:
 def calls(device: torch.device) -> Iterator[Call]:
     """What can run on the device."""
     tiles = [triton_configs.TILES, _cuda_tiles("sm80"), ()]
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0):
+    if works_here("sm90", device):
         tiles[2] = (*_cuda_tiles("sm90"), "tap-shift")
-    if not _missing("triton", device):
+    if works_here("triton", device):
         gpu = INTERPRETED if device.type == "cpu" else device_of(device.index or 0)
         for i, tile in enumerate(tiles[0]):
             # 16-bit tiles: 32-bit operands would need twice the shared memory. Ragged channels
@@ -82,7 +95,7 @@ def calls(device: torch.device) -> Iterator[Call]:
         yield Call("triton", "", torch.float32, 40, 48, stride=2, extra="residual")
         yield Call("triton", "", torch.bfloat16, 3, 64, kernel=7, stride=2)
         yield Call("triton", "", torch.float16, 32, 48, groups=2)
-    if _missing("cuda", device):
+    if not works_here("cuda", device):
         return
     for i, name in enumerate(tiles[1]):
         yield Call("cuda", f"sm80 {name} split {(1, 3)[i % 2]}", DTYPES[i % 3], extra=_extra(i))
@@ -109,8 +122,11 @@ def _cuda_tiles(family: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _missing(plan: str, device: torch.device) -> str:
-    return backends.missing(plan, device.type, device.index or 0)
+def works_here(kernels: str, device: torch.device) -> bool:
+    """kernels: "triton", "cuda", or "sm90" for those of CUDA C++ that only sm_90 has."""
+    if kernels == "sm90":
+        return works_here("cuda", device) and torch.cuda.get_device_capability(device) == (9, 0)
+    return not backends.missing(kernels, device.type, device.index or 0)
 
 
 def operands(call: Call, seed: int = 0) -> Operands:
@@ -123,29 +139,37 @@ def operands(call: Call, seed: int = 0) -> Operands:
             return values
         return values.to(call.dtype).contiguous(memory_format=torch.channels_last)
 
-    k, size, group = call.out_channels, -(-9 // call.stride), call.in_channels // call.groups
+    k, n, size = call.out_channels, call.batch, -(-call.size // call.stride)
+    group = call.in_channels // call.groups
     fan_in = group * call.kernel**2
     scale, shift = normal(k), normal(k)
     scale[0] = 0
     shortcut = ()
     if call.extra == "shortcut":
-        x, weight = normal(2, 64, 2 * size, 2 * size), normal(k, 64, 1, 1, of=64**-0.5)
+        x, weight = normal(n, 64, 2 * size, 2 * size), normal(k, 64, 1, 1, of=64**-0.5)
         second = normal(k)
         second[1] = 0
         shortcut = (x, weight, second, normal(k))
     return Operands(
-        normal(2, call.in_channels, 9, 9),
+        normal(n, call.in_channels, call.size, call.size),
         normal(k, group, call.kernel, call.kernel, of=fan_in**-0.5),
-        *(scale, shift, normal(2, k, size, size) if call.extra == "residual" else None, shortcut),
+        *(scale, shift, normal(n, k, size, size) if call.extra == "residual" else None, shortcut),
     )
 
 
 def run(call: Call, o: Operands, device: torch.device) -> Tensor:
     """The op's answer, on the CPU."""
+    return launch(call, *on_device(o, device)).cpu()
+
+
+def on_device(o: Operands, device: torch.device) -> list[Tensor | None]:
     tensors = [o.x, o.weight, o.scale, o.shift, o.residual, *(o.shortcut or [None] * 4)]
-    op = getattr(_ops, f"conv_bn_act_{call.backend}")
-    y = op(
-        *(t if t is None else t.to(device) for t in tensors),
+    return [t if t is None else t.to(device) for t in tensors]
+
+
+def launch(call: Call, *tensors: Tensor | None) -> Tensor:
+    return getattr(_ops, f"conv_bn_act_{call.backend}")(
+        *tensors,
         kernel_size=(call.kernel, call.kernel),
         stride=(call.stride, call.stride),
         padding=(call.kernel // 2, call.kernel // 2),
@@ -153,7 +177,6 @@ def run(call: Call, o: Operands, device: torch.device) -> Tensor:
         shortcut_stride=(2, 2),
         config=call.config,
     )
-    return y.cpu()
 
 
 def exact(call: Call, o: Operands) -> Tensor:
@@ -179,64 +202,135 @@ def allowed(dtype: torch.dtype) -> float:
     return TF32_ALLOWED if tf32 else ALLOWED[dtype]
 
 
-def check_add_relu(backend: str, device: torch.device) -> bool:
-    a, b = (torch.randn(5003, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    y = getattr(_ops, f"add_relu_{backend}")(a.to(device), b.to(device)).cpu()
-    return torch.equal(y, torch.relu(a + b))
+def conv(call: Call) -> Check:
+    def run_once(device: torch.device) -> tuple[float, float]:
+        o = operands(call)
+        return error(run(call, o, device), exact(call, o)), allowed(call.dtype)
+
+    return Check(str(call), run_once)
 
 
-def check_stem(device: torch.device, size: int) -> bool:
+def rewritten(call: Call, times: int = 16) -> Check:
+    """Weights that the kernel just before has written, again and again: one that begins while that
+    one ends must not read the former ones.
+    """
+
+    def run_once(device: torch.device) -> tuple[float, float]:
+        o = operands(call)
+        both = [o, replace(o, weight=operands(call, seed=1).weight)]
+        weights = [each.weight.to(device) for each in both]
+        x, weight, *rest = on_device(o, device)
+        weight, answers = weight.clone(), []
+        for i in range(times):
+            weight.copy_(weights[i % 2])
+            answers.append(launch(call, x, weight, *rest))
+        oracles = [exact(call, each) for each in both]
+        worst = max(error(y.cpu(), oracles[i % 2]) for i, y in enumerate(answers))
+        return worst, allowed(call.dtype)
+
+    return Check(f"{call}, weights just written", run_once)
+
+
+def add_relu(backend: str) -> Check:
+    def run_once(device: torch.device) -> tuple[float, float]:
+        a, b = (torch.randn(5003, generator=torch.Generator().manual_seed(i)) for i in range(2))
+        y = getattr(_ops, f"add_relu_{backend}")(a.to(device), b.to(device)).cpu()
+        return error(y, torch.relu(a + b)), 0.0
+
+    return Check(f"{backend}, add_relu", run_once)
+
+
+def scale_shift_act() -> Check:
+    """The epilogue alone."""
+
+    def run_once(device: torch.device) -> tuple[float, float]:
+        call = Call("cuda", "", torch.bfloat16, extra="residual")
+        o = operands(call, seed=2)
+        tensors = (o.x, o.scale, o.shift, o.residual)
+        y = _ops.scale_shift_act_cuda(*(t.to(device) for t in tensors), act="relu").cpu()
+        x, scale, shift, residual = (t.double() for t in tensors)
+        oracle = (x * scale[:, None, None] + shift[:, None, None] + residual).relu()
+        return error(y, oracle), allowed(call.dtype)
+
+    return Check("cuda, scale_shift_act", run_once)
+
+
+def stem(size: int) -> Check:
     """Convolution and max-pool in one kernel: few tiles are small ones, many are large ones."""
-    call = Call("cuda", "", torch.bfloat16, 3, 64, kernel=7, stride=2)
-    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)).to(call.dtype)
-    o = replace(operands(call), x=x)
-    tensors = (t.to(device) for t in (o.x, o.weight, o.scale, o.shift))
-    geometry = {"kernel_size": (7, 7), "stride": (2, 2), "padding": (3, 3)}
-    y = _ops.conv_bn_act_pool_cuda(*tensors, **geometry).cpu()
-    return error(y, reference.max_pool(exact(call, o))) <= allowed(call.dtype)
+
+    def run_once(device: torch.device) -> tuple[float, float]:
+        call = Call("cuda", "", torch.bfloat16, 3, 64, kernel=7, stride=2, size=size)
+        o = operands(call, seed=1)
+        tensors = (t.to(device) for t in (o.x, o.weight, o.scale, o.shift))
+        geometry = {"kernel_size": (7, 7), "stride": (2, 2), "padding": (3, 3)}
+        y = _ops.conv_bn_act_pool_cuda(*tensors, **geometry).cpu()
+        return error(y, reference.max_pool(exact(call, o))), allowed(call.dtype)
+
+    return Check(f"cuda, a stem of {size} x {size} with its max-pool", run_once)
 
 
-def check_tail(device: torch.device, between: int) -> bool:
+def tail(between: int) -> Check:
     """A bottleneck's last two convolutions in one kernel; channels between choose its tile."""
-    first = Call("cuda", "", torch.bfloat16, 64, between)
-    last = Call("cuda", "", torch.bfloat16, between, 136, kernel=1, extra="residual")
-    a, b = operands(first), operands(last)
-    tensors = (a.x, a.weight, a.scale, a.shift, b.weight, b.scale, b.shift, b.residual)
-    on_device = (t.to(device) for t in tensors)
-    y = _ops.bottleneck_tail_cuda(*on_device, kernel_size=(3, 3), padding=(1, 1)).cpu()
-    oracle = exact(last, replace(b, x=exact(first, a).to(first.dtype)))
-    return error(y, oracle) <= allowed(first.dtype)
+
+    def run_once(device: torch.device) -> tuple[float, float]:
+        first = Call("cuda", "", torch.bfloat16, 64, between)
+        last = Call("cuda", "", torch.bfloat16, between, 136, kernel=1, extra="residual")
+        a, b = operands(first), operands(last)
+        tensors = (a.x, a.weight, a.scale, a.shift, b.weight, b.scale, b.shift, b.residual)
+        on_device = (t.to(device) for t in tensors)
+        y = _ops.bottleneck_tail_cuda(*on_device, kernel_size=(3, 3), padding=(1, 1)).cpu()
+        oracle = exact(last, replace(b, x=exact(first, a).to(first.dtype)))
+        return error(y, oracle), allowed(first.dtype)
+
+    return Check(f"cuda, a bottleneck's tail with {between} channels between", run_once)
+
+
+def checks(device: torch.device) -> Iterator[Check]:
+    """What can run on the device."""
+    yield from map(conv, calls(device))
+    for backend in ("triton", "cuda"):
+        if works_here(backend, device):
+            yield add_relu(backend)
+    if works_here("cuda", device):
+        yield from (scale_shift_act(), *map(stem, (41, 320)), *map(tail, (64, 128)))
+
+
+def run_all(todo: Sequence[Check], device: torch.device, each_s: float = 0.0) -> int:
+    """Runs them until the GPU can be used no more and prints what was wrong; the exit status.
+
+    each_s: a call that takes longer ends the process; 0 for no limit.
+    """
+    wrong = []
+    if todo:
+        torch.empty(1, device=device)  # CUDA starts, which takes long where many processes do so
+    for check in todo:
+        faults.announce(check.name)
+        try:
+            with faults.limit(each_s):
+                off, limit = check.run(device)
+        except Exception as refused:  # Triton's are of many kinds
+            first = (str(refused).splitlines() or [""])[0]
+            wrong.append(f"{check.name}: {type(refused).__name__}: {first}")
+            if faults.broken():
+                break
+        else:
+            found = f"off by {off:.2g}, {limit:.2g} allowed"
+            print(f"  {found}", flush=True)
+            if not off <= limit:
+                wrong.append(f"{check.name}: {found}")
+    print("".join(f"{WRONG}{line}\n" for line in wrong), end="")
+    print(f"{len(todo)} calls, {len(wrong)} wrong")
+    return faults.BROKEN if faults.broken() else int(bool(wrong) or not todo)
 
 
 @click.command()
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--most", type=click.IntRange(min=1), help="Calls at most, for a short look.")
-def main(device: str, most: int | None) -> None:
+@click.option("--each", type=click.FloatRange(min=0), default=0.0, help="Seconds for a call.")
+def main(device: str, most: int | None, each: float) -> None:
     """Call each kernel once; the last line, for programs, says how many answers were wrong."""
     where = torch.device(device, 0)
-    wrong = []
-    todo = list(calls(where))[:most]
-    for call in todo:
-        o = operands(call)
-        try:
-            off = error(run(call, o, where), exact(call, o))
-        except RuntimeError as refused:
-            wrong.append(f"{call}: {str(refused).splitlines()[0]}")
-            continue
-        if not off <= allowed(call.dtype):
-            wrong.append(f"{call}: off by {off:.2g}, {allowed(call.dtype):.2g} allowed")
-    for backend in ("triton", "cuda"):
-        if not _missing(backend, where) and not check_add_relu(backend, where):
-            wrong.append(f"{backend}: add_relu is wrong")
-    for size in (41, 320):
-        if not _missing("cuda", where) and not check_stem(where, size):
-            wrong.append(f"cuda: a stem of {size} x {size} with its max-pool is wrong")
-    for between in (64, 128):
-        if not _missing("cuda", where) and not check_tail(where, between):
-            wrong.append(f"cuda: a bottleneck's tail with {between} channels between is wrong")
-    print("\n".join(wrong))
-    print(f"{len(todo)} calls, {len(wrong)} wrong")
-    sys.exit(bool(wrong) or not todo)
+    sys.exit(run_all(list(checks(where))[:most], where, each))
 
 
 if __name__ == "__main__":

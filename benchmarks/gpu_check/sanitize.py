@@ -29,7 +29,7 @@ from pathlib import Path
 
 import click
 
-from . import command
+from . import command, faults
 from .facts import ROOT
 from .run import SECONDS
 
@@ -40,6 +40,7 @@ SANITIZER = "compute-sanitizer"
 PLANTED = Path(__file__).with_name("planted.cu")
 CALLS = (sys.executable, "-m", "benchmarks.gpu_check.ops_once")
 ENV = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+FIRST_S = 15.0  # for a call without a tool: one that hangs is named and leaves time for the tools
 STATUS = 86  # which --error-exitcode asks for
 # Kernels are in question, torch probes what may fail; importing it under a tool takes its time.
 OPTIONS = ("--report-api-errors", "no", "--launch-timeout", "60")
@@ -73,7 +74,8 @@ def judge(ended: command.Ended, planted: command.Ended | None) -> Found:
     if reports:
         return Found(ERRORS, f"{reports} reports", reports, ended.seconds)
     if ended.code is None:
-        return Found(OUT_OF_TIME, f"after {ended.seconds:.0f} s", reports, ended.seconds)
+        why = f"after {ended.seconds:.0f} s, in {faults.last_announced(ended.log) or 'no call'}"
+        return Found(OUT_OF_TIME, why, reports, ended.seconds)
     if ended.code == 127:
         return Found(UNAVAILABLE, ended.tail, None, ended.seconds)
     if reports is None:
@@ -145,7 +147,8 @@ def main(tools: Sequence[str], path: Path | None, seconds: float) -> None:
         folder = Path(name)
         planted = compile_planted(folder, seconds / 4)
         # Once without a tool: Triton compiles, and what is wrong anyway shows.
-        first = command.run(CALLS, folder / "calls.log", end - time.monotonic(), cwd=ROOT)
+        words = (*CALLS, "--each", str(FIRST_S))
+        first = command.run(words, folder / "calls.log", end - time.monotonic(), cwd=ROOT)
         print(first.log, end="", flush=True)
         left = end - time.monotonic()
         with ThreadPoolExecutor(len(tools)) as pool:

@@ -1,4 +1,4 @@
-"""The five stages: what each runs, for how long, and what counts as fine.
+"""The six stages: what each runs, for how long, and what counts as fine.
 
 Limits add up to under 8 minutes, with the time that an overdue stage takes to end. They were set by
 estimate, without a GPU: correct them by the seconds in the first summaries.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import xml.etree.ElementTree as ElementTree
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import left_out, smoke, watched
 from .command import Ended
 from .facts import ROOT
 from .record import FAILED, PASSED, Verdict
@@ -20,19 +20,23 @@ from .run import Stage, by_status
 
 NETS = ("resnet18-bfloat16-1", "resnet18-bfloat16-128")
 ENGINES = ("eager", "eager-graph", "compile", "ours", "ours-graph", "ours-rf-graph")
-NAMES = ("build", "test", "sanitize", "tune", "bench")
+NAMES = ("build", "smoke", "test", "sanitize", "tune", "bench")
 GPU_MARK = "mark.gpu"
-_JUNIT, _SANITIZED = "junit.xml", "sanitize.json"
+MOST_NAMED = 60  # tests of each kind in the record
+_SANITIZED, _LEFT_OUT = "sanitize.json", "left_out.jsonl"
 
 
 def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage]:
     """All of them in order. out: where bench and tune leave their records."""
     module = (python, "-m")
-    tune_file = str(out / "tune.json")
+    tune_file, spared = str(out / "tune.json"), str(scratch / _LEFT_OUT)
     pip = ("install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
-    pytest = ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=15", *gpu_tests())
-    # Most of the time Triton compiles.
-    workers = ("--numprocesses", str(min(os.cpu_count() or 1, 16))) if find_spec("xdist") else ()
+    pytest = ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=15", "--tb=short")
+    watch = ("-p", "benchmarks.gpu_check.watched", "--watched", str(scratch))
+    # Most of the time Triton compiles. A worker that a kernel has hung or broken is replaced.
+    workers = ("--numprocesses", str(min(os.cpu_count() or 1, 16)), "--max-worker-restart", "200")
+    if not find_spec("xdist"):
+        workers = ()
     bench = (
         "--cases",
         ",".join(NETS),
@@ -50,36 +54,41 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
                 (*module, "pip", *pip),
                 (*module, "benchmarks.gpu_check.built"),
             ],
-            limit_s=145,
+            limit_s=140,
             judge=built,
             repeat=True,  # a machine of this kind may be another one
         ),
         Stage(
+            "smoke",
+            [(*module, "benchmarks.gpu_check.smoke", "--json", str(scratch / smoke.FILE))],
+            limit_s=35,
+            judge=smoked,
+            log=False,
+        ),
+        Stage(
             "test",
-            [(*module, *pytest, *workers, f"--junitxml={scratch / _JUNIT}")],
-            limit_s=115,
+            [(*module, *pytest, *watch, *workers, *gpu_tests())],
+            limit_s=105,
             judge=tested,
         ),
         Stage(
             "sanitize",
             [(*module, "benchmarks.gpu_check.sanitize", "--json", str(scratch / _SANITIZED))],
-            limit_s=70,
+            limit_s=60,
             judge=sanitized,
         ),
         Stage(
             "tune",
-            [
-                (*module, "benchmarks.gpu_check.precompile", *NETS),
-                *((*module, "resnet_fused", "tune", *tune(net)) for net in reversed(NETS)),
-            ],
-            limit_s=80,
+            [(*module, "benchmarks.gpu_check.tuning", "--left-out", spared, *reversed(NETS))],
+            limit_s=75,
+            judge=tuned,
             env={"RESNET_FUSED_TUNE_FILE": tune_file},
             log=False,
         ),
         Stage(
             "bench",
             [(*module, "benchmarks.bench_gpu", *bench, *files)],
-            limit_s=65,
+            limit_s=60,
             env={"RESNET_FUSED_TUNE_FILE": tune_file},
             log=False,
         ),
@@ -92,13 +101,6 @@ def gpu_tests(folder: Path = ROOT / "tests") -> list[str]:
     return sorted(str(p) for p in files if p.match("test_gpu_*") or GPU_MARK in p.read_text())
 
 
-def tune(net: str) -> tuple[str, ...]:
-    """Options of `resnet-fused tune` for one of NETS."""
-    model, dtype, batch = net.split("-")
-    options = ("--device", "cuda", "--model", model, "--dtype", dtype, "--batch", batch)
-    return (*options, "--seconds", "0.1")
-
-
 def built(ended: Ended, scratch: Path) -> Verdict:
     """From what built.py prints: a kernel that cannot run here is a failure."""
     try:
@@ -109,21 +111,35 @@ def built(ended: Ended, scratch: Path) -> Verdict:
     return Verdict(FAILED if reasons or ended.code else PASSED, "; ".join(reasons), missing)
 
 
-def tested(ended: Ended, scratch: Path) -> Verdict:
-    """By pytest's own report; tests that were all skipped have shown nothing."""
+def smoked(ended: Ended, scratch: Path) -> Verdict:
+    """What smoke.py wrote, family by family."""
+    verdict = by_status(ended, scratch)
     try:
-        suites = list(ElementTree.parse(scratch / _JUNIT).getroot().iter("testsuite"))
-    except (OSError, ElementTree.ParseError):
-        return Verdict(FAILED, f"pytest gave no report, exit status {ended.code}")
-    count = {key: sum(int(suite.get(key, 0)) for suite in suites) for key in _COUNTS}
-    passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
-    text = f"{passed} passed, {count['failures']} failed, {count['errors']} errors, "
-    text += f"{count['skipped']} skipped"
-    fine = ended.code == 0 and passed > 0 and not count["failures"] + count["errors"]
-    return Verdict(PASSED if fine else FAILED, text, {"passed": passed, **count})
+        found = json.loads((scratch / smoke.FILE).read_text())
+    except (OSError, ValueError):
+        return Verdict(FAILED, f"no report, exit status {ended.code}")
+    names: dict[str, list[str]] = {}
+    for name, each in found.items():
+        names.setdefault(each["outcome"], []).append(name)
+    fine = names.pop("ok", [])
+    others = (f"{outcome}: {', '.join(listed)}" for outcome, listed in sorted(names.items()))
+    return Verdict(verdict.outcome, "; ".join((f"{len(fine)} ok", *others)), found)
 
 
-_COUNTS = ("tests", "failures", "errors", "skipped")
+def tested(ended: Ended, scratch: Path) -> Verdict:
+    """By what the plugin wrote; tests that were all skipped have shown nothing."""
+    try:
+        found = watched.read(scratch, ended=ended.code is not None)
+    except OSError:
+        return Verdict(FAILED, f"pytest did not begin, exit status {ended.code}")
+    count = found.counts()
+    usual = ("passed", "failed", "skipped")
+    text = ", ".join(f"{n} {outcome}" for outcome, n in count.items() if n or outcome in usual)
+    fine = ended.code == 0 and count["passed"] > 0 and not any(count[bad] for bad in watched.BAD)
+    # The worst first.
+    named = {outcome: found.of(outcome) for outcome in reversed(watched.BAD) if count[outcome]}
+    details = {outcome: dict(list(tests.items())[:MOST_NAMED]) for outcome, tests in named.items()}
+    return Verdict(PASSED if fine else FAILED, text, {"count": count, **details})
 
 
 def sanitized(ended: Ended, scratch: Path) -> Verdict:
@@ -135,3 +151,13 @@ def sanitized(ended: Ended, scratch: Path) -> Verdict:
         return Verdict(FAILED, f"no report, exit status {ended.code}")
     text = ", ".join(f"{name} {found['outcome']}" for name, found in tools.items())
     return Verdict(verdict.outcome, text, tools)
+
+
+def tuned(ended: Ended, scratch: Path) -> Verdict:
+    """What tune had to do without has failed."""
+    rows = left_out.read(scratch / _LEFT_OUT)
+    names = sorted({row["candidate"] or row["convolution"] for row in rows})
+    details = {f"{r['convolution']} {r['candidate']}": r["why"] for r in rows[:MOST_NAMED]}
+    if rows:
+        return Verdict(FAILED, f"{len(rows)} left out: {', '.join(names)}", details)
+    return by_status(ended, scratch)

@@ -80,7 +80,11 @@ class Measured:
 
 
 class WrongCandidate(RuntimeError):
-    """A plan computes something else than the convolution on this machine."""
+    """A plan computes something else than the convolution on this machine. candidate: which."""
+
+    def __init__(self, candidate: str, text: str) -> None:
+        super().__init__(text)
+        self.candidate = candidate
 
 
 def measure(
@@ -208,9 +212,10 @@ def _verify(call: ConvCall, o: _Operands, plans: Sequence[str]) -> tuple[dict[st
         found = _distance(_run(call, o, plan, _pack(call, o, plan)), exact)
         if not (found.relative <= WRONG * limit and found.largest <= WRONG * furthest):
             raise WrongCandidate(
+                plan,
                 f"tune: {plan} on {call.shape}, batch {call.shape.batch}: the error against "
                 f"float64 must be at most {limit:.2g}, got {found.relative:.2g}, "
-                f"{found.largest:.2g} in one element"
+                f"{found.largest:.2g} in one element",
             )
         errors[plan] = found.relative
     return errors, limit
