@@ -14,7 +14,7 @@ __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 
 _KERNEL, _EPILOGUE = "sm90/conv_kernel.cuh", "sm90/epilogue.cuh"
 _JOINT, _SHORTCUT = "joint_scale.cuh", "sm90/shortcut.cuh"
-_SPLIT, _MAP = "sm90/split_k.cuh", "sm90/tensor_map.h"
+_SPLIT, _SUM, _MAP = "sm90/split_k.cuh", "split_sum.cuh", "sm90/tensor_map.h"
 _OPERAND, _RING, _PROBLEM = "sm90/operand.h", "sm90/ring.h", "sm90/problem.h"
 _TAPS, _WINDOW = "sm90/tap_shift_kernel.cuh", "sm90/tap_shift.h"
 
@@ -342,6 +342,20 @@ BUGS = [
         "(split * slots + slot)",
         "(split / 2 * slots + slot)",
         "stored twice",
+    ),
+    Bug("quads of the first round again", _SUM, "first + quad * kStride", "first"),
+    Bug("the last split left out", _SUM, "split + s < splits", "split + s < splits - 1"),
+    Bug(
+        "a round of splits skipped",
+        _SUM,
+        "split += kSplits, from += kSplits * between",
+        "(split += kSplits, from += 2 * kSplits * between)",
+    ),
+    Bug(
+        "a quad kept in its neighbour's place",
+        _SUM,
+        "keep(quad + i, total[i]);",
+        "keep((quad + i) ^ 1, total[i]);",
     ),
     Bug(
         "both warpgroups in one place", _SPLIT, "(C::kShared ? warpgroup : 0)", "0", "stored twice"

@@ -68,6 +68,14 @@ def test_split_sums_have_the_same_bits_in_any_order(library, tile):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize(("tile", "splits"), [("p64x32", 9), ("p64x64", 5), ("c64x256", 4)])
+def test_splits_of_several_rounds(library, tile, splits):
+    """Of which the last is not full, where a round holds more than one."""
+    data = draw(Conv(1, 6, 5, 72, 72))
+    results = [agrees(library, data, tile, splits=splits, order=order) for order in (0, 2)]
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("splits", [1, 4])
 def test_shortcut_of_any_scales(library, tile, splits):
