@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cuda/sm90/conv_kernel.cuh"
+#include "cuda/sm90/overlap.h"
 
 // Which tiles are compiled, bit by bit; planted bugs need few.
 #ifndef EMULATED_TILES
@@ -69,6 +70,7 @@ extern "C" void sm90_run(Sm90Run* r) {
     snprintf(r->error, sizeof r->error, "TMA: %s", refused);
     return;
   }
+  k.early_weights = r->early_weights;
   emu::Options options;
   options.order = r->order;
   options.async = true;
@@ -102,4 +104,14 @@ extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name,
 extern "C" int64_t sm90_tickets(const Problem* p, const Choice* c) { return tickets(*p, *c); }
 extern "C" int64_t sm90_partial_floats(const Problem* p, const Choice* c) {
   return partial_floats(*p, *c);
+}
+
+// ---- which launches overlap: 1 the launch, 2 its weights besides ----
+static CapturedLaunches captured_launches;
+extern "C" int sm90_overlap(const StreamEnd* end, const Range* weights, const Range* shortcut) {
+  const Overlap allowed = captured_launches.allowed(*end, *weights, *shortcut);
+  return allowed.launch + 2 * allowed.weights;
+}
+extern "C" void sm90_launched(const StreamEnd* end, const Range* output) {
+  captured_launches.add(*end, *output);
 }
