@@ -150,7 +150,7 @@ class Run(ctypes.Structure):
         [("problem", Problem)]
         + [
             (name, ctypes.c_int)
-            for name in words("tile splits blocks bfloat16 relu early_weights order race")
+            for name in words("tile splits blocks bfloat16 relu early_weights launches order race")
         ]
         + [
             (name, ctypes.c_void_p)
@@ -330,10 +330,12 @@ def run(
     order: int = 0,
     window: tuple[int, int, int] = (0, 0, 0),
     early: bool = False,
+    launches: int = 1,
 ) -> tuple[Tensor, str]:
     """The output (NCHW), poisoned before, and the emulator's report, empty where it has none.
 
-    early: whether weights may be loaded before the kernel before has ended.
+    early: whether weights may be loaded before the kernel before has ended. launches: one after
+    the other, with the same tickets.
     The tile "tap-shift" is the other kernel; its window is (rows, images, positions), or chosen.
     """
     c = data.conv
@@ -350,6 +352,7 @@ def run(
         bfloat16=c.dtype == torch.bfloat16,
         relu=c.relu,
         early_weights=early,
+        launches=launches,
         order=order,
         race=1,
         **{name: None if t is None else t.data_ptr() for name, t in operands.items()},

@@ -78,6 +78,13 @@ def test_splits_of_several_rounds(library, tile, splits):
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("tile", ["c128x256", "p128x128", "p64x32"])
+def test_launches_that_share_tickets(library, tile):
+    """Nobody clears them in between."""
+    data = draw(Conv(2, 9, 7, 72, 136))
+    agrees(library, data, tile, splits=3, blocks=4, order=2, launches=3)
+
+
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("splits", [1, 4])
 def test_shortcut_of_any_scales(library, tile, splits):
