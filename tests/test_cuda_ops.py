@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-import resnet_fused  # noqa: F401  registers the ops
-from resnet_fused.ops import _cuda
+from resnet_fused import backends
+from resnet_fused.conv_shape import ConvShape
+from resnet_fused.ops import _cuda, _triton
 
 OPS = torch.ops.resnet_fused
 GPU = torch.device("cuda", 0)
@@ -41,6 +44,49 @@ def test_why_the_kernels_are_not_there():
         )
     elif not torch.cuda.is_available():
         assert error is not None
+
+
+@pytest.fixture
+def no_image(monkeypatch):
+    """As if the kernels were loaded, a GPU of capability 10.0 were here, and they not for it."""
+    asked = []
+
+    def image_error(index):
+        asked.append(index)
+        return "" if index == 1 else "no kernel image is available for execution on the device"
+
+    monkeypatch.setattr(_cuda, "extension_error", None)
+    monkeypatch.setattr(_cuda, "_image_error", image_error)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    _cuda.cuda_error.cache_clear()
+    yield asked
+    _cuda.cuda_error.cache_clear()
+
+
+def test_kernels_that_were_compiled_for_other_gpus(no_image):
+    """Asked once for each device, and a sentence instead of an error at each launch."""
+    sentence = (
+        "the CUDA C++ kernels were compiled for other GPUs than sm_100 (no kernel image is "
+        "available for execution on the device): build them with TORCH_CUDA_ARCH_LIST=10.0"
+    )
+    for _ in range(2):
+        assert _cuda.cuda_error(GPU) == sentence
+        assert _cuda.cuda_error(torch.device("cuda", 1)) is None
+    assert no_image == [0, 1]
+    assert backends.missing("cuda", "cuda") == sentence
+    assert backends.missing("cuda", "cuda", 1) == ""
+    assert backends.missing("torch", "cuda") == ""
+
+
+def test_no_plan_of_kernels_that_were_compiled_for_other_gpus(no_image, monkeypatch):
+    monkeypatch.setattr(_triton, "triton_error", lambda device: "Triton is not installed")
+    plans = ("cuda", "triton", "torch")
+    shape = ConvShape("cuda", torch.bfloat16, 64, 64, (3, 3), (56, 56))
+    assert [plan for plan in plans if backends.can_compute(plan, shape)] == ["torch"]
+    shape = replace(shape, index=1)
+    assert [plan for plan in plans if backends.can_compute(plan, shape)] == ["cuda", "torch"]
 
 
 def test_configurations_are_those_that_are_loaded():
