@@ -321,6 +321,69 @@ def test_shortcut_residual_and_capture_on_a_gpu():
         close(captured, oracle)
 
 
+def skip_where_not_served(config):
+    if config.startswith("sm90") and torch.cuda.get_device_capability(GPU) != (9, 0):
+        pytest.skip("not a Hopper GPU")
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("config", ["sm80 64x32 split 6", "sm90 p64x64 split 4"])
+def test_split_launches_of_streams_and_graphs_on_a_gpu(config):
+    """Each finds its tickets at zero, whatever runs beside it."""
+    skip_where_not_served(config)
+    x, weight, scale, shift = arguments(GPU, torch.bfloat16, 64, 64)
+    keywords = {"kernel_size": (3, 3), "padding": (1, 1), "config": config}
+    oracle = expected(x, weight, scale, shift, padding=1)
+    y = OPS.conv_bn_act_cuda(x, weight, scale, shift, **keywords)
+    close(y, oracle)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [OPS.conv_bn_act_cuda(x, weight, scale, shift, **keywords) for _ in range(3)]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    results = []
+    for _ in range(30):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(OPS.conv_bn_act_cuda(x, weight, scale, shift, **keywords))
+        graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, y) for result in (*results, *captured))
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("config", ["sm80 64x64 split 1", "sm90 p64x64 split 1"])
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_weights_that_the_kernel_before_wrote_on_a_gpu(config, in_graph):
+    """A launch that overlaps the end of a copy into its weights does not read the old ones."""
+    skip_where_not_served(config)
+    x, weight, scale, shift = arguments(GPU, torch.bfloat16, 64, 64)
+    keywords = {"kernel_size": (3, 3), "padding": (1, 1), "config": config}
+    both = (weight, -weight)
+    right = [OPS.conv_bn_act_cuda(x, w, scale, shift, **keywords) for w in both]
+    held = torch.empty_like(weight)
+    results = []
+
+    def run():
+        for i in range(40):
+            held.copy_(both[i % 2])
+            for _ in range(2):
+                results.append(OPS.conv_bn_act_cuda(x, held, scale, shift, **keywords))
+
+    if in_graph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        graph.replay()
+    else:
+        run()
+    torch.cuda.synchronize()
+    for i, y in enumerate(results):
+        assert torch.equal(y, right[i // 2 % 2])
+
+
 @pytest.mark.gpu
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
