@@ -278,13 +278,13 @@ BUGS = [
         "the main scale in the epilogue",
         _SHORTCUT,
         "joint_scale(p, channel).factor",
-        "__ldg(p.scale + channel)",
+        "p.scale[channel]",
     ),
     Bug(
         "one shift only",
         _SHORTCUT,
-        "__ldg(p.shift + channel) + __ldg(p.shortcut_shift + channel)",
-        "__ldg(p.shift + channel)",
+        "p.shift[channel] + p.shortcut_shift[channel]",
+        "p.shift[channel]",
     ),
     Bug("dead rows not cleared", _KERNEL, "clear", "false", context="if (clear)"),
     Bug(
