@@ -20,7 +20,8 @@ TABLE = Path(__file__).with_name("sm90_resources.txt")
 # An instance in the kernel's mangled name: tile, shortcut, split-K; or of tap-shift: N, whether
 # two warpgroups share a tile, shortcut.
 _INSTANCE = r"(conv|tap_shift)_kernelI\w+?Li(\d+)ELb(\d)ELb(\d)E"
-_COUNTED = ("HGMMA", "UTMALDG", "LDL", "STL")
+# Products, copies to shared memory, spills, loads on the non-coherent path.
+_COUNTED = ("HGMMA", "UTMALDG", "LDL", "STL", "CONSTANT")
 
 
 def _tiles() -> list[str]:
@@ -78,6 +79,8 @@ def main() -> None:
             failures.append(f"{key}: no wgmma or no TMA in the machine code")
         if counts and (counts[2] or counts[3]):
             failures.append(f"{key}: local memory is used")
+        if counts and counts[4]:
+            failures.append(f"{key}: a non-coherent load of what the kernel before may still write")
     if "--write" in sys.argv:
         TABLE.write_text(table(rows))
     elif (held := TABLE.read_text()) != table(rows):

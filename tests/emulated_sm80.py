@@ -57,7 +57,7 @@ class Run(ctypes.Structure):
 
     _fields_ = (
         [("problem", Problem), ("choice", Choice)]
-        + [(name, ctypes.c_int) for name in words("type relu order race")]
+        + [(name, ctypes.c_int) for name in words("type relu launches order race")]
         + [
             (name, ctypes.c_void_p)
             for name in words(
@@ -87,10 +87,12 @@ def run(
     kind: str = "",
     splits: int = 1,
     order: int = 0,
+    launches: int = 1,
 ) -> tuple[Tensor, str]:
     """The output (NCHW), poisoned before, and the emulator's report, empty where it has none.
 
-    kind: of TYPES; "": that of the data's dtype.
+    kind: of TYPES; "": that of the data's dtype. launches: one after the other, with the same
+    tickets.
     """
     c = data.conv
     operands = {
@@ -103,6 +105,7 @@ def run(
         choice=Choice(TILES.index(tile), splits),
         type=TYPES.index(kind or str(c.dtype).removeprefix("torch.")),
         relu=c.relu,
+        launches=launches,
         order=order,
         race=1,
         **{name: None if t is None else t.data_ptr() for name, t in operands.items()},

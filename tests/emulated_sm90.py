@@ -148,7 +148,10 @@ class Run(ctypes.Structure):
 
     _fields_ = (
         [("problem", Problem)]
-        + [(name, ctypes.c_int) for name in words("tile splits blocks bfloat16 relu order race")]
+        + [
+            (name, ctypes.c_int)
+            for name in words("tile splits blocks bfloat16 relu early_weights launches order race")
+        ]
         + [
             (name, ctypes.c_void_p)
             for name in words(
@@ -166,6 +169,16 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("sm90_tickets", "sm90_partial_floats"):
         getattr(library, name).restype = ctypes.c_int64
     return library
+
+
+class StreamEnd(ctypes.Structure):
+    """csrc/cuda/sm90/overlap.h."""
+
+    _fields_ = [("runs", ctypes.c_bool), ("capture", ctypes.c_uint64), ("node", ctypes.c_void_p)]
+
+
+class Range(ctypes.Structure):
+    _fields_ = [("begin", ctypes.c_size_t), ("end", ctypes.c_size_t)]
 
 
 def pair(value) -> tuple[int, int]:
@@ -316,9 +329,13 @@ def run(
     blocks: int = 2,
     order: int = 0,
     window: tuple[int, int, int] = (0, 0, 0),
+    early: bool = False,
+    launches: int = 1,
 ) -> tuple[Tensor, str]:
     """The output (NCHW), poisoned before, and the emulator's report, empty where it has none.
 
+    early: whether weights may be loaded before the kernel before has ended. launches: one after
+    the other, with the same tickets.
     The tile "tap-shift" is the other kernel; its window is (rows, images, positions), or chosen.
     """
     c = data.conv
@@ -334,6 +351,8 @@ def run(
         blocks=blocks,
         bfloat16=c.dtype == torch.bfloat16,
         relu=c.relu,
+        early_weights=early,
+        launches=launches,
         order=order,
         race=1,
         **{name: None if t is None else t.data_ptr() for name, t in operands.items()},

@@ -15,6 +15,7 @@ __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 
 _KERNEL, _LOAD, _EPILOGUE = "sm80/conv_kernel.cuh", "sm80/loader.cuh", "sm80/epilogue.cuh"
 _RING = "sm80/main_loop.cuh"
+_SUM = "split_sum.cuh"
 _SPLIT, _CONFIG, _PROBLEM = "sm80/split_k.cuh", "sm80/config.cuh", "sm80/problem.h"
 _SHORTCUT, _MULTIPLY = "sm80/shortcut.cuh", "sm80/multiplier.cuh"
 _JOINT = "joint_scale.cuh"
@@ -530,13 +531,10 @@ BUGS = (
     Bug("all tiles' sums in one place", _SPLIT, "s * tiles + tile", "s * tiles"),
     Bug("tickets left", _SPLIT, "p.tickets[tile] = 0;", ";", "not reset"),
     Bug("one ticket for all tiles", _SPLIT, "p.tickets + tile", "p.tickets"),
-    Bug("the last split left out", _SPLIT, "s < p.schedule.splits", "s < p.schedule.splits - 1"),
-    Bug(
-        "the own sum counted twice",
-        _SPLIT,
-        "make_float4(0.f, 0.f, 0.f, 0.f)",
-        "make_float4(sum[i][j][0], sum[i][j][1], sum[i][j][2], sum[i][j][3])",
-    ),
+    Bug("the last split left out", _SUM, "split + s < splits", "split + s < splits - 1"),
+    Bug("a split too many", _SUM, "split + s < splits", "split + s <= splits"),
+    Bug("all of a round's loads from its first split", _SUM, "from + s * between", "from"),
+    Bug("the first of a round's splits alone added", _SUM, "part[s][i].x", "part[0][i].x"),
 )
 
 # 64x64, 64x64k64 and any64x64 of all types but float16.

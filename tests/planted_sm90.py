@@ -14,7 +14,7 @@ __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 
 _KERNEL, _EPILOGUE = "sm90/conv_kernel.cuh", "sm90/epilogue.cuh"
 _JOINT, _SHORTCUT = "joint_scale.cuh", "sm90/shortcut.cuh"
-_SPLIT, _MAP = "sm90/split_k.cuh", "sm90/tensor_map.h"
+_SPLIT, _SUM, _MAP = "sm90/split_k.cuh", "split_sum.cuh", "sm90/tensor_map.h"
 _OPERAND, _RING, _PROBLEM = "sm90/operand.h", "sm90/ring.h", "sm90/problem.h"
 _TAPS, _WINDOW = "sm90/tap_shift_kernel.cuh", "sm90/tap_shift.h"
 
@@ -164,6 +164,14 @@ BUGS = [
         "griddepcontrol",
         context="wait_for_earlier_kernels(); // the workspace",
     ),
+    Bug(
+        "weights read before the kernel before has ended, which may write them",
+        _KERNEL,
+        "p.early_weights",
+        "true",
+        "griddepcontrol",
+        ci=True,
+    ),
     # ---- wgmma ----
     Bug("no wait for the last wgmma", _KERNEL, "wgmma_wait<0>();", ";", "wgmma", ci=True),
     Bug("no wgmma.fence", _KERNEL, "wgmma_fence();", ";", "wgmma.fence"),
@@ -270,13 +278,13 @@ BUGS = [
         "the main scale in the epilogue",
         _SHORTCUT,
         "joint_scale(p, channel).factor",
-        "__ldg(p.scale + channel)",
+        "p.scale[channel]",
     ),
     Bug(
         "one shift only",
         _SHORTCUT,
-        "__ldg(p.shift + channel) + __ldg(p.shortcut_shift + channel)",
-        "__ldg(p.shift + channel)",
+        "p.shift[channel] + p.shortcut_shift[channel]",
+        "p.shift[channel]",
     ),
     Bug("dead rows not cleared", _KERNEL, "clear", "false", context="if (clear)"),
     Bug(
@@ -342,6 +350,20 @@ BUGS = [
         "(split * slots + slot)",
         "(split / 2 * slots + slot)",
         "stored twice",
+    ),
+    Bug("quads of the first round again", _SUM, "first + quad * kStride", "first"),
+    Bug("the last split left out", _SUM, "split + s < splits", "split + s < splits - 1"),
+    Bug(
+        "a round of splits skipped",
+        _SUM,
+        "split += kSplits, from += kSplits * between",
+        "(split += kSplits, from += 2 * kSplits * between)",
+    ),
+    Bug(
+        "a quad kept in its neighbour's place",
+        _SUM,
+        "keep(quad + i, total[i]);",
+        "keep((quad + i) ^ 1, total[i]);",
     ),
     Bug(
         "both warpgroups in one place", _SPLIT, "(C::kShared ? warpgroup : 0)", "0", "stored twice"
@@ -526,22 +548,22 @@ def cases() -> list[tuple[Data, str, dict]]:
     flat.x[:, 0] = flat.x[:, 0].abs() + 0.1
     flat.scale[::2] = -flat.scale[::2].abs()
     return [
-        (plain, "c128x256", {}),
+        (plain, "c128x256", {"early": True}),
         (plain, "p128x128", {"order": 2}),
         (plain, "c64x256", {"order": 1}),
         (odd, "c64x256", {}),
         (odd, "p64x64", {"order": 1}),
-        (joined, "c128x256", {"order": 1}),
+        (joined, "c128x256", {"order": 1, "early": True}),
         (joined, "p128x128", {"order": 0}),
-        (joined, "c64x256", {"splits": 3, "blocks": 3, "order": 2}),
+        (joined, "c64x256", {"splits": 3, "blocks": 3, "order": 2, "early": True}),
         (joined, "p128x128", {"splits": 2, "blocks": 1}),
         (joined, "c128x256", {"splits": 3, "blocks": 2}),
         (joined, "p64x64", {"blocks": 3, "order": 1}),
-        (many, "p128x128", {"blocks": 1, "order": 1}),
+        (many, "p128x128", {"blocks": 1, "order": 1, "early": True}),
         (many, "c64x256", {"blocks": 1, "order": 2}),
         (many, "p64x64", {"blocks": 2, "splits": 4, "order": 0}),
         (nan, "c64x256", {}),
-        (nan, "p64x64", {}),
+        (nan, "p64x64", {"early": True}),
         (flat, "p128x128", {}),
         (draw(Conv(3, 13, 11, 64, 72, residual=True)), "tap-shift", {"window": (9, 1, 208)}),
         (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-import resnet_fused  # noqa: F401  registers the ops
-from resnet_fused.ops import _cuda
+from resnet_fused import backends
+from resnet_fused.conv_shape import ConvShape
+from resnet_fused.ops import _cuda, _triton
 
 OPS = torch.ops.resnet_fused
 GPU = torch.device("cuda", 0)
@@ -41,6 +44,49 @@ def test_why_the_kernels_are_not_there():
         )
     elif not torch.cuda.is_available():
         assert error is not None
+
+
+@pytest.fixture
+def no_image(monkeypatch):
+    """As if the kernels were loaded, a GPU of capability 10.0 were here, and they not for it."""
+    asked = []
+
+    def image_error(index):
+        asked.append(index)
+        return "" if index == 1 else "no kernel image is available for execution on the device"
+
+    monkeypatch.setattr(_cuda, "extension_error", None)
+    monkeypatch.setattr(_cuda, "_image_error", image_error)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    _cuda.cuda_error.cache_clear()
+    yield asked
+    _cuda.cuda_error.cache_clear()
+
+
+def test_kernels_that_were_compiled_for_other_gpus(no_image):
+    """Asked once for each device, and a sentence instead of an error at each launch."""
+    sentence = (
+        "the CUDA C++ kernels were compiled for other GPUs than sm_100 (no kernel image is "
+        "available for execution on the device): build them with TORCH_CUDA_ARCH_LIST=10.0"
+    )
+    for _ in range(2):
+        assert _cuda.cuda_error(GPU) == sentence
+        assert _cuda.cuda_error(torch.device("cuda", 1)) is None
+    assert no_image == [0, 1]
+    assert backends.missing("cuda", "cuda") == sentence
+    assert backends.missing("cuda", "cuda", 1) == ""
+    assert backends.missing("torch", "cuda") == ""
+
+
+def test_no_plan_of_kernels_that_were_compiled_for_other_gpus(no_image, monkeypatch):
+    monkeypatch.setattr(_triton, "triton_error", lambda device: "Triton is not installed")
+    plans = ("cuda", "triton", "torch")
+    shape = ConvShape("cuda", torch.bfloat16, 64, 64, (3, 3), (56, 56))
+    assert [plan for plan in plans if backends.can_compute(plan, shape)] == ["torch"]
+    shape = replace(shape, index=1)
+    assert [plan for plan in plans if backends.can_compute(plan, shape)] == ["cuda", "torch"]
 
 
 def test_configurations_are_those_that_are_loaded():
@@ -273,6 +319,69 @@ def test_shortcut_residual_and_capture_on_a_gpu():
         captured.fill_(float("nan"))
         graph.replay()
         close(captured, oracle)
+
+
+def skip_where_not_served(config):
+    if config.startswith("sm90") and torch.cuda.get_device_capability(GPU) != (9, 0):
+        pytest.skip("not a Hopper GPU")
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("config", ["sm80 64x32 split 6", "sm90 p64x64 split 4"])
+def test_split_launches_of_streams_and_graphs_on_a_gpu(config):
+    """Each finds its tickets at zero, whatever runs beside it."""
+    skip_where_not_served(config)
+    x, weight, scale, shift = arguments(GPU, torch.bfloat16, 64, 64)
+    keywords = {"kernel_size": (3, 3), "padding": (1, 1), "config": config}
+    oracle = expected(x, weight, scale, shift, padding=1)
+    y = OPS.conv_bn_act_cuda(x, weight, scale, shift, **keywords)
+    close(y, oracle)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [OPS.conv_bn_act_cuda(x, weight, scale, shift, **keywords) for _ in range(3)]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    results = []
+    for _ in range(30):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(OPS.conv_bn_act_cuda(x, weight, scale, shift, **keywords))
+        graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, y) for result in (*results, *captured))
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("config", ["sm80 64x64 split 1", "sm90 p64x64 split 1"])
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_weights_that_the_kernel_before_wrote_on_a_gpu(config, in_graph):
+    """A launch that overlaps the end of a copy into its weights does not read the old ones."""
+    skip_where_not_served(config)
+    x, weight, scale, shift = arguments(GPU, torch.bfloat16, 64, 64)
+    keywords = {"kernel_size": (3, 3), "padding": (1, 1), "config": config}
+    both = (weight, -weight)
+    right = [OPS.conv_bn_act_cuda(x, w, scale, shift, **keywords) for w in both]
+    held = torch.empty_like(weight)
+    results = []
+
+    def run():
+        for i in range(40):
+            held.copy_(both[i % 2])
+            for _ in range(2):
+                results.append(OPS.conv_bn_act_cuda(x, held, scale, shift, **keywords))
+
+    if in_graph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        graph.replay()
+    else:
+        run()
+    torch.cuda.synchronize()
+    for i, y in enumerate(results):
+        assert torch.equal(y, right[i // 2 % 2])
 
 
 @pytest.mark.gpu

@@ -80,6 +80,41 @@ def test_split_sums_have_the_same_bits_in_any_order(library, kind, tile):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize(("tile", "splits"), [("64x32", 5), ("64x64", 7), ("128x64", 3)])
+def test_splits_of_several_rounds(library, tile, splits):
+    """Of which the last is not full, where a round holds more than one."""
+    data = draw(Conv(1, 6, 5, 40, 72))
+    results = [agrees(library, data, tile, splits=splits, order=order) for order in (0, 2)]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("tile", ["64x32", "128x64", "any64x64"])
+def test_launches_that_share_tickets(library, tile):
+    """Nobody clears them in between."""
+    agrees(library, draw(Conv(2, 6, 7, 24, 72)), tile, splits=3, order=2, launches=3)
+
+
+def test_kept_tickets(library):
+    """One buffer for each stream of each device, a larger one where that is needed."""
+    get = library.kept_tickets
+    get.restype = ctypes.c_int64
+    get.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
+
+    def kept(device, stream, count, fails=False):
+        number, room = divmod(get(device, stream, count, fails), 2**32)
+        return number, room
+
+    assert kept(0, 0, 5, fails=True) == (0, 0)
+    assert kept(0, 0, 5) == kept(0, 0, 4096) == kept(0, 0, 1, fails=True) == (1, 4096)
+    assert kept(1, 0, 5) == (2, 4096)
+    assert kept(0, 2**40, 5) == (3, 4096)
+    assert kept(0, 0, 4097, fails=True) == (0, 0)
+    assert kept(0, 0, 4096) == (1, 4096)
+    assert kept(0, 0, 4097) == kept(0, 0, 1) == (4, 8192)
+    assert kept(0, 0, 20000) == (5, 20000)
+    assert kept(1, 0, 4096) == (2, 4096)
+
+
 @every_kernel
 @pytest.mark.parametrize("splits", [1, 4])
 def test_shortcut_of_any_scales(library, kind, tile, splits):

@@ -19,6 +19,8 @@ from emulated_sm90 import (
     Choice,
     Conv,
     Data,
+    Range,
+    StreamEnd,
     build,
     differs,
     draw,
@@ -56,7 +58,7 @@ def test_tiles_of_ragged_sizes(library, tile):
     """Sizes that divide nothing: rows, images, channels, chunks, the last block's share."""
     conv = Conv(3, 9, 11, channels(tile, 72), 88, residual=True)
     for order in range(3):
-        agrees(library, draw(conv), tile, order=order)
+        agrees(library, draw(conv), tile, order=order, early=order > 0)
     agrees(library, draw(replace(conv, residual=False, relu=False)), tile, blocks=1)
 
 
@@ -68,6 +70,21 @@ def test_split_sums_have_the_same_bits_in_any_order(library, tile):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize(("tile", "splits"), [("p64x32", 9), ("p64x64", 5), ("c64x256", 4)])
+def test_splits_of_several_rounds(library, tile, splits):
+    """Of which the last is not full, where a round holds more than one."""
+    data = draw(Conv(1, 6, 5, 72, 72))
+    results = [agrees(library, data, tile, splits=splits, order=order) for order in (0, 2)]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("tile", ["c128x256", "p128x128", "p64x32"])
+def test_launches_that_share_tickets(library, tile):
+    """Nobody clears them in between."""
+    data = draw(Conv(2, 9, 7, 72, 136))
+    agrees(library, data, tile, splits=3, blocks=4, order=2, launches=3)
+
+
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("splits", [1, 4])
 def test_shortcut_of_any_scales(library, tile, splits):
@@ -77,7 +94,7 @@ def test_shortcut_of_any_scales(library, tile, splits):
         scale[:6] = torch.tensor([0.0, 1e-6, -1e-6, -2.0, 1e-30, -1e-40])
     data.scale[8:14] = data.scale[:6].clone()
     data.shortcut_scale[8:14] = data.shortcut_scale[:6].flip(0).clone()
-    agrees(library, data, tile, splits=splits, blocks=3, order=splits % 3)
+    agrees(library, data, tile, splits=splits, blocks=3, order=splits % 3, early=splits > 1)
 
 
 @pytest.mark.parametrize("tile", FLOAT16_TILES)
@@ -110,7 +127,46 @@ def test_many_tiles_of_one_block(library):
     """Ping-pong over several laps of the ring; the last round is ragged."""
     data = draw(Conv(2, 20, 18, 16, 72))
     for order, tile in enumerate(("p128x64", "c64x256", "p64x32")):
-        agrees(library, data, tile, blocks=1, order=order)
+        agrees(library, data, tile, blocks=1, order=order, early=order != 1)
+
+
+# ---- overlapping launches ----------------------------------------------------------------------
+
+NOTHING, LAUNCH, WEIGHTS = 0, 1, 3
+
+
+def test_weights_are_loaded_early_behind_a_captured_launch_alone(library):
+    """Of what precedes a launch on a stream that runs, nothing is known."""
+    none, output, weights = Range(0, 0), Range(1000, 2000), Range(3000, 4000)
+
+    def allowed(end, weights=weights, shortcut=none):
+        return library.sm90_overlap(*map(ctypes.byref, (end, weights, shortcut)))
+
+    runs, here = StreamEnd(True, 0, None), StreamEnd(False, 7, 0x5550)
+    assert allowed(runs) == LAUNCH
+    assert allowed(here) == NOTHING  # a node of somebody else
+    library.sm90_launched(ctypes.byref(runs), ctypes.byref(output))
+    assert allowed(runs) == LAUNCH
+    library.sm90_launched(ctypes.byref(here), ctypes.byref(output))
+    assert allowed(here) == allowed(here) == WEIGHTS  # two branches may follow
+    assert allowed(here, weights=Range(2000, 3000)) == WEIGHTS
+    assert allowed(here, weights=Range(1996, 3000)) == LAUNCH
+    assert allowed(here, weights=Range(0, 1001)) == LAUNCH
+    assert allowed(here, shortcut=Range(1500, 1501)) == LAUNCH
+    assert allowed(StreamEnd(False, 8, 0x5550)) == NOTHING  # another capture's node
+    assert allowed(StreamEnd(False, 7, 0x5560)) == NOTHING  # a copy came between
+    assert allowed(StreamEnd(False, 7, None)) == NOTHING  # several nodes did, or none
+    assert allowed(StreamEnd(False, 0, None)) == NOTHING  # where CUDA did not answer
+
+
+def test_a_captured_launch_that_was_forgotten(library):
+    first, second = StreamEnd(False, 9, 0x10000), StreamEnd(False, 9, 0x10000 + 64 * 16)
+    none, output = Range(0, 0), Range(1000, 2000)
+    for end in (first, second):
+        library.sm90_launched(ctypes.byref(end), ctypes.byref(output))
+    ranges = [ctypes.byref(none)] * 2
+    assert library.sm90_overlap(ctypes.byref(first), *ranges) == NOTHING
+    assert library.sm90_overlap(ctypes.byref(second), *ranges) == WEIGHTS
 
 
 # ---- tap-shift ---------------------------------------------------------------------------------

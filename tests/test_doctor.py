@@ -325,7 +325,7 @@ def test_cuda_kernels():
     assert finding("CUDA kernels", cuda_available=True).status == OK
     missed = finding("CUDA kernels", cuda_available=True, cuda_error="no nvcc")
     assert (missed.status, missed.mend != "") == (NOTE, True)
-    assert missed.text == "the CUDA C++ kernels are not loaded: no nvcc"
+    assert missed.text == "the CUDA C++ kernels do not run here: no nvcc"
 
 
 @pytest.mark.parametrize(

@@ -48,4 +48,28 @@ std::string clear(uint32_t* words, int64_t count, CUstream_st* stream) {
   return std::string("workspace: ") + cudaGetErrorString(code);
 }
 
+bool runs_in_order(CUstream_st* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t code = cudaStreamIsCapturing(stream, &status);
+  if (code != cudaSuccess) cudaGetLastError();
+  return code == cudaSuccess && status == cudaStreamCaptureStatusNone &&
+         stream != cudaStreamPerThread;
+}
+
+uint32_t* new_zeros(int64_t count, CUstream_st* stream) {
+  // Another thread may be capturing, which forbids cudaMalloc to all that do not say otherwise.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  void* words = nullptr;
+  cudaError_t code = cudaMalloc(&words, 4 * count);
+  if (code == cudaSuccess) code = cudaMemsetAsync(words, 0, 4 * count, stream);
+  if (code != cudaSuccess) {
+    cudaGetLastError();
+    cudaFree(words);
+    words = nullptr;
+  }
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  return static_cast<uint32_t*>(words);
+}
+
 }  // namespace resnet_fused::cuda

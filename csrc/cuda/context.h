@@ -21,4 +21,12 @@ CUstream_st* current_stream(int device);
 // Sets words to zero, in order with the stream's kernels. Empty, or why it did not start.
 std::string clear(uint32_t* words, int64_t count, CUstream_st* stream);
 
+// Whether all that is ever launched by a stream's handle runs in one order. Not what a graph that
+// is captured will run, nor cudaStreamPerThread, which is another stream in each thread.
+bool runs_in_order(CUstream_st* stream);
+
+// Words that will be zero in the stream, never freed, and not the caching allocator's, whose pools
+// may be a graph's. Null where there is no memory.
+uint32_t* new_zeros(int64_t count, CUstream_st* stream);
+
 }  // namespace resnet_fused::cuda

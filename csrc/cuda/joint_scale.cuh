@@ -30,7 +30,7 @@ RF_DEVICE Joint joint_scale(float scale, float shortcut_scale) {
 // params: any kernel's with `scale` and `shortcut_scale`, floats by channel in global memory.
 template <typename Params>
 RF_DEVICE Joint joint_scale(const Params& params, int channel) {
-  return joint_scale(__ldg(params.scale + channel), __ldg(params.shortcut_scale + channel));
+  return joint_scale(params.scale[channel], params.shortcut_scale[channel]);
 }
 
 }  // namespace resnet_fused::cuda

@@ -11,6 +11,7 @@
 #include "cuda/context.h"
 #include "cuda/conv_arguments.h"
 #include "cuda/dense.h"
+#include "cuda/kept_tickets.h"
 #include "cuda/sm80/launch.h"
 #ifndef RESNET_FUSED_WITHOUT_SM90
 #include "cuda/sm90/launch.h"
@@ -39,19 +40,6 @@ sm80::Type type_of(const Tensor& x) {
     default:
       return uses_tf32() ? sm80::Type::kTf32 : sm80::Type::kFloat32;
   }
-}
-
-// The split-K workspace: from the caching allocator, so that its memory is the stream's until the
-// kernel has run, and part of a graph that captures it.
-struct Workspace {
-  Tensor memory;
-  float* partial;
-  uint32_t* tickets;
-};
-Workspace workspace(const Tensor& like, int64_t partial_floats, int64_t tickets) {
-  Tensor memory = torch::stable::new_empty(like, {partial_floats + tickets}, ScalarType::Float);
-  float* const partial = static_cast<float*>(memory.mutable_data_ptr());
-  return {memory, partial, reinterpret_cast<uint32_t*>(partial + partial_floats)};
 }
 
 // A convolution whose tensors are dense, and what its kernels take of it.
@@ -110,6 +98,29 @@ Operands operands_of(const Call& call) {
   return o;
 }
 
+// Split-K's workspace. The sums are the caching allocator's, so that their memory is the stream's
+// until the kernel has run, and part of a graph that captures it; so are tickets that are not kept.
+struct Workspace {
+  Tensor memory;
+  float* partial;
+  uint32_t* tickets;  // zero
+};
+// Empty, or why the tickets could not be cleared.
+std::string workspace(const Call& call, int64_t partial_floats, int64_t tickets,
+                      std::optional<Workspace>* made) {
+  static KeptTickets kept;
+  uint32_t* zeros = nullptr;
+  if (runs_in_order(call.stream))
+    zeros = kept.get(call.x.get_device_index(), call.stream, tickets,
+                     [&](int64_t count) { return new_zeros(count, call.stream); });
+  const int64_t own = zeros ? 0 : tickets;
+  Tensor memory = torch::stable::new_empty(call.x, {partial_floats + own}, ScalarType::Float);
+  float* const partial = static_cast<float*>(memory.mutable_data_ptr());
+  if (!zeros) zeros = reinterpret_cast<uint32_t*>(partial + partial_floats);
+  *made = Workspace{memory, partial, zeros};
+  return own ? clear(zeros, own, call.stream) : "";
+}
+
 std::string run_sm80(const Call& call, sm80::Choice* named) {
   sm80::Problem p = problem_of<sm80::Problem>(call);
   p.groups = int(call.a.groups);
@@ -124,7 +135,8 @@ std::string run_sm80(const Call& call, sm80::Choice* named) {
                                    : sm80::Workspace{0, 0};
   std::optional<Workspace> memory;
   if (need.tickets) {
-    memory = workspace(call.x, need.partial_floats, need.tickets);
+    const std::string failed = workspace(call, need.partial_floats, need.tickets, &memory);
+    if (!failed.empty()) return failed;
     o.partial = memory->partial;
     o.tickets = memory->tickets;
   }
@@ -154,11 +166,10 @@ std::string run_sm90(const Call& call, sm90::Choice* named) {
   const int64_t tickets = sm90::tickets(p, choice);
   std::optional<Workspace> memory;
   if (tickets) {
-    memory = workspace(call.x, sm90::partial_floats(p, choice), tickets);
+    const std::string failed = workspace(call, sm90::partial_floats(p, choice), tickets, &memory);
+    if (!failed.empty()) return failed;
     o.partial = memory->partial;
     o.tickets = memory->tickets;
-    const std::string failed = clear(o.tickets, tickets, call.stream);
-    if (!failed.empty()) return failed;
   }
   return sm90::launch(p, choice, o, device, call.stream);
 }

@@ -55,7 +55,7 @@ class Facts:
     tuning: tuned.Status
     environ: Mapping[str, str] = field(default_factory=dict)
     peaks: Mapping[str, float] = field(default_factory=dict)  # dtype -> multiply-adds a second
-    cuda_error: str | None = None  # why the CUDA C++ kernels are not loaded
+    cuda_error: str | None = None  # why the CUDA C++ kernels do not serve the GPU
 
 
 def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
@@ -70,8 +70,17 @@ def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
         tuning=tuned.status(environ),
         environ=environ,
         peaks=measured_peaks(),
-        cuda_error=cuda_ops.extension_error,
+        cuda_error=_cuda_error(),
     )
+
+
+def _cuda_error() -> str | None:
+    if cuda_ops.extension_error is not None or not torch.cuda.is_available():
+        return cuda_ops.extension_error
+    index = torch.cuda.current_device()
+    if torch.cuda.get_device_capability(index) < cuda_ops.OLDEST_CAPABILITY:
+        return None  # nothing would mend that
+    return cuda_ops.cuda_error(torch.device("cuda", index))
 
 
 @click.command()
@@ -249,7 +258,7 @@ def _cuda_kernels(facts: Facts) -> Iterator[Finding]:
     if facts.cuda_error is None:
         yield Finding(OK, "CUDA kernels", "the CUDA C++ kernels are loaded")
     else:
-        text = f"the CUDA C++ kernels are not loaded: {facts.cuda_error}"
+        text = f"the CUDA C++ kernels do not run here: {facts.cuda_error}"
         yield Finding(NOTE, "CUDA kernels", text, REBUILD)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import check
 from .._tf32 import uses_tf32
-from ._library import library
+from ._library import constant_in_graphs, library
 from ._shapes import check_gpu_conv, empty_in_format, empty_nhwc
 
 OLDEST_CAPABILITY = (8, 0)
@@ -45,6 +45,8 @@ def _load() -> str | None:
 library.define("uses_tf32() -> bool")
 library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
 library.define("cuda_configurations() -> str")
+# Why the binary's kernels cannot be loaded on a device, by its index; "" where they can.
+library.define("cuda_image_error(int device) -> str")
 # Why conv_bn_act_pool_cuda cannot serve an x of these sizes, (N, C, H, W); "" where it can.
 library.define(
     "conv_bn_act_pool_refusal(int[] x, int out_channels, int[2] kernel_size, int[2] stride, "
@@ -73,7 +75,21 @@ def cuda_error(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CAPABILITY:
         return f"sm_{capability[0]}{capability[1]} is older than sm_80"
-    return None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    words = _image_error(index)
+    if not words:
+        return None
+    major, minor = capability
+    return (
+        f"the CUDA C++ kernels were compiled for other GPUs than sm_{major}{minor} ({words}): "
+        f"build them with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    )
+
+
+@constant_in_graphs
+def _image_error(index: int) -> str:
+    """The CUDA runtime's words where it cannot load the kernels on a GPU, "" where it can."""
+    return torch.ops.resnet_fused.cuda_image_error(index)
 
 
 @functools.cache

@@ -108,6 +108,7 @@ void landed(int64_t offset, int bytes, int fiber);  // written by TMA: async.h k
 void global(const void* p, int bytes, bool write);
 bool in_arena(const void* p);
 int dev_flags(const void* p);
+void launch_begins();  // what was stored before is known to all
 // ---- async.cpp, tma.cpp: what fibers and hooks tell them ----
 void plain_access(int64_t offset, int bytes, bool write);
 bool dependency_waited();

@@ -304,6 +304,7 @@ Result launch(dim3 grid, dim3 block, size_t smem, const std::function<void()>& b
   const int total = int(grid.x * grid.y * grid.z);
   Launch launch{{}, nullptr, {}, opt.seed};
   L = &launch;
+  launch_begins();
   gridDim = {grid.x, grid.y, grid.z};
   blockDim = {block.x, block.y, block.z};
   for (int i = 0; i < std::min(opt.resident, total); ++i) {

@@ -2,6 +2,7 @@
 // and stores reach it.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -124,6 +125,10 @@ int dev_flags(const void* p) {
   for (const Buffer& b : buffers)
     if (uintptr_t(p) >= b.begin && uintptr_t(p) < b.end) return b.flags;
   return 0;
+}
+void launch_begins() {
+  for (Buffer& b : buffers) std::fill(b.words.begin(), b.words.end(), Word{});
+  released.clear();
 }
 void global(const void* pointer, int bytes, bool write) {
   const uintptr_t a = uintptr_t(pointer);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cuda/sm90/conv_kernel.cuh"
+#include "cuda/sm90/overlap.h"
 
 // Which tiles are compiled, bit by bit; planted bugs need few.
 #ifndef EMULATED_TILES
@@ -58,29 +59,37 @@ extern "C" void sm90_run(Sm90Run* r) {
   Operands o = guarded_operands(*r);
   const int64_t sums = partial_floats(p, choice), counters = tickets(p, choice);
   if (sums) {
-    o.partial = static_cast<float*>(
-        emu::dev_alloc(4 * sums, "partial", emu::kWriteOnce | emu::kDependent | emu::kShared));
     o.tickets = static_cast<uint32_t*>(
         emu::dev_alloc(4 * counters, "tickets", emu::kDependent | emu::kShared));
     memset(o.tickets, 0, 4 * counters);
-  }
-  KernelParams k;
-  if (const char* refused = fill(&k, p, choice, o)) {
-    snprintf(r->error, sizeof r->error, "TMA: %s", refused);
-    return;
   }
   emu::Options options;
   options.order = r->order;
   options.async = true;
   options.race = options.uninit = r->race;
-  const emu::Result result =
-      r->bfloat16
-          ? launch_tile<__nv_bfloat16, EMULATED_TILES_BFLOAT16>(r->tile, k, r->blocks, options)
-          : launch_tile<__half, EMULATED_TILES_FLOAT16>(r->tile, k, r->blocks, options);
-  snprintf(r->error, sizeof r->error, "%s", result.error.c_str());
-  for (int64_t i = 0; i < counters && !r->error[0]; ++i)
-    if (o.tickets[i]) snprintf(r->error, sizeof r->error, "ticket %ld was not reset", long(i));
-  memcpy(r->y, o.y, y_bytes(p));
+  // Launches share tickets, and each writes to memory of its own.
+  for (int launch = 0; launch < r->launches && !r->error[0]; ++launch) {
+    if (launch) o.y = emu::dev_alloc(y_bytes(p), "y", emu::kWriteOnce | emu::kDependent);
+    if (sums)
+      o.partial = static_cast<float*>(
+          emu::dev_alloc(4 * sums, "partial", emu::kWriteOnce | emu::kDependent | emu::kShared));
+    KernelParams k;
+    if (const char* refused = fill(&k, p, choice, o)) {
+      snprintf(r->error, sizeof r->error, "TMA: %s", refused);
+      return;
+    }
+    k.early_weights = r->early_weights;
+    const emu::Result result =
+        r->bfloat16
+            ? launch_tile<__nv_bfloat16, EMULATED_TILES_BFLOAT16>(r->tile, k, r->blocks, options)
+            : launch_tile<__half, EMULATED_TILES_FLOAT16>(r->tile, k, r->blocks, options);
+    snprintf(r->error, sizeof r->error, "%s", result.error.c_str());
+    for (int64_t i = 0; i < counters && !r->error[0]; ++i)
+      if (o.tickets[i]) snprintf(r->error, sizeof r->error, "ticket %ld was not reset", long(i));
+    if (launch && !r->error[0] && memcmp(r->y, o.y, y_bytes(p)))
+      snprintf(r->error, sizeof r->error, "launch %d gave other values", launch);
+    memcpy(r->y, o.y, y_bytes(p));
+  }
 }
 
 // ---- the plan, which the tests hold too ----
@@ -102,4 +111,14 @@ extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name,
 extern "C" int64_t sm90_tickets(const Problem* p, const Choice* c) { return tickets(*p, *c); }
 extern "C" int64_t sm90_partial_floats(const Problem* p, const Choice* c) {
   return partial_floats(*p, *c);
+}
+
+// ---- which launches overlap: 1 the launch, 2 its weights besides ----
+static CapturedLaunches captured_launches;
+extern "C" int sm90_overlap(const StreamEnd* end, const Range* weights, const Range* shortcut) {
+  const Overlap allowed = captured_launches.allowed(*end, *weights, *shortcut);
+  return allowed.launch + 2 * allowed.weights;
+}
+extern "C" void sm90_launched(const StreamEnd* end, const Range* output) {
+  captured_launches.add(*end, *output);
 }

@@ -9,7 +9,7 @@
 struct Sm90Run {
   resnet_fused::sm90::Problem problem;
   int tile, splits, blocks;
-  int bfloat16, relu, order, race;
+  int bfloat16, relu, early_weights, launches, order, race;
   const void *x, *weight, *shortcut_x, *shortcut_weight;
   const float *scale, *shift, *shortcut_scale, *shortcut_shift;
   const void* residual;
@@ -32,16 +32,18 @@ inline resnet_fused::sm90::Operands guarded_operands(const Sm90Run& r) {
     return d;
   };
   const auto floats = [&](const float* from, const char* name) {
-    return static_cast<float*>(in(from, 4 * p.k, name, 0));
+    return static_cast<float*>(in(from, 4 * p.k, name, emu::kDependent));
   };
   resnet_fused::sm90::Operands o{};
   o.bfloat16 = r.bfloat16;
   o.relu = r.relu;
   o.x = in(r.x, 2 * size_t(p.n) * p.h * p.w * p.c, "x", emu::kDependent);
-  o.weight = in(r.weight, 2 * size_t(p.k) * p.r * p.s * p.c, "weight", 0);
+  const int weights = r.early_weights ? 0 : emu::kDependent;
+  o.weight = in(r.weight, 2 * size_t(p.k) * p.r * p.s * p.c, "weight", weights);
   o.shortcut_x = in(r.shortcut_x, 2 * size_t(p.n) * p.shortcut_h * p.shortcut_w * p.shortcut_c,
                     "shortcut_x", emu::kDependent);
-  o.shortcut_weight = in(r.shortcut_weight, 2 * size_t(p.k) * p.shortcut_c, "shortcut_weight", 0);
+  o.shortcut_weight =
+      in(r.shortcut_weight, 2 * size_t(p.k) * p.shortcut_c, "shortcut_weight", weights);
   o.scale = floats(r.scale, "scale");
   o.shift = floats(r.shift, "shift");
   o.shortcut_scale = floats(r.shortcut_scale, "shortcut_scale");

@@ -35,9 +35,6 @@ std::string launch(const Problem& p, Type type, const Choice& choice, const Oper
   static SharedMemory memory[kTypes][kTileCount][2];
   if (cudaError_t code = memory[int(type)][choice.tile][shortcut].allow(kernel, grid.shared_bytes))
     return error("shared memory", code);
-  if (const int64_t tickets = workspace_of(p, type, choice).tickets)
-    if (cudaError_t code = cudaMemsetAsync(o.tickets, 0, 4 * tickets, stream))
-      return error("workspace", code);
   KernelParams params = params_of(p, type, choice, o);
   void* arguments[] = {&params};
   if (cudaError_t code = cudaLaunchKernel(kernel, dim3(grid.tiles, grid.splits), dim3(grid.threads),

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <sstream>
 
+#include "cuda/split_sum.h"
+
 namespace resnet_fused::sm80 {
 namespace {
 
@@ -37,7 +39,8 @@ constexpr double kSharedBytesPerClock = 128;  // documented
 constexpr double kL2BytesPerClock = 32;       // assumed, per multiprocessor
 constexpr double kStepClocks = 60;            // assumed: a barrier and the wait before it
 constexpr double kFirstLoadClocks = 700;      // assumed
-constexpr double kSplitClocks = 1500;         // assumed: sums out, ticket, sums in
+constexpr double kSplitClocks = 1200;         // assumed: sums out, fences, ticket
+constexpr double kSplitRoundClocks = 300;     // assumed: loads of sums, until L2 answers
 
 }  // namespace
 
@@ -100,9 +103,11 @@ double cost(const Problem& p, Type type, const Choice& choice, const Device& dev
   const double side_by_side = double(std::min<int64_t>(resident, each));
   const double step = std::max({multiply, read, fill, kStepClocks / side_by_side});
   const double outputs = 2.0 * t.pixels * t.channels * element_bytes(type) / kL2BytesPerClock;
-  const double split =
-      s.splits > 1 ? kSplitClocks + (1 + s.splits) * 4.0 * t.pixels * t.channels / kL2BytesPerClock
-                   : 0;
+  const int sums = t.pixels * t.channels, quads = sums / (4 * threads(t));
+  const double split = s.splits > 1 ? kSplitClocks +
+                                          kSplitRoundClocks * cuda::split_rounds(quads, s.splits) +
+                                          (1 + s.splits) * 4.0 * sums / kL2BytesPerClock
+                                    : 0;
   const double rounds = double((each + resident - 1) / resident);
   return each * (steps * step + outputs) + rounds * kFirstLoadClocks + split;
 }

@@ -42,7 +42,7 @@ struct Grid {
 };
 Grid grid_of(const Problem& p, Type type, const Choice& choice);
 
-// Split-K's: one ticket a tile, which must be zero, and the sums. Zeros without splits.
+// Split-K's: one ticket a tile, zero between launches, and the sums. Zeros without splits.
 struct Workspace {
   int64_t tickets, partial_floats;
 };
@@ -56,7 +56,7 @@ struct Operands {
   const void* residual;
   void* y;
   float* partial;
-  unsigned* tickets;
+  unsigned* tickets;  // zero; the kernel leaves them zero
 };
 KernelParams params_of(const Problem& p, Type type, const Choice& choice, const Operands& o);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/sm80/config.cuh"
+#include "cuda/split_sum.cuh"
 
 namespace resnet_fused::sm80 {
 
@@ -11,10 +12,10 @@ namespace resnet_fused::sm80 {
 template <typename C>
 RF_DEVICE bool add_splits(float (&sum)[C::kMs][C::kNs][4], const KernelParams& p, int tile,
                           int split, int tid, unsigned* word) {
+  constexpr int kQuads = C::kMs * C::kNs;
   const int64_t tiles = tiles_of(p.schedule);
   const auto sums_of = [&](int s) {
-    return reinterpret_cast<float4*>(p.partial) +
-           (s * tiles + tile) * (C::kMs * C::kNs * C::kThreads) + tid;
+    return reinterpret_cast<float4*>(p.partial) + (s * tiles + tile) * (kQuads * C::kThreads) + tid;
   };
 #pragma unroll
   for (int i = 0; i < C::kMs; ++i)
@@ -31,24 +32,15 @@ RF_DEVICE bool add_splits(float (&sum)[C::kMs][C::kNs][4], const KernelParams& p
   __syncthreads();
   if (*word != unsigned(p.schedule.splits - 1)) return false;
   if (tid == 0) p.tickets[tile] = 0;
-#pragma unroll
-  for (int i = 0; i < C::kMs; ++i)
-#pragma unroll
-    for (int j = 0; j < C::kNs; ++j) {
-      float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 1
-      for (int s = 0; s < p.schedule.splits; ++s) {
-        const float4 part = __ldcg(sums_of(s) + (i * C::kNs + j) * C::kThreads);
-        total.x += part.x;
-        total.y += part.y;
-        total.z += part.z;
-        total.w += part.w;
-      }
-      sum[i][j][0] = total.x;
-      sum[i][j][1] = total.y;
-      sum[i][j][2] = total.z;
-      sum[i][j][3] = total.w;
-    }
+  const auto keep = [&](int i, const float4& total) {
+    float* const s = sum[i / C::kNs][i % C::kNs];
+    s[0] = total.x;
+    s[1] = total.y;
+    s[2] = total.z;
+    s[3] = total.w;
+  };
+  cuda::add_in_order<kQuads, C::kThreads>(sums_of(0), tiles * (kQuads * C::kThreads),
+                                          p.schedule.splits, keep);
   return true;
 }
 

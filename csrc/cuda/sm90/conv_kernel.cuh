@@ -72,9 +72,9 @@ RF_DEVICE void produce(const KernelParams& p, const Stages<C>& stages) {
     }
   };
 
-  // The first stages' weights do not depend on the kernel before this one.
+  // The first stages' weights, where the kernel before this one is known not to write them.
   int early = 0;
-  if (int(blockIdx.x) < items) {
+  if (p.early_weights && int(blockIdx.x) < items) {
     const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, blockIdx.x);
     Step step = step_at(p.reduction, work.begin);
 #pragma unroll 1

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda/sm90/kernels.h"
+#include "cuda/sm90/overlap.h"
 #include "cuda/sm90/tap_shift.h"
 
 namespace resnet_fused::sm90 {
@@ -37,29 +38,26 @@ cudaError_t allow_shared(const void* kernel, int bytes) {
   return code;
 }
 
-// What these kernels wrote last, by stream. A launch overlaps the one before only where that is
-// known not to have written its weights.
-struct LastOutput {
-  CUstream_st* stream;
-  uintptr_t begin, end;
-};
-bool may_overlap(CUstream_st* stream, const LastOutput& weights, const LastOutput& shortcut,
-                 const LastOutput& y) {
-  static std::mutex mutex;
-  static LastOutput last[256];
-  const std::lock_guard<std::mutex> lock(mutex);
-  LastOutput& slot = last[(reinterpret_cast<uintptr_t>(stream) >> 4) % 256];
-  const auto apart = [&](const LastOutput& range) {
-    return range.end <= slot.begin || slot.end <= range.begin;
-  };
-  const bool known = slot.stream == stream && slot.end;
-  const bool result = known && apart(weights) && apart(shortcut);
-  slot = y;
-  return result;
+StreamEnd end_of(CUstream_st* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long capture = 0;
+  const cudaGraphNode_t* nodes = nullptr;
+  size_t count = 0;
+#if CUDART_VERSION >= 13000
+  const cudaError_t code =
+      cudaStreamGetCaptureInfo(stream, &status, &capture, nullptr, &nodes, nullptr, &count);
+#else
+  const cudaError_t code =
+      cudaStreamGetCaptureInfo_v2(stream, &status, &capture, nullptr, &nodes, &count);
+#endif
+  if (code != cudaSuccess) cudaGetLastError();  // an edge of a special kind, among others
+  const bool captured = code == cudaSuccess && status == cudaStreamCaptureStatusActive;
+  return {code == cudaSuccess && status == cudaStreamCaptureStatusNone, capture,
+          captured && count == 1 ? nodes[0] : nullptr};
 }
-LastOutput range_of(CUstream_st* stream, const void* at, int64_t bytes) {
+Range range_of(const void* at, int64_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(at);
-  return {stream, begin, begin + bytes};
+  return {begin, begin + bytes};
 }
 
 }  // namespace
@@ -69,6 +67,12 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   const std::string why = refuses(p, choice);
   if (!why.empty()) return why;
   const bool shortcut = p.shortcut_c > 0;
+  const int64_t pixels = int64_t(p.n) * out_h(p) * out_w(p);
+  static CapturedLaunches captured;
+  const StreamEnd before = end_of(stream);
+  const Overlap allowed =
+      captured.allowed(before, range_of(o.weight, int64_t(2) * p.k * p.r * p.s * p.c),
+                       range_of(o.shortcut_weight, int64_t(2) * p.k * p.shortcut_c));
   Start start;
   KernelParams tiled;
   TapShiftParams windows;
@@ -82,6 +86,7 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
     start = {start.kernel, &windows, 384, tap_shift_shared_bytes(g, shared), 232448};
   } else {
     if (const char* refused = fill(&tiled, p, choice, o)) return refused;
+    tiled.early_weights = allowed.weights;
     const Tile& t = kTiles[choice.tile].tile;
     const bool split = tiled.schedule.splits > 1;
     start.kernel = o.bfloat16 ? kernel_bfloat16(choice.tile, shortcut, split)
@@ -100,13 +105,10 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   config.dynamicSmemBytes = start.shared_bytes;
   config.stream = stream;
   config.attrs = &overlap;
-  const int64_t pixels = int64_t(p.n) * out_h(p) * out_w(p);
-  config.numAttrs =
-      may_overlap(stream, range_of(stream, o.weight, int64_t(2) * p.k * p.r * p.s * p.c),
-                  range_of(stream, o.shortcut_weight, int64_t(2) * p.k * p.shortcut_c),
-                  range_of(stream, o.y, 2 * pixels * p.k));
+  config.numAttrs = allowed.launch;
   if (cudaError_t code = cudaLaunchKernelExC(&config, start.kernel, &start.params))
     return error("launch", code);
+  if (!before.runs) captured.add(end_of(stream), range_of(o.y, 2 * pixels * p.k));
   return "";
 }
 

@@ -22,8 +22,7 @@ struct Operands {
 // it did not start. Safe in CUDA graph capture.
 //
 // The launch may overlap the end of the kernel before it in the stream (programmatic dependent
-// launch): what it reads early are only weights, so it does not overlap when the kernel before is
-// one of these and wrote them.
+// launch); overlap.h says when, and when it may load weights before that one has ended.
 std::string launch(const Problem& p, const Choice& choice, const Operands& o, const Device& device,
                    CUstream_st* stream);
 

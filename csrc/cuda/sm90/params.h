@@ -13,6 +13,7 @@ struct KernelParams {
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int shortcut_stride_h, shortcut_stride_w;
   bool relu;
+  bool early_weights;                            // may be loaded ahead of the kernel before's end
   const float *scale, *shift;                    // [K]
   const float *shortcut_scale, *shortcut_shift;  // [K], with a shortcut
   const void* residual;                          // [pixels][K] or null

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "cuda/sm90/tap_shift.h"
+#include "cuda/split_sum.h"
 
 namespace resnet_fused::sm90 {
 namespace {
@@ -23,8 +24,10 @@ std::string sentence(const Parts&... parts) {
 constexpr double kGhz = 1.46, kMacsPerClock = 2048, kSharedBytesPerClock = 128;
 constexpr double kL2BytesPerClock = 36, kMemoryTBs = 3.0;
 // Clocks of latency: of one step of the reduction at least, of a tile's first load, of a split-K
-// hand-over; and of a launch. Assumed too.
-constexpr double kStepClocks = 130, kFirstLoadClocks = 700, kSplitClocks = 1500, kLaunchUs = 2.0;
+// hand-over (sums out, fences, ticket), of each round of loads that adds the splits up; and of a
+// launch. Assumed too.
+constexpr double kStepClocks = 130, kFirstLoadClocks = 700, kSplitClocks = 1200,
+                 kSplitRoundClocks = 300, kLaunchUs = 2.0;
 
 int chunk_for(int c) { return c > 32 ? 64 : c > 16 ? 32 : 16; }
 int slots(const Tile& t, const Device& d) { return d.multiprocessors * (t.consumers == 1 ? 2 : 1); }
@@ -104,7 +107,9 @@ Cost cost(const Problem& p, const Choice& choice, const Device& device) {
   if (latency > clocks) clocks = latency, c.bound = "latency";
   clocks += double(m) * t.n * (t.sharing == kSplitM ? 0.12 : 0.06) + kFirstLoadClocks;
   if (s.splits > 1)
-    clocks += kSplitClocks + double(s.splits) * m * t.n * 4 / (t.sharing == kSplitM ? 2 : 1) / 60;
+    clocks += kSplitClocks +
+              kSplitRoundClocks * cuda::split_rounds(t.m_blocks * t.n / 8, s.splits) +
+              double(s.splits) * m * t.n * 4 / (t.sharing == kSplitM ? 2 : 1) / 60;
   c.microseconds = clocks / (kGhz * 1e3);
   const double bytes =
       2. * (double(p.n) * p.h * p.w * p.c + double(p.k) * p.r * p.s * p.c + 2. * s.pixels * p.k +

@@ -132,9 +132,11 @@ RF_DEVICE float relu_keeping_nan(float v) {
   asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(r) : "f"(v));
   return r;
 }
+// Not by the non-coherent path, which is for what nobody writes while the kernel lives: the kernel
+// before may not have ended when this one begins. Nor may the other loads be __ldg.
 RF_DEVICE uint4 load_once(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;

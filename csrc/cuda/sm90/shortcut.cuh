@@ -19,9 +19,8 @@ template <bool kShortcut>
 RF_DEVICE Affine affine_of(const KernelParams& p, int channel) {
   if (channel >= p.schedule.k) return {0.f, 0.f};
   if constexpr (kShortcut)
-    return {joint_scale(p, channel).factor,
-            __ldg(p.shift + channel) + __ldg(p.shortcut_shift + channel)};
-  return {__ldg(p.scale + channel), __ldg(p.shift + channel)};
+    return {joint_scale(p, channel).factor, p.shift[channel] + p.shortcut_shift[channel]};
+  return {p.scale[channel], p.shift[channel]};
 }
 
 // Multiplies a warpgroup's accumulators by their channels' ratios. `channel`: its first.

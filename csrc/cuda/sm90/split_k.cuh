@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/sm90/config.cuh"
+#include "cuda/split_sum.cuh"
 
 namespace resnet_fused::sm90 {
 
@@ -33,23 +34,14 @@ RF_DEVICE bool add_splits(float (&sum)[C::kMBlocks][C::kN / 2], const KernelPara
   group_barrier<128>(barrier);
   if (*word != uint32_t(p.schedule.splits - 1)) return false;
   if (tid == 0) p.tickets[slot] = 0;
-#pragma unroll
-  for (int i = 0; i < kQuads; ++i) {
-    float4 total = __ldcg(sums_of(0) + i * 128);
-#pragma unroll 1
-    for (int split = 1; split < p.schedule.splits; ++split) {
-      const float4 s = __ldcg(sums_of(split) + i * 128);
-      total.x += s.x;
-      total.y += s.y;
-      total.z += s.z;
-      total.w += s.w;
-    }
+  const auto keep = [&](int i, const float4& total) {
     float* const s = &sum[i / kRow][4 * (i % kRow)];
     s[0] = total.x;
     s[1] = total.y;
     s[2] = total.z;
     s[3] = total.w;
-  }
+  };
+  cuda::add_in_order<kQuads, 128>(sums_of(0), slots * (kQuads * 128), p.schedule.splits, keep);
   return true;
 }
 
