@@ -19,6 +19,9 @@ from .packing import PackedUnit
 
 Launch = Callable[[Tensor], Tensor]
 
+# Of a convolution with all but its images; the plan "torch" has nothing to prepare.
+_PREPARE = {"triton": _triton.prepare, "cuda": _gpu.prepare}
+
 
 def prepare_unit(
     unit: PackedUnit, size: tuple[int, ...], device: torch.device
@@ -26,10 +29,11 @@ def prepare_unit(
     """unit(x, residual) for inputs x of `size`, (N, C, H, W), and residuals as the unit adds."""
     if unit.keywords["plan"] == "cuda" and unit.pools_at_once(size, device):
         return partial(_pool_at_once, unit)
-    if unit.keywords["plan"] != "triton":
+    prepare = _PREPARE.get(unit.keywords["plan"])
+    if prepare is None:
         return unit
-    plain = _triton.prepare(unit.operands, size, device, **unit.keywords)
-    adding = _triton.prepare(unit.operands, size, device, adds=True, **unit.keywords)
+    plain = prepare(unit.operands, size, device, **unit.keywords)
+    adding = prepare(unit.operands, size, device, adds=True, **unit.keywords)
     pool = unit.keywords["pool"]
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
@@ -62,7 +66,13 @@ def prepare_block(
     if tail is not None:
         joined = partial(_run_tail, tail.arguments, last.arguments)
     elif shortcut is not None and _gpu.joins(last.keywords, shortcut.keywords):
-        joined = _prepare_joined(last, at, shortcut, size, device)
+        joined = _PREPARE[last.keywords["plan"]](
+            *(last.operands, at, device),
+            shortcut=shortcut.operands,
+            shortcut_size=size,
+            shortcut_stride=shortcut.keywords["stride"],
+            **last.keywords,
+        )
     else:
         finish = prepare_unit(last, at, device)
         branch = None if shortcut is None else prepare_unit(shortcut, size, device)
@@ -81,28 +91,6 @@ def prepare_block(
 
 def _run_tail(before: dict[str, Any], last: dict[str, Any], y: Tensor, x: Tensor) -> Tensor:
     return _gpu.conv_tail(y, before, last, x)
-
-
-def _prepare_joined(
-    last: PackedUnit,
-    size: tuple[int, ...],
-    shortcut: PackedUnit,
-    branch_size: tuple[int, ...],
-    device: torch.device,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    if last.keywords["plan"] == "triton":
-        return _triton.prepare(
-            *(last.operands, size, device),
-            shortcut=shortcut.operands,
-            shortcut_size=branch_size,
-            shortcut_stride=shortcut.keywords["stride"],
-            **last.keywords,
-        )
-
-    def joined(y: Tensor, x: Tensor) -> Tensor:
-        return _gpu.conv_with_shortcut(y, last.arguments, x, shortcut.arguments)
-
-    return joined
 
 
 def _pool_at_once(unit: PackedUnit, x: Tensor, residual: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from ._progress import progress_bar
 from ._tuning_file import Answer
 from .fuse import refresh
 from .measure.candidates import MARGIN, ConvCall, Measured, measure, split_name
+from .ops import _cuda
 from .select import ConvShape, milliseconds
 
 
@@ -274,13 +275,33 @@ _MOST_CONFIGS = 8  # of a plan: those with the least estimated time, each takes 
 
 
 def _configured(plan: str, call: ConvCall) -> list[str]:
-    """A plan's configurations that are worth measuring, as candidates; none but for "triton"."""
-    if plan != "triton":
-        return []
-    from .ops import _triton
+    """Configurations of a plan that are worth measuring, as candidates; GPU kernels have some."""
+    if plan == "triton":
+        from .ops import _triton
 
-    texts = _triton.configs(call.shape, call.in_size, call.padding, call.act, call.residual)
+        texts = _triton.configs(call.shape, call.in_size, call.padding, call.act, call.residual)
+    elif plan == "cuda":
+        texts = _cuda.ranked(_cuda_sizes(call))
+    else:
+        return []
     return [f"{plan} {text}" for text in texts[:_MOST_CONFIGS]]
+
+
+def _cuda_sizes(call: ConvCall) -> _cuda.Sizes:
+    shape = call.shape
+    return _cuda.Sizes(
+        x=(shape.batch, shape.in_channels, *call.in_size),
+        out_channels=shape.out_channels,
+        kernel_size=shape.kernel,
+        stride=shape.stride,
+        padding=call.padding,
+        dilation=shape.dilation,
+        groups=shape.groups,
+        shortcut_x=(),
+        shortcut_stride=(1, 1),
+        kind=_cuda.kind_of(shape.dtype),
+        device=shape.index,
+    )
 
 
 def _row_of(f: _Found, m: Measured, plans: Sequence[str], by_rule: str) -> Row:

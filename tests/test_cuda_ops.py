@@ -300,6 +300,30 @@ def test_conv_on_a_gpu(dtype, c, k, groups, config):
 
 @pytest.mark.gpu
 @needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_configurations_worth_measuring_on_a_gpu(dtype):
+    """Each serves, none twice, and other text is a sentence."""
+    x, weight, scale, shift = arguments(GPU, dtype, 64, 64)
+    sizes = _cuda.Sizes(
+        *(tuple(x.shape), 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, (), (1, 1)),
+        *(_cuda.kind_of(dtype), 0),
+    )
+    names = _cuda.ranked(sizes)
+    assert len(set(names)) == len(names) > 2
+    oracle = expected(x, weight, scale, shift, padding=1)
+    for name in names:
+        assert OPS.conv_bn_act_cuda_refusal(*sizes, name) == ""
+        y = OPS.conv_bn_act_cuda(
+            x, weight, scale, shift, kernel_size=(3, 3), padding=(1, 1), config=name
+        )
+        close(y, oracle, 2.0**-10 if sizes.kind == "tf32" else 0.0)
+    assert "config must be empty or like" in OPS.conv_bn_act_cuda_refusal(*sizes, "sm80")
+    ragged = sizes._replace(x=(2, 12, 9, 7), kind="bfloat16")
+    assert "multiples of 8" in OPS.conv_bn_act_cuda_refusal(*ragged, "sm80 64x64 split 1")
+
+
+@pytest.mark.gpu
+@needs_kernels
 def test_shortcut_residual_and_capture_on_a_gpu():
     x, weight, scale, shift = arguments(GPU, torch.bfloat16, 64, 64)
     x2, weight2, scale2, shift2 = arguments(GPU, torch.bfloat16, 32, 64, kernel=1)

@@ -251,6 +251,27 @@ def test_choice(library, conv, kind):
     assert (workspace.tickets, workspace.partial_floats) == (split * grid.tiles, split * sums)
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "tf32", "float32"])
+@pytest.mark.parametrize("conv", RESNET18, ids=str)
+def test_what_is_worth_measuring(library, conv, kind):
+    """The chosen configuration first, then the other tiles that serve."""
+    data = draw(replace(conv, dtype=DTYPES[kind]))
+    names = ctypes.create_string_buffer(2000)
+    problem = ctypes.byref(problem_of(data))
+    library.sm80_ranked(problem, TYPES.index(kind), 108, names, 2000)
+    ranked = names.value.decode().splitlines()
+    assert ranked[0] == plan(library, data, kind)[3].decode()
+    tiles = [text.split()[1] for text in ranked]
+    assert len(set(tiles)) == len(tiles)
+    assert set(tiles) == {
+        tile
+        for tile in TILES
+        if tile.startswith("any") == (conv.c == 3)
+        and (kind, tile) not in NOT_COMPILED
+        and not (conv.shortcut and tile == "128x128")
+    }
+
+
 def test_names_that_are_none(library):
     for name in (b"", b"sm80", b"sm80 64x64", b"sm80 65x64 split 1", b"sm80 64x64 split 0",
                  b"sm80 64x64 split 2 ", b"sm90 64x64 split 1"):  # fmt: skip

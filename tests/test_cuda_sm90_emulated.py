@@ -261,6 +261,28 @@ def test_choice(library, conv, batch):
     assert not split or sizes[1] >= choice.splits * batch * conv.h * conv.w // 4 * conv.k
 
 
+@pytest.mark.parametrize("batch", [1, 128])
+@pytest.mark.parametrize("conv", RESNET18, ids=str)
+def test_what_is_worth_measuring(library, conv, batch):
+    """The chosen configuration first, then other tiles; before them tap-shift where it serves."""
+    problem = draw(conv).problem()
+    problem.n = batch
+    names = ctypes.create_string_buffer(2000)
+    library.sm90_ranked(ctypes.byref(problem), 132, names, 2000)
+    ranked = names.value.decode().splitlines()
+    if conv.stride == 1:
+        assert ranked.pop(0) == "sm90 tap-shift split 1"
+    choice, blocks, us = Choice(), ctypes.c_int(), ctypes.c_double()
+    name = ctypes.create_string_buffer(80)
+    library.sm90_choose(
+        *map(ctypes.byref, (problem,)), 132, *map(ctypes.byref, (choice, blocks, us)), name, 80
+    )
+    assert ranked[0] == name.value.decode()
+    tiles = [text.split()[1] for text in ranked]
+    assert len(set(tiles)) == len(tiles) > 3
+    assert all(library.sm90_parse(text.encode(), ctypes.byref(choice)) for text in ranked)
+
+
 def _workspace(library):
     return library.sm90_tickets, library.sm90_partial_floats
 

@@ -11,13 +11,16 @@ import pytest
 import torch
 from conftest import Case, exact, normals
 
-from resnet_fused import packing, reference, select
+from resnet_fused import packing, reference, select, tuned
 from resnet_fused._launches import prepare_block, prepare_unit
-from resnet_fused.ops import _fallback, _gpu
+from resnet_fused.ops import _cuda, _fallback, _gpu
 from resnet_fused.packing import PackedUnit, at_once
 
+configs = []  # that conv was given, "" for none
 
-def conv(x, packed, scale, shift, residual=None, *shortcut, kernel_size, **keywords):
+
+def conv(x, packed, scale, shift, residual=None, *shortcut, kernel_size, config="", **keywords):
+    configs.append(config)
     assert packed.shape[2:] == kernel_size
     stride = keywords.pop("shortcut_stride", None)
     if shortcut:
@@ -158,10 +161,8 @@ def test_a_stem_and_its_pool(kernels, case, plan, pool, dtype, called):
     if case.n is None or plan == "triton":
         return
     run = prepare_unit(unit, tuple(o.x.shape), o.x.device)
-    assert (run is unit) == (called == TWO)
-    if called == ONE:
-        assert torch.equal(run(o.x, None), y)
-        assert calls == [ONE, ONE]
+    assert torch.equal(run(o.x, None), y)
+    assert calls == [called, called]
 
 
 def test_a_stem_without_the_kernels(kernels):
@@ -272,3 +273,61 @@ def test_no_tail_of_another_plan(kernels):
     kernels("cuda", "triton")
     units, x = bottleneck(BETWEEN, torch.bfloat16, plan="triton")
     assert not _gpu.tails(x.device, (1, 8, 16, 17), units[1].arguments, units[2].arguments)
+
+
+# ---- configurations that were measured ----------------------------------------------------------
+
+FAST = "sm90 p64x64 split 4"
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """As if `tune` had found FAST for every convolution; what was asked whether FAST serves."""
+    asked = []
+
+    def refusal(*arguments):
+        asked.append(arguments)
+        return "a sentence" if arguments[5] == (1, 2) else ""
+
+    ops = SimpleNamespace(conv_bn_act_cuda_refusal=refusal, uses_tf32=lambda: False)
+    monkeypatch.setattr(_cuda.torch.ops, "resnet_fused", ops)
+    monkeypatch.setattr(tuned, "config", lambda plan, shape: FAST if plan == "cuda" else "")
+    _cuda._measured.cache_clear()
+    yield asked
+    _cuda._measured.cache_clear()
+
+
+@pytest.mark.parametrize("plan", ["cuda", "triton"])
+def test_the_kernel_takes_the_configuration_that_was_measured(kernels, measured, plan):
+    kernels("cuda", "triton")
+    case = BETWEEN.but(residual=True, act="none")
+    unit, o = packed_unit(case, plan, False, torch.bfloat16)
+    del configs[:]
+    _fallback._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
+    assert configs == [FAST if plan == "cuda" else ""]
+    if plan == "triton":
+        return  # its op looks for itself
+    run = prepare_unit(unit, tuple(o.x.shape), o.x.device)
+    torch.testing.assert_close(
+        run(o.x, o.residual), reference.conv_bn_act(*o.args(), **case.keywords)
+    )
+    assert configs == [FAST, FAST]
+    geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    assert measured == [((1, 8, 16, 17), 16, *geometry, (), (1, 1), "bfloat16", 0, FAST)]
+
+
+def test_a_configuration_that_does_not_serve_is_left_alone(kernels, measured):
+    kernels("cuda", "triton")
+    unit, o = packed_unit(BETWEEN.but(dilation=(1, 2)), "cuda", False, torch.bfloat16)
+    del configs[:]
+    _fallback._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
+    assert configs == [""]
+
+
+def test_a_joined_shortcut_is_part_of_the_question(blocks, measured):
+    for run in runs_of(*bottleneck(BETWEEN, torch.bfloat16, shortcut=True), True):
+        del configs[:]
+        run()
+        assert configs == [FAST] * 3
+    assert measured[-1][7:9] == ((1, 24, 16, 17), (1, 1))
+    assert len(measured) == 3, "asked once for each convolution"

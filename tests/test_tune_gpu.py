@@ -13,6 +13,7 @@ import torch
 
 from resnet_fused import _gpuinfo, backends, select, tuned
 from resnet_fused.measure.candidates import ConvCall, Measured, split_name
+from resnet_fused.ops import _cuda
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -72,6 +73,21 @@ def test_the_likely_configurations_are_measured(monkeypatch):
     assert configured[0] == ("triton", str(choose(problem, H200)))
     assert len({text for _, text in configured}) == len(configured)
     assert (found.plan, found.by_rule, found.configs) == ("torch", "triton", {})
+
+
+def test_configurations_of_the_cuda_kernels_are_measured(monkeypatch):
+    """Those that the kernels name, the first ones, and for this very convolution."""
+    names = [f"sm90 {tile} split {n}" for n in (1, 2) for tile in ("tap-shift", *"abcde")]
+    monkeypatch.setattr(select, "candidates", lambda shape, allow: ["triton", "cuda", "torch"])
+    asked_for = []
+    monkeypatch.setattr(_cuda, "ranked", lambda sizes: asked_for.append(sizes) or names)
+    found, asked = row(monkeypatch, {f"cuda {names[3]}": 0.5})
+    assert [n for n in asked if n.startswith("cuda")] == [
+        "cuda", *(f"cuda {name}" for name in names[: tune._MOST_CONFIGS])
+    ]  # fmt: skip
+    assert (found.plan, found.configs["cuda"]) == ("cuda", names[3])
+    geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    assert asked_for == [((8, 512, 7, 7), 512, *geometry, (), (1, 1), "bfloat16", 0)]
 
 
 def test_a_plan_stands_for_its_fastest_configuration(monkeypatch):

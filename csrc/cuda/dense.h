@@ -28,6 +28,11 @@ inline Tensor empty_nhwc(const Tensor& like, const Sizes& sizes) {
   return Tensor(handle);
 }
 
+inline Sizes sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return Sizes(sizes.begin(), sizes.end());
+}
+
 inline bool is_aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }
@@ -36,8 +41,7 @@ inline bool is_aligned(const Tensor& tensor) {
 inline Tensor dense_image(const Tensor& tensor) {
   const Tensor image = tensor.dim() == 4 ? tensor : torch::stable::unsqueeze(tensor, 0);
   if (is_nhwc(image) && is_aligned(image)) return image;
-  const auto sizes = image.sizes();
-  Tensor copy = empty_nhwc(image, Sizes(sizes.begin(), sizes.end()));
+  Tensor copy = empty_nhwc(image, sizes_of(image));
   torch::stable::copy_(copy, image);
   return copy;
 }

@@ -4,12 +4,13 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
+#include <map>
 #include <sstream>
 
 #include "cpu/op_string.h"
 #include "cuda/context.h"
 #include "cuda/conv_arguments.h"
+#include "cuda/conv_problem.h"
 #include "cuda/dense.h"
 #include "cuda/kept_tickets.h"
 #include "cuda/sm80/launch.h"
@@ -42,9 +43,16 @@ sm80::Type type_of(const Tensor& x) {
   }
 }
 
+// What kernels are chosen by.
+struct Wanted {
+  ConvSizes sizes;
+  sm80::Type type;
+};
+
 // A convolution whose tensors are dense, and what its kernels take of it.
 struct Call {
   const std::string& config;
+  Wanted wanted;
   const DeviceFacts& facts;
   CUstream_st* stream;
   const ConvArguments& a;
@@ -54,33 +62,6 @@ struct Call {
   std::optional<Tensor> shortcut_scale, shortcut_shift;
 };
 
-template <typename Problem>
-Problem problem_of(const Call& call) {
-  const ConvArguments& a = call.a;
-  Problem p{};
-  p.n = int(call.x.size(0));
-  p.c = int(call.x.size(1));
-  p.h = int(call.x.size(2));
-  p.w = int(call.x.size(3));
-  p.k = int(a.scale.numel());
-  p.r = int(a.kernel_size[0]);
-  p.s = int(a.kernel_size[1]);
-  p.stride_h = int(a.stride[0]);
-  p.stride_w = int(a.stride[1]);
-  p.pad_h = int(a.padding[0]);
-  p.pad_w = int(a.padding[1]);
-  p.dilation_h = int(a.dilation[0]);
-  p.dilation_w = int(a.dilation[1]);
-  p.shortcut_stride_h = p.shortcut_stride_w = 1;
-  if (call.shortcut_x) {
-    p.shortcut_c = int(call.shortcut_x->size(1));
-    p.shortcut_h = int(call.shortcut_x->size(2));
-    p.shortcut_w = int(call.shortcut_x->size(3));
-    p.shortcut_stride_h = int(a.shortcut_stride[0]);
-    p.shortcut_stride_w = int(a.shortcut_stride[1]);
-  }
-  return p;
-}
 template <typename Operands>
 Operands operands_of(const Call& call) {
   Operands o{};
@@ -121,14 +102,16 @@ std::string workspace(const Call& call, int64_t partial_floats, int64_t tickets,
   return own ? clear(zeros, own, call.stream) : "";
 }
 
-std::string run_sm80(const Call& call, sm80::Choice* named) {
-  sm80::Problem p = problem_of<sm80::Problem>(call);
-  p.groups = int(call.a.groups);
+sm80::Device sm80_device(const DeviceFacts& facts) {
+  return {facts.multiprocessors, facts.shared_bytes};
+}
+
+std::string run_sm80(const Call& call, const sm80::Choice* named) {
+  const auto p = problem_of<sm80::Problem>(call.wanted.sizes);
   const std::string why = sm80::refuses(p);
   if (!why.empty()) return why;
-  const sm80::Type type = type_of(call.x);
-  const sm80::Device device{call.facts.multiprocessors, call.facts.shared_bytes};
-  const sm80::Choice choice = named ? *named : sm80::choose(p, type, device);
+  const sm80::Type type = call.wanted.type;
+  const sm80::Choice choice = named ? *named : sm80::choose(p, type, sm80_device(call.facts));
   auto o = operands_of<sm80::Operands>(call);
   const sm80::Workspace need = sm80::refuses(p, type, choice).empty()
                                    ? sm80::workspace_of(p, type, choice)
@@ -144,25 +127,23 @@ std::string run_sm80(const Call& call, sm80::Choice* named) {
 }
 
 #ifndef RESNET_FUSED_WITHOUT_SM90
-// Whether the sm_90a kernel can serve a call that names no configuration.
-bool suits_sm90(const Call& call) {
-  return call.facts.major == 9 && call.facts.minor == 0 && call.a.groups == 1 &&
-         call.a.x.scalar_type() != ScalarType::Float &&
-         sm90::refuses(problem_of<sm90::Problem>(call)).empty();
+// Empty where the sm_90a kernel can serve, else one sentence.
+std::string sm90_refuses(const Wanted& wanted, const DeviceFacts& facts) {
+  if (facts.major != 9 || facts.minor != 0) return "its kernel is for sm_90";
+  if (sm80::element_bytes(wanted.type) == 4) return "its kernel has no float32";
+  if (wanted.sizes.groups != 1) return "its kernel has no groups";
+  return sm90::refuses(problem_of<sm90::Problem>(wanted.sizes));
 }
-std::string run_sm90(const Call& call, sm90::Choice* named) {
-  const sm90::Problem p = problem_of<sm90::Problem>(call);
-  if (call.facts.major != 9 || call.facts.minor != 0) return "its kernel is for sm_90";
-  if (call.a.x.scalar_type() == ScalarType::Float) return "its kernel has no float32";
-  if (call.a.groups != 1) return "its kernel has no groups";
-  const sm90::Device device{call.facts.multiprocessors};
-  const std::string why = sm90::refuses(p);
+std::string run_sm90(const Call& call, const sm90::Choice* named) {
+  const std::string why = sm90_refuses(call.wanted, call.facts);
   if (!why.empty()) return why;
+  const auto p = problem_of<sm90::Problem>(call.wanted.sizes);
+  const sm90::Device device{call.facts.multiprocessors};
   const sm90::Choice choice = named ? *named : sm90::choose(p, device);
   const std::string refused = sm90::refuses(p, choice);
   if (!refused.empty()) return refused;
   auto o = operands_of<sm90::Operands>(call);
-  o.bfloat16 = call.a.x.scalar_type() == ScalarType::BFloat16;
+  o.bfloat16 = call.wanted.type == sm80::Type::kBFloat16;
   const int64_t tickets = sm90::tickets(p, choice);
   std::optional<Workspace> memory;
   if (tickets) {
@@ -175,16 +156,91 @@ std::string run_sm90(const Call& call, sm90::Choice* named) {
 }
 #endif
 
+std::string no_config(const std::string& text) {
+  return "config must be empty or like \"sm80 64x64 split 1\", got \"" + text + "\"";
+}
+
 std::string run(const Call& call) {
   sm80::Choice sm80_choice;
   if (sm80::parse(call.config, &sm80_choice)) return run_sm80(call, &sm80_choice);
 #ifndef RESNET_FUSED_WITHOUT_SM90
   sm90::Choice sm90_choice;
   if (sm90::parse(call.config, &sm90_choice)) return run_sm90(call, &sm90_choice);
-  if (call.config.empty() && suits_sm90(call)) return run_sm90(call, nullptr);
+  if (call.config.empty() && sm90_refuses(call.wanted, call.facts).empty())
+    return run_sm90(call, nullptr);
 #endif
-  if (call.config.empty()) return run_sm80(call, nullptr);
-  return "config must be empty or like \"sm80 64x64 split 1\", got \"" + call.config + "\"";
+  return call.config.empty() ? run_sm80(call, nullptr) : no_config(call.config);
+}
+
+// ---- configurations of a convolution, without its tensors ---------------------------------------
+
+Wanted wanted_of(const char* op, const Sizes& x, int64_t out_channels, const IntPair& kernel_size,
+                 const IntPair& stride, const IntPair& padding, const IntPair& dilation,
+                 int64_t groups, const Sizes& shortcut_x, const IntPair& shortcut_stride,
+                 const std::string& kind) {
+  check(x.size() == 4, op, ": x must be 4 sizes, got ", shape_text(x));
+  check(shortcut_x.empty() || shortcut_x.size() == 4, op,
+        ": shortcut_x must be 4 sizes or none, got ", shape_text(shortcut_x));
+  const std::map<std::string, sm80::Type> types = {{"bfloat16", sm80::Type::kBFloat16},
+                                                   {"float16", sm80::Type::kFloat16},
+                                                   {"tf32", sm80::Type::kTf32},
+                                                   {"float32", sm80::Type::kFloat32}};
+  const auto type = types.find(kind);
+  check(type != types.end(), op, ": kind must be bfloat16, float16, tf32 or float32, got ", kind);
+  return {{x, out_channels, kernel_size, stride, padding, dilation, groups, shortcut_x,
+           shortcut_stride},
+          type->second};
+}
+
+// One configuration a line, those of the kernel that is chosen where none is named first, in the
+// order of their modelled time.
+std::string ranked(const Sizes& x, int64_t out_channels, const IntPair& kernel_size,
+                   const IntPair& stride, const IntPair& padding, const IntPair& dilation,
+                   int64_t groups, const Sizes& shortcut_x, const IntPair& shortcut_stride,
+                   StringHandle kind, int64_t device) {
+  const Wanted wanted =
+      wanted_of("conv_bn_act_cuda_ranked", x, out_channels, kernel_size, stride, padding, dilation,
+                groups, shortcut_x, shortcut_stride, take_string(kind));
+  const DeviceFacts& facts = device_facts(int(device));
+  std::ostringstream lines;
+#ifndef RESNET_FUSED_WITHOUT_SM90
+  if (sm90_refuses(wanted, facts).empty()) {
+    const auto p = problem_of<sm90::Problem>(wanted.sizes);
+    for (const sm90::Choice& choice : sm90::ranked(p, {facts.multiprocessors}))
+      lines << sm90::text(choice) << "\n";
+  }
+#endif
+  const auto p = problem_of<sm80::Problem>(wanted.sizes);
+  if (sm80::refuses(p).empty())
+    for (const sm80::Choice& choice : sm80::ranked(p, wanted.type, sm80_device(facts)))
+      lines << sm80::text(choice) << "\n";
+  return lines.str();
+}
+
+// Empty where a configuration serves the convolution, else one sentence.
+std::string refusal(const Sizes& x, int64_t out_channels, const IntPair& kernel_size,
+                    const IntPair& stride, const IntPair& padding, const IntPair& dilation,
+                    int64_t groups, const Sizes& shortcut_x, const IntPair& shortcut_stride,
+                    StringHandle kind, int64_t device, StringHandle config_handle) {
+  const std::string config = take_string(config_handle);
+  const Wanted wanted =
+      wanted_of("conv_bn_act_cuda_refusal", x, out_channels, kernel_size, stride, padding, dilation,
+                groups, shortcut_x, shortcut_stride, take_string(kind));
+  sm80::Choice sm80_choice;
+  if (sm80::parse(config, &sm80_choice)) {
+    const auto p = problem_of<sm80::Problem>(wanted.sizes);
+    const std::string why = sm80::refuses(p);
+    return why.empty() ? sm80::refuses(p, wanted.type, sm80_choice) : why;
+  }
+#ifndef RESNET_FUSED_WITHOUT_SM90
+  sm90::Choice sm90_choice;
+  if (sm90::parse(config, &sm90_choice)) {
+    const std::string why = sm90_refuses(wanted, device_facts(int(device)));
+    if (!why.empty()) return why;
+    return sm90::refuses(problem_of<sm90::Problem>(wanted.sizes), sm90_choice);
+  }
+#endif
+  return no_config(config);
 }
 
 void check_indices(const Sizes& sizes, const char* name) {
@@ -227,22 +283,25 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& scale, c
   const Tensor y = empty_nhwc(x, out);
   const bool batched = x.dim() == 4;
   if (y.numel() > 0) {
-    const auto sizes = [](const Tensor& t) {
-      const auto all = t.sizes();
-      return Sizes(all.begin(), all.end());
-    };
-    check_indices(sizes(x), "x");
-    check_indices(sizes(packed), "packed");
-    if (shortcut_x) check_indices(sizes(*shortcut_x), "shortcut_x");
+    check_indices(sizes_of(x), "x");
+    check_indices(sizes_of(packed), "packed");
+    if (shortcut_x) check_indices(sizes_of(*shortcut_x), "shortcut_x");
+    const Tensor image = dense_image(x);
+    const MaybeTensor branch = dense_image(shortcut_x);
+    const ConvSizes sizes{
+        sizes_of(image), scale.numel(), kernel_size, stride,
+        padding,         dilation,      groups,      branch ? sizes_of(*branch) : Sizes{},
+        shortcut_stride};
     const Call call{config,
+                    {sizes, type_of(x)},
                     device_facts(device),
                     current_stream(device),
                     a,
                     y,
-                    dense_image(x),
+                    image,
                     dense_image(packed),
                     dense_image(residual),
-                    dense_image(shortcut_x),
+                    branch,
                     dense_image(shortcut_packed),
                     dense_vector(scale),
                     dense_vector(shift),
@@ -301,7 +360,7 @@ Tensor add_relu(const Tensor& a, const Tensor& b) {
   const DeviceFacts& facts = device_facts(device);
   const std::string failed = sm80::launch_add_relu(
       kind, left.const_data_ptr(), right.const_data_ptr(), y.mutable_data_ptr(), y.numel(),
-      {facts.multiprocessors, facts.shared_bytes}, current_stream(device));
+      sm80_device(facts), current_stream(device));
   check(failed.empty(), op, ": ", failed);
   return y;
 }
@@ -317,4 +376,6 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
 // An op without a tensor argument has no device to dispatch on.
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("cuda_configurations", TORCH_BOX(&resnet_fused::cuda::configurations));
+  m.impl("conv_bn_act_cuda_ranked", TORCH_BOX(&resnet_fused::cuda::ranked));
+  m.impl("conv_bn_act_cuda_refusal", TORCH_BOX(&resnet_fused::cuda::refusal));
 }

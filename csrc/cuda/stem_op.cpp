@@ -33,9 +33,8 @@ Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& sca
   if (y.numel() > 0) {
     const Tensor image = dense_image(x), weight = dense_image(packed);
     const Tensor factors = dense_vector(scale), terms = dense_vector(shift);
-    const auto found = image.sizes();
-    const sm80::Problem p = problem_of(Sizes(found.begin(), found.end()), scale.numel(),
-                                       kernel_size, stride, padding, one);
+    const auto p = problem_of<sm80::Problem>(
+        {sizes_of(image), scale.numel(), kernel_size, stride, padding, one});
     const sm80::StemOperands operands{act == "relu",
                                       image.const_data_ptr(),
                                       weight.const_data_ptr(),
@@ -56,7 +55,8 @@ Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& sca
 std::string refusal(const Sizes& x, int64_t channels, const IntPair& kernel_size,
                     const IntPair& stride, const IntPair& padding) {
   check(x.size() == 4, "conv_bn_act_pool_refusal: x must be 4 sizes, got ", shape_text(x));
-  return sm80::stem_refuses(problem_of(x, channels, kernel_size, stride, padding, {1, 1}));
+  return sm80::stem_refuses(
+      problem_of<sm80::Problem>({x, channels, kernel_size, stride, padding, {1, 1}}));
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +46,15 @@ def _load() -> str | None:
 library.define("uses_tf32() -> bool")
 library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
 library.define("cuda_configurations() -> str")
+# Configurations of conv_bn_act_cuda for a convolution on a GPU, by its index: those worth measuring
+# a line each, and why one cannot serve, "" where it can. x, shortcut_x: (N, C, H, W), the latter
+# empty without a shortcut; kind: bfloat16, float16, tf32 or float32.
+_SIZES = (
+    "int[] x, int out_channels, int[2] kernel_size, int[2] stride, int[2] padding, "
+    "int[2] dilation, int groups, int[] shortcut_x, int[2] shortcut_stride, str kind, int device"
+)
+library.define(f"conv_bn_act_cuda_ranked({_SIZES}) -> str")
+library.define(f"conv_bn_act_cuda_refusal({_SIZES}, str config) -> str")
 # Why the binary's kernels cannot be loaded on a device, by its index; "" where they can.
 library.define("cuda_image_error(int device) -> str")
 # Why conv_bn_act_pool_cuda cannot serve an x of these sizes, (N, C, H, W); "" where it can.
@@ -113,6 +123,64 @@ def configurations() -> tuple[Configuration, ...]:
     rows = torch.ops.resnet_fused.cuda_configurations().splitlines()
     parts = [row.rsplit(" ", 2) for row in rows]
     return tuple(Configuration(name, int(threads), int(size)) for name, threads, size in parts)
+
+
+class Sizes(NamedTuple):
+    """A convolution as conv_bn_act_cuda's kernels see it: the arguments of its configurations."""
+
+    x: tuple[int, ...]  # (N, C, H, W)
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    shortcut_x: tuple[int, ...]  # () without one
+    shortcut_stride: tuple[int, int]
+    kind: str
+    device: int
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """How elements are multiplied."""
+    return "tf32" if dtype == torch.float32 and uses_tf32() else check.dtype_name(dtype)
+
+
+def ranked(sizes: Sizes) -> list[str]:
+    """Configurations that are worth measuring, by their modelled time."""
+    return torch.ops.resnet_fused.conv_bn_act_cuda_ranked(*sizes).splitlines()
+
+
+def measured(sizes: Sizes, dtype: torch.dtype) -> str:
+    """The configuration that `tune` found for a convolution on this GPU, "" for the rule's."""
+    from .. import tuned
+
+    return _measured(sizes, dtype, tuned.state())
+
+
+@functools.lru_cache(maxsize=4096)
+def _measured(sizes: Sizes, dtype: torch.dtype, state: Any) -> str:
+    from .. import tuned
+    from ..conv_shape import ConvShape
+
+    geometry = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
+    shape = ConvShape(
+        device="cuda",
+        index=sizes.device,
+        dtype=dtype,
+        in_channels=sizes.x[1],
+        out_channels=sizes.out_channels,
+        kernel=sizes.kernel_size,
+        out_size=check.output_size("conv_bn_act_cuda", sizes.x[-2:], *geometry),
+        stride=sizes.stride,
+        dilation=sizes.dilation,
+        groups=sizes.groups,
+        batch=sizes.x[0],
+    )
+    text = tuned.config("cuda", shape)
+    # It was measured with one padding and without a shortcut.
+    serves = text and not torch.ops.resnet_fused.conv_bn_act_cuda_refusal(*sizes, text)
+    return text if serves else ""
 
 
 def _conv_fake(

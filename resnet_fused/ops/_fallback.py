@@ -169,8 +169,8 @@ def _conv_bn_act_packed(
     ):
         return _gpu.conv_with_pool(x, packed, scale, shift, kernel_size=kernel_size, **keywords)
     else:
-        conv = _gpu.conv_op(plan)
-        y = conv(x, packed, scale, shift, residual, kernel_size=kernel_size, **keywords)
+        keywords["kernel_size"] = kernel_size
+        y = _gpu.conv(plan, x, packed, scale, shift, residual, **keywords)
     return dense_nhwc(reference.max_pool(y) if pool else y)
 
 

@@ -7,7 +7,7 @@ bottleneck.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,80 @@ _ops = torch.ops.resnet_fused
 def conv_op(plan: str) -> torch._ops.OpOverload:
     """conv_bn_act_triton or conv_bn_act_cuda."""
     return getattr(torch.ops.resnet_fused, f"conv_bn_act_{plan}").default
+
+
+def conv(
+    plan: str,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    *shortcut: Tensor,
+    **keywords: Any,
+) -> Tensor:
+    """conv_op(plan) by the configuration that was measured, where one was. For "triton" the op
+    looks for it itself."""
+    if plan == "cuda":
+        branch = shortcut[0].shape if shortcut else None
+        keywords["config"] = _config(x.shape, x.dtype, x.device, scale.numel(), branch, **keywords)
+    return conv_op(plan)(x, packed, scale, shift, residual, *shortcut, **keywords)
+
+
+def _config(
+    size: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    out_channels: int,
+    branch: Sequence[int] | None,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shortcut_stride: Sequence[int] = (1, 1),
+    **_: Any,
+) -> str:
+    """What was measured for a convolution of images of `size`; branch: the shortcut's images."""
+    sizes = _cuda.Sizes(
+        x=(1, *size)[-4:],
+        out_channels=out_channels,
+        kernel_size=tuple(kernel_size),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        shortcut_x=() if branch is None else (1, *branch)[-4:],
+        shortcut_stride=tuple(shortcut_stride),
+        kind=_cuda.kind_of(dtype),
+        device=device.index or 0,
+    )
+    return _cuda.measured(sizes, dtype)
+
+
+def prepare(
+    operands: tuple[Tensor, Tensor, Tensor],
+    size: tuple[int, ...],
+    device: torch.device,
+    *,
+    adds: bool = False,
+    shortcut: tuple[Tensor, Tensor, Tensor] | None = None,
+    shortcut_size: tuple[int, ...] = (),
+    shortcut_stride: Sequence[int] = (1, 1),
+    **keywords: Any,
+) -> Callable[..., Tensor]:
+    """conv_bn_act_cuda with everything but the images fixed, as _triton.prepare."""
+    op = conv_op("cuda")
+    weight, scale, shift = operands
+    given = {name: value for name, value in keywords.items() if name not in _OPERANDS}
+    if shortcut is not None:
+        given["shortcut_stride"] = shortcut_stride
+    branch = None if shortcut is None else shortcut_size
+    given["config"] = _config(size, weight.dtype, device, scale.numel(), branch, **given)
+    if shortcut is None:
+        return lambda x, residual=None: op(x, weight, scale, shift, residual, **given)
+    return lambda x, other: op(x, weight, scale, shift, None, other, *shortcut, **given)
 
 
 def joins(last: dict[str, Any], shortcut: dict[str, Any]) -> bool:
@@ -42,8 +116,8 @@ def conv_with_shortcut(
 ) -> Tensor:
     """act(conv(y) * scale + shift + conv1x1(x) * scale + shift), each with its own."""
     keywords = {name: value for name, value in last.items() if name not in _OPERANDS}
-    return conv_op(last["plan"])(
-        *(y, last["packed"], last["scale"], last["shift"], None),
+    return conv(
+        *(last["plan"], y, last["packed"], last["scale"], last["shift"], None),
         *(x, shortcut["packed"], shortcut["scale"], shortcut["shift"]),
         shortcut_stride=shortcut["stride"],
         **keywords,

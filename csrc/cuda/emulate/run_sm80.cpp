@@ -162,6 +162,13 @@ extern "C" void sm80_choose(const Problem* p, int type, int multiprocessors, Cho
   *workspace = workspace_of(*p, Type(type), *choice);
   snprintf(name, size, "%s", text(*choice).c_str());
 }
+extern "C" void sm80_ranked(const Problem* p, int type, int multiprocessors, char* names,
+                            int size) {
+  std::string lines;
+  for (const Choice& choice : ranked(*p, Type(type), {multiprocessors, 164 << 10}))
+    lines += text(choice) + "\n";
+  snprintf(names, size, "%s", lines.c_str());
+}
 extern "C" int sm80_parse(const char* name, Choice* choice) { return parse(name, choice); }
 
 // ---- kept tickets: of buffers numbered as they are made, 0 where none can be ----

@@ -107,6 +107,11 @@ extern "C" void sm90_choose(const Problem* p, int multiprocessors, Choice* choic
   *microseconds = cost(*p, *choice, {multiprocessors}).microseconds;
   snprintf(name, size, "%s", text(*choice).c_str());
 }
+extern "C" void sm90_ranked(const Problem* p, int multiprocessors, char* names, int size) {
+  std::string lines;
+  for (const Choice& choice : ranked(*p, {multiprocessors})) lines += text(choice) + "\n";
+  snprintf(names, size, "%s", lines.c_str());
+}
 extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name, choice); }
 extern "C" int64_t sm90_tickets(const Problem* p, const Choice* c) { return tickets(*p, *c); }
 extern "C" int64_t sm90_partial_floats(const Problem* p, const Choice* c) {

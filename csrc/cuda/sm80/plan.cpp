@@ -112,30 +112,54 @@ double cost(const Problem& p, Type type, const Choice& choice, const Device& dev
   return each * (steps * step + outputs) + rounds * kFirstLoadClocks + split;
 }
 
-Choice choose(const Problem& p, Type type, const Device& device) {
-  if (!in_chunks(p, type)) {
-    Choice best{kAnyTile, 1};
-    for (int splits = 2; splits <= 16; splits *= 2)
-      if (cost(p, type, {kAnyTile, splits}, device) < cost(p, type, best, device))
-        best.splits = splits;
-    best.splits = schedule(p, type, best).splits;
-    return best;
-  }
-  Choice best{2, 1};
-  double least = cost(p, type, best, device);
-  for (int tile = 0; tile < kAnyTile; ++tile) {
-    if (!has_tile(math_of(type), tile, p.shortcut_c > 0)) continue;
-    for (int splits = 1; splits <= kMostSplits; splits = splits < 4 ? splits + 1 : splits * 5 / 4) {
-      const Choice choice{tile, splits};
-      if (schedule(p, type, choice).splits < splits) break;
-      const double clocks = cost(p, type, choice, device);
-      if (clocks < least) {
-        least = clocks;
-        best = choice;
-      }
-    }
+namespace {
+
+struct Priced {
+  Choice choice;
+  double clocks;
+};
+
+// A tile with the number of splits that costs least. The tile for any channels keeps to few.
+Priced priced(const Problem& p, Type type, int tile, const Device& device) {
+  const bool any = tile == kAnyTile;
+  Priced best{{tile, 1}, cost(p, type, {tile, 1}, device)};
+  const auto next = [any](int splits) {
+    return any ? splits * 2 : splits < 4 ? splits + 1 : splits * 5 / 4;
+  };
+  for (int splits = 2; splits <= (any ? 16 : kMostSplits); splits = next(splits)) {
+    const Choice choice{tile, splits};
+    if (schedule(p, type, choice).splits < splits) break;
+    const double clocks = cost(p, type, choice, device);
+    if (clocks < best.clocks) best = {choice, clocks};
   }
   return best;
+}
+
+// Every tile that serves.
+std::vector<Priced> priced(const Problem& p, Type type, const Device& device) {
+  if (!in_chunks(p, type)) return {priced(p, type, kAnyTile, device)};
+  std::vector<Priced> all;
+  for (int tile = 0; tile < kAnyTile; ++tile)
+    if (has_tile(math_of(type), tile, p.shortcut_c > 0))
+      all.push_back(priced(p, type, tile, device));
+  return all;
+}
+
+bool is_cheaper(const Priced& a, const Priced& b) { return a.clocks < b.clocks; }
+
+}  // namespace
+
+Choice choose(const Problem& p, Type type, const Device& device) {
+  const std::vector<Priced> all = priced(p, type, device);
+  return std::min_element(all.begin(), all.end(), is_cheaper)->choice;
+}
+
+std::vector<Choice> ranked(const Problem& p, Type type, const Device& device) {
+  std::vector<Priced> all = priced(p, type, device);
+  std::stable_sort(all.begin(), all.end(), is_cheaper);
+  std::vector<Choice> choices;
+  for (const Priced& one : all) choices.push_back(one.choice);
+  return choices;
 }
 
 std::string text(const Choice& choice) {

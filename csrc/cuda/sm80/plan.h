@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "cuda/sm80/problem.h"
 
@@ -30,6 +31,9 @@ std::string refuses(const Problem& p);
 // Empty where this choice serves it.
 std::string refuses(const Problem& p, Type type, const Choice& choice);
 Choice choose(const Problem& p, Type type, const Device& device);
+// What is worth measuring: every tile that serves, with its best number of splits, the least cost
+// first.
+std::vector<Choice> ranked(const Problem& p, Type type, const Device& device);
 // Modelled, never measured: clocks of the busiest multiprocessor. Only comparisons mean something.
 double cost(const Problem& p, Type type, const Choice& choice, const Device& device);
 

@@ -120,21 +120,47 @@ Cost cost(const Problem& p, const Choice& choice, const Device& device) {
   return c;
 }
 
-Choice choose(const Problem& p, const Device& device) {
-  Choice best{-1, 1};
-  double least = 0;
+namespace {
+
+struct Priced {
+  Choice choice;
+  double microseconds;
+};
+
+// Every tile whose chunk suits the channels, with the number of splits that costs least.
+std::vector<Priced> priced(const Problem& p, const Device& device) {
+  std::vector<Priced> all;
   for (int i = 0; i < kTileCount; ++i) {
     const Tile& t = kTiles[i].tile;
     if (t.chunk != chunk_for(p.c)) continue;
-    for (int splits : {1, 2, 3, 4, 6, 8, 9, 12, 16, 18, 24}) {
+    Priced best{{i, 1}, cost(p, {i, 1}, device).microseconds};
+    for (int splits : {2, 3, 4, 6, 8, 9, 12, 16, 18, 24}) {
       const Schedule s = schedule_of(p, t, splits);
-      if (s.splits != splits) break;
-      if (splits > 1 && int64_t(tiles_of(s)) * (splits - 1) >= slots(t, device)) break;
+      if (s.splits != splits || int64_t(tiles_of(s)) * (splits - 1) >= slots(t, device)) break;
       const double us = cost(p, {i, splits}, device).microseconds;
-      if (best.tile < 0 || us < least) best = {i, splits}, least = us;
+      if (us < best.microseconds) best = {{i, splits}, us};
     }
+    all.push_back(best);
   }
-  return best;
+  return all;
+}
+
+bool is_cheaper(const Priced& a, const Priced& b) { return a.microseconds < b.microseconds; }
+
+}  // namespace
+
+Choice choose(const Problem& p, const Device& device) {
+  const std::vector<Priced> all = priced(p, device);
+  return std::min_element(all.begin(), all.end(), is_cheaper)->choice;
+}
+
+std::vector<Choice> ranked(const Problem& p, const Device& device) {
+  std::vector<Priced> all = priced(p, device);
+  std::stable_sort(all.begin(), all.end(), is_cheaper);
+  std::vector<Choice> choices;
+  if (tap_shift_refuses(p).empty()) choices.push_back({kTapShift, 1});
+  for (const Priced& one : all) choices.push_back(one.choice);
+  return choices;
 }
 
 std::string text(const Choice& choice) {

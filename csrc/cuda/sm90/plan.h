@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "cuda/sm90/tiles.h"
 
@@ -30,6 +31,9 @@ std::string refuses(const Problem& p);
 std::string refuses(const Problem& p, const Choice& choice);
 Cost cost(const Problem& p, const Choice& choice, const Device& device);  // of tiles only
 Choice choose(const Problem& p, const Device& device);
+// What is worth measuring: tap-shift where it serves, which is not modelled, then every tile of the
+// right chunk with its best number of splits, the least cost first.
+std::vector<Choice> ranked(const Problem& p, const Device& device);
 int blocks(const Problem& p, const Choice& choice, const Device& device);
 
 // "sm90 c128x256 split 4", or "sm90 tap-shift split 1", and back; false where the text names none.
