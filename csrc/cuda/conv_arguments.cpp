@@ -20,7 +20,7 @@ void check_image(const char* op, const char* name, const Tensor& x) {
 }
 
 // Sizes of `x` from dimension -3 on, behind a batch of 1 where it has none.
-std::vector<int64_t> sizes_of(const Tensor& x) {
+std::vector<int64_t> image_sizes(const Tensor& x) {
   const auto sizes = x.sizes();
   std::vector<int64_t> all(sizes.begin(), sizes.end());
   if (all.size() == 3) all.insert(all.begin(), 1);
@@ -47,7 +47,7 @@ void check_shortcut(const ConvArguments& a, const std::vector<int64_t>& result) 
   const Tensor& x = *a.shortcut_x;
   check_image(a.op, "shortcut_x", x);
   check_like(a.op, "shortcut_x", x, a.x, a.x.scalar_type());
-  const std::vector<int64_t> sizes = sizes_of(x), vector{a.scale.numel()};
+  const std::vector<int64_t> sizes = image_sizes(x), vector{a.scale.numel()};
   check_shape(*a.shortcut_packed, std::vector<int64_t>{a.scale.numel(), sizes[1], 1, 1}, a.op,
               "shortcut_packed");
   check_like(a.op, "shortcut_packed", *a.shortcut_packed, a.x, a.x.scalar_type());
@@ -87,7 +87,7 @@ std::vector<int64_t> check_arguments(const ConvArguments& a) {
   check_pair(a.op, "stride", a.stride, 1);
   check_pair(a.op, "padding", a.padding, 0);
   check_pair(a.op, "dilation", a.dilation, 1);
-  const std::vector<int64_t> sizes = sizes_of(a.x);
+  const std::vector<int64_t> sizes = image_sizes(a.x);
   const int64_t channels = a.scale.numel();
   check(a.groups >= 1, a.op, ": groups must be at least 1, got ", a.groups);
   check(channels % a.groups == 0 && sizes[1] % a.groups == 0, a.op, ": groups must divide the ",
