@@ -31,7 +31,7 @@ from .select import ConvShape, milliseconds
 
 @dataclass(frozen=True)
 class Row:
-    """One convolution of the model.
+    """One convolution of the model, a stem's with its max-pool.
 
     shape: what was measured, with its batch. count: how many convolutions of the model are like
     it. ms: plan -> median in milliseconds, None where it is not exact enough; empty where only one
@@ -207,7 +207,7 @@ def _calls(module: FusedModule, x: Tensor, dtype: torch.dtype) -> Iterator[ConvC
     batch = x.shape[0] if x.dim() == 4 else 1
     for unit, shape in zip(units, module.conv_shapes(x, dtype, batch), strict=True):
         residual = module.adds_shortcut and unit is units[-1]
-        yield ConvCall(shape, packing.pair_padding(unit.conv), unit.act, residual)
+        yield ConvCall(shape, packing.pair_padding(unit.conv), unit.act, residual, unit.pool)
 
 
 @contextmanager

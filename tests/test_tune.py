@@ -380,6 +380,25 @@ def test_weights_take_turns():
     assert all(torch.equal(packed, one) for packed in seen)
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_stem_is_measured_with_its_max_pool(monkeypatch, pool):
+    """One plan computes both in one pass, which only their common time shows."""
+    layers = [nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    stem = rf.fuse(nn.Sequential(*layers[: 4 if pool else 3]).eval())
+    run, sizes = candidates._run, {}
+
+    def watched(call, o, plan, packed):
+        y = run(call, o, plan, packed)
+        sizes.setdefault(plan, set()).add(tuple(y.shape))
+        return y
+
+    monkeypatch.setattr(candidates, "_run", watched)
+    (row,) = rf.tune(stem, torch.randn(2, 3, 30, 26), seconds=0)
+    size = (2, 8, 8, 7) if pool else (2, 8, 15, 13)
+    assert sizes == {plan: {size} for plan in row.ms}
+    assert all(error < 2e-6 for error in row.errors.values())
+
+
 def test_the_clock_is_the_real_one():
     """Once without a made-up clock: every plan gets a time."""
     (row,) = rf.tune(block(), X, seconds=0)

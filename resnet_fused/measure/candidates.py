@@ -41,12 +41,16 @@ _ops = torch.ops.resnet_fused
 
 @dataclass(frozen=True)
 class ConvCall:
-    """A convolution as a model calls it: shape with batch, zero padding, epilogue."""
+    """A convolution as a model calls it: shape with batch, zero padding, epilogue.
+
+    pool: with a stem's max-pool, which some kernels compute in the same pass.
+    """
 
     shape: ConvShape
     padding: tuple[int, int]
     act: str
     residual: bool
+    pool: bool = False
 
     @property
     def in_size(self) -> tuple[int, int]:
@@ -180,8 +184,12 @@ def _run(call: ConvCall, o: _Operands, candidate: str, packed: Tensor) -> Tensor
     operands = (o.x, packed, o.scale, o.shift, o.residual)
     keywords = _keywords(call) | {"kernel_size": call.shape.kernel}
     if config:
-        return _gpu.conv_op(plan)(*operands, config=config, **keywords)
-    return _ops.conv_bn_act_packed(*operands, plan=plan, **keywords)
+        return _pooled(call, _gpu.conv_op(plan)(*operands, config=config, **keywords))
+    return _ops.conv_bn_act_packed(*operands, plan=plan, pool=call.pool, **keywords)
+
+
+def _pooled(call: ConvCall, y: Tensor) -> Tensor:
+    return reference.max_pool(y) if call.pool else y
 
 
 def _timed(call: ConvCall, run: Callable[[], Tensor]) -> Timed:
@@ -244,7 +252,8 @@ def _exact(call: ConvCall, o: _Operands) -> Tensor:
         images = slice(i, i + CHUNK)
         residual = None if o.residual is None else o.residual[images].double()
         x = o.x[images].double()
-        parts.append(reference.conv_bn_act(x, weight, scale, shift, residual, **_keywords(call)))
+        y = reference.conv_bn_act(x, weight, scale, shift, residual, **_keywords(call))
+        parts.append(_pooled(call, y))
     return torch.cat(parts)
 
 
@@ -256,4 +265,4 @@ def _eager(call: ConvCall, o: _Operands) -> Tensor:
     y = F.batch_norm(y, zero, one, o.scale, o.shift, eps=0.0)
     if o.residual is not None:
         y += o.residual
-    return F.relu(y) if call.act == "relu" else y
+    return _pooled(call, F.relu(y) if call.act == "relu" else y)
