@@ -106,7 +106,8 @@ class _Log(TorchFunctionMode):
         results = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
         unchanged = {id(t) for t, v in zip(operands, versions, strict=True) if t._version == v}
         if not results:
-            self.queries[getattr(func, "__self__", func).__name__] += 1
+            owner = getattr(func, "__self__", None)  # x.shape is the method of a descriptor
+            self.queries[getattr(owner, "__name__", name)] += 1
         # Neither a query nor an operation that hands its operand on.
         elif not {id(t) for t in results} <= unchanged:
             self.ops[name] += 1

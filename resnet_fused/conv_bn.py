@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import check, guard, packing
-from ._caller import calling_module, code_of
+from ._caller import is_running, running_sequences
 from ._fused import FusedModule, Run
 from ._launches import Launch, prepare_unit
 from ._links import (
@@ -102,7 +104,8 @@ def _pool_settings(pool: nn.MaxPool2d) -> tuple[Any, ...]:
 
 @dataclass(eq=False)
 class _Installed:
-    """A site in its parent, seen by all of its slots: they agree at every call on who does what."""
+    """A site in its parent, seen by all of its slots. The first decides at every call whether it
+    computes all layers or its own; the others pass on what it computed, and compute the rest."""
 
     parent: nn.Module
     site: Site
@@ -110,6 +113,7 @@ class _Installed:
     slots: list[Wrapper] = field(default_factory=list)
     pool_settings: tuple[Any, ...] | None = None
     _guard: Callable[[], bool] | None = None  # made when the site was last found whole
+    _last: threading.local = field(default_factory=threading.local)  # what all computed together
 
     def is_whole(self) -> bool:
         """Whether nothing is broken; quickly, if the last call found the same."""
@@ -121,23 +125,39 @@ class _Installed:
         self._guard = guard.watch(self.facts()) if whole else None
         return whole
 
-    def in_order(self, slot: Wrapper) -> bool:
-        """Whether the slot at work is called by who calls the others too, in their order.
+    def is_called_whole(self) -> bool:
+        """Whether who calls the first layer calls the others too, in their order.
 
-        That is the parent, for which it was proved, or a Sequential that holds them side by side,
-        as `nn.Sequential(*net.children())` does. Anyone else may want what lies between them: a
-        U-Net, say, the activations before the max-pool. Graphs are captured without this look.
+        That is the parent's forward, for which it was proved, or a Sequential that holds them side
+        by side, as `nn.Sequential(*net.children())` does. Anyone else may want what lies between
+        them: a U-Net, say, the activations before the max-pool.
         """
-        if torch.compiler.is_compiling():
-            return True
-        caller = calling_module(slot, _OWN_CODE)
-        if caller is self.parent:
-            return True
-        if type(caller) is not nn.Sequential:
+        return is_running(self.parent) or any(map(self._is_in, running_sequences()))
+
+    def _is_in(self, sequence: nn.Sequential) -> bool:
+        layers, first = list(sequence._modules.values()), self.slots[0]
+        at = layers.index(first) if first in layers else len(layers)
+        return layers[at : at + len(self.slots)] == self.slots
+
+    def computed(self, y: Tensor) -> Tensor:
+        """Notes that y is what all layers compute together; returns it."""
+        self._last.y = weakref.ref(y)
+        return y
+
+    def has_computed(self, x: Tensor, slot: Wrapper) -> bool:
+        """Whether x is what this thread noted last; the last slot is the last to hear so."""
+        last = getattr(self._last, "y", None)
+        if last is None or last() is not x:
             return False
-        held, first = list(caller._modules.values()), self.slots[0]
-        at = held.index(first) if first in held else len(held)
-        return held[at : at + len(self.slots)] == self.slots
+        if slot is self.slots[-1]:
+            self._last.y = None
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _last=threading.local())
 
     def facts(self) -> list[guard.Fact]:
         """What `broken` looks at, while nothing is."""
@@ -182,9 +202,12 @@ class ConvSlot(_OneUnit, nn.Conv2d):
         self.__dict__["link"] = link({unit.conv_name: unit.conv}, unit.conv_name, unit.conv_name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._installed.in_order(self) and not any(isinstance(a, fx.Proxy) for a in args):
+        site = self._installed
+        if torch.compiler.is_compiling() or any(isinstance(a, fx.Proxy) for a in args):
+            return super().forward(*args, **kwargs)
+        if has_global_hooks() or not site.is_whole() or not site.is_called_whole():
             return run_plainly(self, *args, **kwargs)
-        return super().forward(*args, **kwargs)
+        return site.computed(super().forward(*args, **kwargs))
 
     def _why_changed(self) -> str | None:
         if has_global_hooks():
@@ -209,13 +232,6 @@ class ConvSlot(_OneUnit, nn.Conv2d):
             y = run_plainly(slot, y)
         return y
 
-    def remove(self) -> None:
-        """Puts the originals back into the parent."""
-        installed = self._installed
-        for name, slot in zip(installed.names, installed.slots, strict=True):
-            if installed.parent._modules.get(name) is slot:
-                installed.parent._modules[name] = slot.original()
-
 
 class PassSlot(Wrapper):
     """In the place of a layer that the ConvSlot has computed already: passes its input on."""
@@ -225,11 +241,16 @@ class PassSlot(Wrapper):
         self.__dict__["_installed"] = installed
         self.__dict__["link"] = link({name: original}, name, name)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) != 1 or kwargs:
+            return run_plainly(self, *args, **kwargs)
+        x, site = args[0], self._installed
         if isinstance(x, fx.Proxy):
             return self.recorded(x)
-        whole = self._installed.is_whole() and self._installed.in_order(self)
-        return x if whole else run_plainly(self, x)
+        # A graph that is captured knows no weak references.
+        captured = torch.compiler.is_compiling()
+        passes = site.is_whole() if captured else site.has_computed(x, self)
+        return x if passes else run_plainly(self, x)
 
     def extra_repr(self) -> str:
         return "computed by the convolution before it"
@@ -249,7 +270,6 @@ class MaxPoolSlot(PassSlot, nn.MaxPool2d):
 
 _PASS_SLOTS = {nn.BatchNorm2d: BatchNormSlot, nn.ReLU: ReLUSlot, nn.MaxPool2d: MaxPoolSlot}
 _SLOTS = (ConvSlot, *_PASS_SLOTS.values())
-_OWN_CODE = code_of(_Installed.in_order, ConvSlot.forward, PassSlot.forward)
 
 
 def install_site(parent: nn.Module, site: Site) -> ConvSlot:

@@ -13,7 +13,7 @@ from ._plan import Plan, join, plan
 from ._runs import set_formats
 from ._trace import HOOKS
 from ._wrapper import Wrapper
-from .conv_bn import ConvSlot, install_site
+from .conv_bn import PassSlot, install_site
 from .head import HeadLayer, heads
 from .ops import extension_error
 from .ops._kept import kept_weights
@@ -49,9 +49,9 @@ def fuse(
     The global average pool and linear layers behind it get faster kernels for a few images; they
     are not fused with anything and not in the report.
     Fuse after configuring the model: `forward` is looked at once, as its attributes are then.
-    Layers of a stem are one op where their parent calls them, or a Sequential that holds them all;
-    whoever else calls one, as a U-Net may, gets what that layer computes. A graph that
-    torch.compile or torch.export captures has the op in any case.
+    Layers of a stem are one op where their parent's forward calls them, or a Sequential that holds
+    them all; whoever else calls one, as a U-Net may, gets what that layer computes. But a graph
+    that torch.compile or torch.export captures has the op in any case: fuse the U-Net as a whole.
     Raises TypeError for anything but a module, ValueError for an unknown output_format.
     """
     check.module("fuse", "model", model)
@@ -91,9 +91,7 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
     for name, module in wrappers:
         if isinstance(module, Wrapper):
             _carry_hooks(module)
-        if isinstance(module, ConvSlot):
-            module.remove()
-        elif isinstance(module, FusedModule | HeadLayer):
+        if isinstance(module, FusedModule | PassSlot | HeadLayer):
             model = _replace(model, name, module.original())
     return model
 

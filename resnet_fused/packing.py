@@ -313,8 +313,11 @@ class _Stamp:
 def _finish(units: Sequence[ConvUnit]) -> None:
     """Waits until a GPU has written what was packed: other threads use it on their own streams."""
     device = units[0].conv.weight.device
-    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        torch.cuda.current_stream(device).synchronize()
+    if device.type != "cuda":
+        return
+    with torch.cuda.device(device):
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream().synchronize()
 
 
 @dataclass(eq=False)

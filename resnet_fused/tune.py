@@ -24,7 +24,14 @@ from ._fused import FusedModule
 from ._progress import progress_bar
 from ._tuning_file import Answer
 from .fuse import refresh
-from .measure.candidates import MARGIN, ConvCall, Measured, measure, split_name
+from .measure.candidates import (
+    MARGIN,
+    ConvCall,
+    Measured,
+    measure,
+    pools_at_once,
+    split_name,
+)
 from .ops import _cuda
 from .select import ConvShape, milliseconds
 
@@ -280,7 +287,7 @@ def _configured(plan: str, call: ConvCall) -> list[str]:
         from .ops import _triton
 
         texts = _triton.configs(call.shape, call.in_size, call.padding, call.act, call.residual)
-    elif plan == "cuda":
+    elif plan == "cuda" and not pools_at_once(call, plan):
         texts = _cuda.ranked(_cuda_sizes(call))
     else:
         return []

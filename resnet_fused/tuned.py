@@ -23,7 +23,7 @@ import torch
 
 from . import _tuning_file, guard
 from ._cpuinfo import cpu_model
-from ._gpuinfo import processor, triton_kernels_id
+from ._gpuinfo import cuda_kernels_id, processor, triton_kernels_id
 from ._tuning_file import Answer, Machines
 from ._version import __version__
 from .conv_shape import ConvShape, is_static
@@ -42,7 +42,8 @@ def machine(device: str = "cpu", index: int = 0) -> str:
     torch.compile captures again for other threads.
     """
     if device == "cuda":
-        return f"{processor(index)}, {_versions()}, triton kernels {triton_kernels_id()}"
+        kernels = f"cuda kernels {cuda_kernels_id()}, triton kernels {triton_kernels_id()}"
+        return f"{processor(index)}, {_versions()}, {kernels}"
     if not _cpu:
         _cpu.append(cpu_model())
     return f"{_cpu[0]}, {ops.cpu_isa()}, threads: {torch.get_num_threads()}, {_versions()}"

@@ -535,6 +535,15 @@ class BranchOnShapeByType(Plain):
         return self.relu(y + x)
 
 
+@case("forward asks for the numel of a tensor, and may branch on it")
+class BranchOnSizeByType(Plain):
+    def forward(self, x):
+        y = self.main(x)
+        if type(x) is Tensor and torch.numel(x) < 1000:
+            y = torch.neg(y)
+        return self.relu(y + x)
+
+
 @case("forward asks for the requires_grad of a tensor, and may branch on it")
 class BranchOnGradientByType(Plain):
     def forward(self, x):

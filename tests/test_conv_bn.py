@@ -341,11 +341,11 @@ def test_norm_of_a_site_in_training_mode():
     assert net[0].status().fused
 
 
-def test_removing_a_site_puts_the_layers_back():
+def test_unfusing_a_site_puts_the_layers_back():
     net = sequence()
     layers = list(net)
-    slot = install_site(net, Site(ConvUnit(net[0], net[1], "relu", "0", "1"), "2"))
-    slot.remove()
+    install_site(net, Site(ConvUnit(net[0], net[1], "relu", "0", "1"), "2"))
+    rf.unfuse(net, inplace=True)
     assert all(a is b for a, b in zip(net, layers, strict=True))
 
 
@@ -361,7 +361,7 @@ def test_copies_of_a_site_are_independent(how):
         twin[0].weight *= 2
         assert not torch.equal(twin(image(6)), before)
         assert_same(net(image(6)), before)
-    twin[0].remove()
+    rf.unfuse(twin, inplace=True)
     assert type(twin[0]) is nn.Conv2d
     assert type(net[0]) is ConvSlot
     assert_same(twin(image(6)), how(twin)(image(6)))

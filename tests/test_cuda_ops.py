@@ -60,9 +60,9 @@ def no_image(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
-    _cuda.cuda_error.cache_clear()
+    _cuda._error_on.cache_clear()
     yield asked
-    _cuda.cuda_error.cache_clear()
+    _cuda._error_on.cache_clear()
 
 
 def test_kernels_that_were_compiled_for_other_gpus(no_image):

@@ -13,7 +13,9 @@ from conftest import Case, exact, normals
 
 from resnet_fused import packing, reference, select, tuned
 from resnet_fused._launches import prepare_block, prepare_unit
-from resnet_fused.ops import _cuda, _fallback, _gpu
+from resnet_fused.measure import candidates
+from resnet_fused.measure.candidates import ConvCall
+from resnet_fused.ops import _cuda, _fallback, _gpu, _triton
 from resnet_fused.packing import PackedUnit, at_once
 
 configs = []  # that conv was given, "" for none
@@ -331,3 +333,20 @@ def test_a_joined_shortcut_is_part_of_the_question(blocks, measured):
         assert configs == [FAST] * 3
     assert measured[-1][7:9] == ((1, 24, 16, 17), (1, 1))
     assert len(measured) == 3, "asked once for each convolution"
+
+
+@pytest.mark.parametrize(("plan", "config"), [("cuda", ""), ("triton", _triton.BY_RULE)])
+def test_measuring_again_times_the_rule_and_not_what_was_measured(kernels, measured, plan, config):
+    kernels("cuda", "triton")
+    case = BETWEEN.but(residual=True)
+    o = normals(case).to(torch.bfloat16)
+    shape = select.ConvShape(
+        "cuda", torch.bfloat16, case.c, case.k, case.kernel, case.y_shape[-2:], batch=case.n
+    )
+    call = ConvCall(shape, case.padding, case.act, residual=True)
+    del configs[:]
+    y = candidates._run(call, o, plan, o.weight)
+    assert configs == [config]
+    assert torch.equal(y, reference.conv_bn_act(*o.args(), **case.keywords))
+    candidates._run(call, o, f"{plan} {FAST}", o.weight)
+    assert configs == [config, FAST]

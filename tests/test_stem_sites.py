@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -274,7 +275,7 @@ def test_copies_are_independent(how):
         assert_same(fused(image()), before)
         twin[3].padding = 1
         assert_same(twin(image()), before)
-    twin[0].remove()
+    twin = rf.unfuse(twin, inplace=True)
     assert type(twin[3]) is nn.MaxPool2d
     assert type(fused[3]) is MaxPoolSlot
 
@@ -405,3 +406,74 @@ def test_batch_norms_that_are_converted():
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     assert type(converted.bn1) is nn.SyncBatchNorm
     assert converted.conv1.status().reason == "bn1 was replaced"
+
+
+class Features(ResNet):
+    """As timm's nets: another method calls the layers one by one."""
+
+    def between(self, x):
+        return self.relu(self.bn1(self.conv1(x)))
+
+
+class Helper(nn.Module):
+    def run(self, layer, x):
+        return layer(x)
+
+
+class Helped(nn.Module):
+    """Its layers are called by others' methods, each by another's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.helper = Helper()
+
+    def forward(self, x):
+        return self.bn(self.helper.run(self.conv, x))
+
+
+def test_another_method_of_the_parent_gets_what_lies_between():
+    torch.manual_seed(0)
+    plain = randomize(Features(BasicBlock, [1, 1, 1, 1], width=8)).eval()
+    fused = rf.fuse(plain)
+    with torch.no_grad():
+        for net in (fused, plain):
+            net(image())
+        assert_same(fused.between(image()), plain.between(image()))
+
+
+def test_helpers_that_call_the_layers():
+    torch.manual_seed(0)
+    plain = randomize(Helped()).eval()
+    fused = rf.fuse(plain)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(fused(image()), plain(image()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_called_with_its_keyword():
+    plain, fused = torchvision(), rf.fuse(torchvision())
+    x = torch.randn(2, 8, 5, 5)
+    for name in ("bn1", "relu", "maxpool"):
+        assert_same(getattr(fused, name)(input=x), getattr(plain, name)(input=x))
+
+
+def test_layers_of_a_traced_net_are_taken_out():
+    traced = torch.fx.symbolic_trace(rf.fuse(torchvision()))
+    back = rf.unfuse(traced)
+    assert [type(getattr(back, name)) for name in ("conv1", "bn1", "relu", "maxpool")] == [
+        nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d
+    ]  # fmt: skip
+    assert type(traced.conv1) is ConvSlot
+
+
+def test_nothing_of_a_call_is_kept():
+    """Neither what went in nor what came out, once the caller has let it go."""
+    fused = rf.fuse(torchvision())
+    x = image()
+    with torch.no_grad():
+        y = fused.maxpool(fused.relu(fused.bn1(fused.conv1(x))))
+        fused(x)
+    kept = [weakref.ref(t) for t in (x, y)]
+    del x, y
+    assert [r() for r in kept] == [None, None]

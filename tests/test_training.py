@@ -349,9 +349,12 @@ from torchvision_style import BasicBlock, ResNet
 import resnet_fused as rf
 torch.set_num_threads(1)
 torch.manual_seed(0)
-net = rf.fuse(randomize(ResNet(BasicBlock, [1, 1, 1, 1], width=4)).eval())
-for _ in range(20):
-    net(torch.randn(3, 3, 40, 37, requires_grad=True)).sin().sum().backward()
+for width in (1, 4):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        net = randomize(ResNet(BasicBlock, [1, 1, 1, 1], width=width)).eval()
+        net = rf.fuse(net.to(memory_format=layout))
+        for _ in range(20):
+            net(torch.randn(3, 3, 40, 37, requires_grad=True)).sin().sum().backward()
 print("whole")
 """
 

@@ -185,7 +185,17 @@ def _run(call: ConvCall, o: _Operands, candidate: str, packed: Tensor) -> Tensor
     keywords = _keywords(call) | {"kernel_size": call.shape.kernel}
     if config:
         return _pooled(call, _gpu.conv_op(plan)(*operands, config=config, **keywords))
+    if call.shape.device == "cuda" and plan != "torch" and not pools_at_once(call, plan):
+        return _pooled(call, _gpu.conv_by_rule(plan, *operands, **keywords))
     return _ops.conv_bn_act_packed(*operands, plan=plan, pool=call.pool, **keywords)
+
+
+def pools_at_once(call: ConvCall, plan: str) -> bool:
+    """Whether one kernel of the plan computes the max-pool too; it has no configurations."""
+    s = call.shape
+    size = (s.batch, s.in_channels, *call.in_size)
+    keywords = {"kernel_size": s.kernel, "plan": plan, "pool": call.pool, **_keywords(call)}
+    return _gpu.pools_at_once(call.device, s.dtype, size, s.out_channels, **keywords)
 
 
 def _pooled(call: ConvCall, y: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def conv_bn_act_vjp(
         grad_conv = (grad.to(wide) * scale[:, None, None]).to(x.dtype)
         batched = x.dim() == 4
         if needs[1] and _overruns(x, weight):
-            grad_conv, x = grad_conv.contiguous(), x.contiguous()
+            grad_conv, x, weight = map(_row_major, (grad_conv, x, weight))
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad_conv if batched else grad_conv.unsqueeze(0),
             x if batched else x.unsqueeze(0),
@@ -69,9 +69,15 @@ def conv_bn_act_vjp(
 def _overruns(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN may write beyond the weight's gradient in channels_last.
 
-    Its AVX2 kernel of torch 2.13 does for 1x1 kernels of fewer than 8 input channels and stride 2.
+    Its AVX2 kernel of torch 2.13 does for 1x1 kernels of stride 2 and fewer than 8 input channels;
+    nobody needs to know whether other strides are safe.
     """
     return x.is_cpu and weight.shape[1] < 8 and weight.shape[2:].numel() == 1
+
+
+def _row_major(tensor: Tensor) -> Tensor:
+    """With the strides of its shape: contiguous() leaves those of a side of 1 as they are."""
+    return tensor.flatten().view(tensor.shape)
 
 
 def _channel_sum(values: Tensor) -> Tensor:

@@ -73,22 +73,25 @@ extension_error: str | None = _load()
 """None where the CUDA C++ kernels are loaded, else why they are not."""
 
 
-@functools.cache
 def cuda_error(device: torch.device) -> str | None:
     """Why the CUDA C++ kernels cannot serve a device; None where they can."""
     if extension_error is not None:
         return extension_error
     if device.type != "cuda" or not torch.cuda.is_available():
         return "there is no GPU"
+    return _error_on(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _error_on(index: int) -> str | None:
     if torch.version.hip is not None:
         return "the CUDA C++ kernels are for NVIDIA's GPUs"
-    capability = torch.cuda.get_device_capability(device)
+    capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST_CAPABILITY:
         return f"sm_{capability[0]}{capability[1]} is older than sm_80"
-    index = torch.cuda.current_device() if device.index is None else device.index
     words = _image_error(index)
-    if not words:
-        return None
+    if "no kernel image" not in words and "PTX" not in words:
+        return words or None
     major, minor = capability
     return (
         f"the CUDA C++ kernels were compiled for other GPUs than sm_{major}{minor} ({words}): "

@@ -34,6 +34,11 @@ def _impl(name: str, key: str = "CompositeExplicitAutograd", **options: bool) ->
     return register
 
 
+def _pair(values):
+    """The schema's int[2], where one value may stand for both."""
+    return (*values, *values)[:2]
+
+
 @_impl("conv_bn_act")
 def _conv_bn_act(
     x,
@@ -53,8 +58,7 @@ def _conv_bn_act(
         check.conv_bn_act,
         *("conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act),
     )
-    # The schema lets one value stand for both.
-    stride, padding, dilation = ((*p, *p)[:2] for p in (stride, padding, dilation))
+    stride, padding, dilation = map(_pair, (stride, padding, dilation))
     kernel = (weight.shape[2], weight.shape[3])
     shape = select.ConvShape(
         device=x.device.type,
@@ -151,10 +155,11 @@ def _conv_bn_act_packed(
         *(plan, pool),
     )
     _refuse_ours("conv_bn_act_packed", plan, x)
+    kernel_size = _pair(kernel_size)
     keywords = {
-        "stride": tuple(stride),
-        "padding": tuple(padding),
-        "dilation": tuple(dilation),
+        "stride": _pair(stride),
+        "padding": _pair(padding),
+        "dilation": _pair(dilation),
         "groups": groups,
         "act": act,
     }

@@ -43,6 +43,12 @@ def conv(
     return conv_op(plan)(x, packed, scale, shift, residual, *shortcut, **keywords)
 
 
+def conv_by_rule(plan: str, *operands: Tensor | None, **keywords: Any) -> Tensor:
+    """conv_op(plan) by its own choice, whatever was measured."""
+    config = _triton.BY_RULE if plan == "triton" else ""
+    return conv_op(plan)(*operands, config=config, **keywords)
+
+
 def _config(
     size: Sequence[int],
     dtype: torch.dtype,
