@@ -203,7 +203,7 @@ class ConvSlot(_OneUnit, nn.Conv2d):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         site = self._installed
-        if torch.compiler.is_compiling() or any(isinstance(a, fx.Proxy) for a in args):
+        if torch.compiler.is_compiling() or (args and isinstance(args[0], fx.Proxy)):
             return super().forward(*args, **kwargs)
         if has_global_hooks() or not site.is_whole() or not site.is_called_whole():
             return run_plainly(self, *args, **kwargs)
