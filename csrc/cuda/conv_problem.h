@@ -19,8 +19,8 @@ struct ConvSizes {
   Sizes shortcut_stride = {1, 1};
 };
 
-// A Problem of the sm_80 kernels, or of the sm_90a kernels, which have no groups. Sizes that fit no int are
-// refused as what they are, too large.
+// A Problem of the sm_80 kernels, or of the sm_90a kernels, which have no groups. Sizes that fit no
+// int are refused as what they are, too large.
 template <typename Problem>
 Problem problem_of(const ConvSizes& sizes) {
   const auto as_int = [](int64_t value) {
