@@ -33,7 +33,7 @@ def _running(method: Callable) -> Iterator[Any]:
 
 
 def _codes(function: Callable | None) -> list[int]:
-    """Identities of its own code with arguments, and that of the functions that it wraps."""
+    """Identities of a function's code and that of those it wraps, where they take arguments."""
     codes = []
     while function is not None:
         code = getattr(function, "__code__", None)

@@ -46,9 +46,9 @@ def _load() -> str | None:
 library.define("uses_tf32() -> bool")
 library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
 library.define("cuda_configurations() -> str")
-# Configurations of conv_bn_act_cuda for a convolution on a GPU, by its index: those worth measuring
-# a line each, and why one cannot serve, "" where it can. x, shortcut_x: (N, C, H, W), the latter
-# empty without a shortcut; kind: bfloat16, float16, tf32 or float32.
+# Configurations of conv_bn_act_cuda for a convolution on a GPU, by its index: those that are worth
+# measuring, a line each; and why one cannot serve, "" where it can. x, shortcut_x: (N, C, H, W),
+# the latter empty without a shortcut; kind: bfloat16, float16, tf32 or float32.
 _SIZES = (
     "int[] x, int out_channels, int[2] kernel_size, int[2] stride, int[2] padding, "
     "int[2] dilation, int groups, int[] shortcut_x, int[2] shortcut_stride, str kind, int device"
