@@ -15,6 +15,7 @@ import torch
 from emulated_sm90 import (
     FLOAT16_TILES,
     ROOT,
+    SPLIT_TILES,
     TILES,
     Choice,
     Conv,
@@ -62,31 +63,18 @@ def test_tiles_of_ragged_sizes(library, tile):
     agrees(library, draw(replace(conv, residual=False, relu=False)), tile, blocks=1)
 
 
-@pytest.mark.parametrize("tile", TILES)
-def test_split_sums_have_the_same_bits_in_any_order(library, tile):
-    data = draw(Conv(2, 9, 7, channels(tile, 72), 136))
-    results = [agrees(library, data, tile, splits=3, blocks=4, order=order) for order in range(3)]
+@pytest.mark.parametrize("tile", SPLIT_TILES)
+@pytest.mark.parametrize("splits", [2, 4, 8])
+def test_split_sums_have_the_same_bits_in_any_order(library, tile, splits):
+    data = draw(Conv(2, 9, 7, 72, 136, residual=True))
+    results = [agrees(library, data, tile, splits=splits, order=order) for order in range(3)]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize(("tile", "splits"), [("p64x32", 9), ("p64x64", 5), ("c64x256", 4)])
-def test_splits_of_several_rounds(library, tile, splits):
-    """Of which the last is not full, where a round holds more than one."""
-    data = draw(Conv(1, 6, 5, 72, 72))
-    results = [agrees(library, data, tile, splits=splits, order=order) for order in (0, 2)]
-    assert torch.equal(*results)
-
-
-@pytest.mark.parametrize("tile", ["c128x256", "p128x128", "p64x32"])
-def test_launches_that_share_tickets(library, tile):
-    """Nobody clears them in between."""
-    data = draw(Conv(2, 9, 7, 72, 136))
-    agrees(library, data, tile, splits=3, blocks=4, order=2, launches=3)
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize(
+    ("tile", "splits"), [*((tile, 1) for tile in TILES), *((tile, 4) for tile in SPLIT_TILES)]
+)
 def test_shortcut_of_any_scales(library, tile, splits):
     """Zero, tiny, negative on either side; a split may hold one range of the reduction or both."""
     data = draw(Conv(2, 9, 7, channels(tile, 40), 136, shortcut=72))
@@ -100,7 +88,9 @@ def test_shortcut_of_any_scales(library, tile, splits):
 @pytest.mark.parametrize("tile", FLOAT16_TILES)
 def test_float16(library, tile):
     agrees(library, draw(Conv(2, 10, 9, 40, 72, dtype=torch.float16, residual=True)), tile)
-    agrees(library, draw(Conv(2, 9, 7, 40, 72, shortcut=24, dtype=torch.float16)), tile, splits=2)
+    splits = 2 if tile in SPLIT_TILES else 1
+    data = draw(Conv(2, 9, 7, 40, 72, shortcut=24, dtype=torch.float16))
+    agrees(library, data, tile, splits=splits)
 
 
 GEOMETRIES = (
@@ -251,14 +241,13 @@ def test_choice(library, conv, batch):
     assert library.sm90_parse(name.value, ctypes.byref(again))
     assert (again.tile, again.splits) == (choice.tile, choice.splits)
     per_sm = 2 if library.sm90_tile_threads(choice.tile) == 256 else 1
-    assert 0 < blocks.value <= 132 * per_sm
+    assert 0 < blocks.value
+    assert choice.splits > 1 or blocks.value <= 132 * per_sm
     assert us.value > 0
     if batch == 1:
         assert blocks.value > 45  # of 4 to 49 tiles of 128 x 64
-    split = choice.splits > 1
-    sizes = [f(ctypes.byref(problem), ctypes.byref(choice)) for f in _workspace(library)]
-    assert [size > 0 for size in sizes] == [split, split]
-    assert not split or sizes[1] >= choice.splits * batch * conv.h * conv.w // 4 * conv.k
+    assert choice.splits in (1, 2, 4, 8)
+    assert choice.splits == 1 or TILES[choice.tile] in SPLIT_TILES
 
 
 @pytest.mark.parametrize("batch", [1, 128])
@@ -281,10 +270,6 @@ def test_what_is_worth_measuring(library, conv, batch):
     tiles = [text.split()[1] for text in ranked]
     assert len(set(tiles)) == len(tiles) > 3
     assert all(library.sm90_parse(text.encode(), ctypes.byref(choice)) for text in ranked)
-
-
-def _workspace(library):
-    return library.sm90_tickets, library.sm90_partial_floats
 
 
 def test_names_that_are_none(library):
@@ -311,6 +296,24 @@ def test_refusals(library, conv, sentence):
     library.sm90_refuses(ctypes.byref(draw(conv).problem()), why, 200)
     assert why.value.decode() == sentence
     assert run(library, draw(conv), "p64x64")[1] == f"refused: {sentence}"
+
+
+SPLITS_REFUSED = [
+    ("p128x64", 2, "the tile p128x64 does not split the reduction"),
+    ("p64x64", 3, "a cluster has 2, 4 or 8 splits, not 3"),
+    ("p64x64", 16, "a cluster has 2, 4 or 8 splits, not 16"),
+    ("p64x64", 4, "the reduction has 2 steps to split, not 4"),
+    ("tap-shift", 2, "tap-shift does not split the reduction"),
+]
+
+
+@pytest.mark.parametrize(("tile", "splits", "sentence"), SPLITS_REFUSED)
+def test_refused_splits(library, tile, splits, sentence):
+    why = ctypes.create_string_buffer(200)
+    choice = Choice(TILES.index(tile) if tile in TILES else len(TILES), splits)
+    problem = draw(Conv(1, 8, 8, 128, 64, kernel=1)).problem()
+    library.sm90_refuses_choice(ctypes.byref(problem), ctypes.byref(choice), why, 200)
+    assert why.value.decode() == sentence
 
 
 # ---- planted bugs ------------------------------------------------------------------------------

@@ -101,8 +101,10 @@ def calls(device: torch.device) -> Iterator[Call]:
         yield Call("cuda", f"sm80 {name} split {(1, 3)[i % 2]}", DTYPES[i % 3], extra=_extra(i))
     for i, name in enumerate(tiles[2]):
         chunk = int((re.findall(r"k(\d+)$", name) or ["64"])[0])
-        split = 1 if name == "tap-shift" else (1, 3)[i % 2]
-        yield Call("cuda", f"sm90 {name} split {split}", DTYPES[i % 2], chunk, extra=_extra(i))
+        yield Call("cuda", f"sm90 {name} split 1", DTYPES[i % 2], chunk, extra=_extra(i))
+        if name.startswith("p64x"):  # those whose blocks form clusters
+            split = (2, 4, 8)[i % 3]
+            yield Call("cuda", f"sm90 {name} split {split}", DTYPES[i % 2], extra=_extra(i + 1))
     yield Call("cuda", "", torch.bfloat16, 3, 64, kernel=7, stride=2)
     yield Call("cuda", "", torch.float16, 32, 48, groups=2)
 

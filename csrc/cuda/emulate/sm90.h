@@ -28,6 +28,9 @@ void grid_dependency_wait();
 void group_barrier(int id, int threads, int line);
 bool group_any(int id, int threads, bool value, int line);
 bool elect(int line);
+void cluster_arrive(int line);
+void cluster_wait(int line);
+void load_from_block(int rank, uint32_t address, void* to, int bytes, int line);
 uint32_t movmatrix(uint32_t word, int line);
 void wgmma(Mma kind, int n, float* d, uint64_t a, uint64_t b, bool keep, int line);
 void wgmma_fence(int line);
@@ -37,15 +40,6 @@ inline Mma kind_of(__half) { return kF16; }
 inline Mma kind_of(__nv_bfloat16) { return kBF16; }
 
 }  // namespace emu
-
-template <typename T>
-T __ldcg(const T* p) {
-  return *p;
-}
-template <typename T>
-void __stcg(T* p, T v) {
-  *p = v;
-}
 
 namespace resnet_fused::sm90 {
 
@@ -98,9 +92,17 @@ template <int kThreads>
 bool group_any(int id, bool value, RF_LINE) {
   return emu::group_any(id, kThreads, value, line);
 }
+inline void cluster_arrive(RF_LINE) { emu::cluster_arrive(line); }
+inline void cluster_wait(RF_LINE) { emu::cluster_wait(line); }
+inline float4 load_from_block(int rank, uint32_t address, RF_LINE) {
+  float4 v;
+  emu::load_from_block(rank, address, &v, sizeof v, line);
+  return v;
+}
 inline uint32_t transpose_8x8(uint32_t a, RF_LINE) { return emu::movmatrix(a, line); }
 inline float relu_keeping_nan(float v) { return v < 0.f ? 0.f : v; }
 inline uint4 load_once(const void* p) { return *static_cast<const uint4*>(p); }
+inline void prefetch_to_l2(const void*) {}
 inline void store_16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
 
 }  // namespace resnet_fused::sm90

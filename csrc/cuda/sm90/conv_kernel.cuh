@@ -10,7 +10,7 @@
 // Blocks are as many as the device holds at once, and each takes every gridDim.x-th work item
 // (tile, split). Two warpgroups either take turns (ping-pong: the epilogue of one tile runs under
 // the sums of the next) or share a tile. With one consumer, two blocks share an SM instead, which
-// suits problems of few tiles.
+// suits problems of few tiles; and only these split the reduction, a block for each split.
 //
 // Registers: 384 threads get 168 each at launch; the producer returns most of its own, so that a
 // consumer may hold 128 accumulators. See shortcut.cuh, split_k.cuh and epilogue.cuh for what
@@ -36,9 +36,8 @@ struct Stages {
   }
 };
 
-// Named barriers (0 is __syncthreads): of each consumer warpgroup, and of a team that shares a
-// tile.
-enum NamedBarrier { kWarpgroup0 = 1, kTeam0 = 3 };
+// Named barriers (0 is __syncthreads): of a team that shares a tile, or of each consumer warpgroup.
+enum NamedBarrier { kTeam0 = 1 };
 
 template <typename C, bool kShortcut>
 RF_DEVICE void prepare_barriers(const KernelParams& p, const Stages<C>& stages) {
@@ -136,13 +135,26 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
   float sum[C::kMBlocks][C::kN / 2];
   uint32_t iteration = 0;  // of this block, in the producer's order: the ring's clock
 
-  wait_for_earlier_kernels();  // the workspace, the residual and y may be in use before
+  wait_for_earlier_kernels();  // the residual and y may be in use before
+  constexpr int kRows = 64 * C::kMBlocks;
+  const auto fetch_residual = [&](int next) {
+    if (kSplitK || next >= items) return;
+    const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, next);
+    if constexpr (C::kChannelsOnM) {
+      prefetch_residual<T, C::kN, kRows>(p, work.pixel, work.channel + row, tid);
+    } else {
+      prefetch_residual<T, kRows, C::kN>(p, work.pixel + row, work.channel, tid);
+    }
+  };
+  constexpr int kTurns = C::kPingPong ? 2 : 1;
+  fetch_residual(blockIdx.x + (C::kPingPong ? warpgroup * gridDim.x : 0));
 #pragma unroll 1
   for (int i = 0, item = blockIdx.x; item < items; item += gridDim.x, ++i) {
     const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, item);
     Ring ring = ring_at(iteration, C::kStages);
     iteration += work.end - work.begin;
     if (C::kPingPong && (i & 1) != warpgroup) continue;
+    fetch_residual(item + kTurns * gridDim.x);
     if (C::kPingPong && i > 0) barrier_wait(stages.turn(warpgroup), turn_parity(i));
 
     const int tile_row = C::kChannelsOnM ? work.channel + row : work.pixel + row;
@@ -202,8 +214,9 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
     }
 
     if constexpr (kSplitK) {
-      volatile uint32_t* const word = reinterpret_cast<uint32_t*>(shared + C::kWords) + warpgroup;
-      if (!add_splits<C>(sum, p, work, warpgroup, tid, word, kWarpgroup0 + warpgroup)) continue;
+      if (!add_splits<C>(sum, p.schedule.splits, work.split, stages.base, shared, tid,
+                         team_barrier))
+        continue;
     }
     if constexpr (C::kChannelsOnM) {
       store_channels_on_m<T, C, kShortcut>(sum, p, pixel, channel, tid);
@@ -211,6 +224,7 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
       store_pixels_on_m<T, C, kShortcut>(sum, p, pixel, channel, tid);
     }
   }
+  if constexpr (kSplitK) cluster_wait();
 }
 
 template <typename T, int kTile, bool kShortcut, bool kSplitK>

@@ -96,16 +96,23 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   if (cudaError_t code = allow_shared(start.kernel, start.allowed))
     return error("shared memory", code);
 
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  int count = 0;
+  if (allowed.launch) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (choice.splits > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {unsigned(choice.splits), 1, 1};
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks(p, choice, device));
   config.blockDim = dim3(start.threads);
   config.dynamicSmemBytes = start.shared_bytes;
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = allowed.launch;
+  config.attrs = attributes;
+  config.numAttrs = count;
   if (cudaError_t code = cudaLaunchKernelExC(&config, start.kernel, &start.params))
     return error("launch", code);
   if (!before.runs) captured.add(end_of(stream), range_of(o.y, 2 * pixels * p.k));

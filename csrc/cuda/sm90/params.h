@@ -18,8 +18,6 @@ struct KernelParams {
   const float *shortcut_scale, *shortcut_shift;  // [K], with a shortcut
   const void* residual;                          // [pixels][K] or null
   void* y;                                       // [pixels][K]
-  float* partial;                                // split-K: every split's sums, tile by tile
-  uint32_t* tickets;  // split-K: one per tile and warpgroup; zero before a launch and after it
 };
 
 // Null, or why TMA refused a tensor.
@@ -44,8 +42,6 @@ inline const char* fill(KernelParams* k, const Problem& p, const Choice& choice,
   k->shortcut_shift = o.shortcut_shift;
   k->residual = o.residual;
   k->y = o.y;
-  k->partial = o.partial;
-  k->tickets = o.tickets;
   const bool b = o.bfloat16;
   const char* why = encode(input_fields(o.x, b, p, t), &k->x);
   if (!why) why = encode(weight_fields(o.weight, b, p.k, p.r * p.s, p.c, t), &k->weight);

@@ -70,8 +70,13 @@ std::string refuses(const Problem& p, const Choice& choice) {
   const std::string why = refuses(p);
   if (!why.empty()) return why;
   if (choice.tile < 0 || choice.tile >= kTileCount) return "there is no such tile";
-  const Schedule s = schedule_of(p, kTiles[choice.tile].tile, choice.splits);
-  if (choice.splits < 1 || choice.splits > s.steps)
+  const NamedTile& named = kTiles[choice.tile];
+  const Schedule s = schedule_of(p, named.tile, choice.splits);
+  if (choice.splits != 1 && !splits_reduction(named.tile))
+    return sentence("the tile ", named.name, " does not split the reduction");
+  if (choice.splits != 1 && choice.splits != 2 && choice.splits != 4 && choice.splits != 8)
+    return sentence("a cluster has 2, 4 or 8 splits, not ", choice.splits);
+  if (choice.splits > s.steps)
     return sentence("the reduction has ", s.steps, " steps to split, not ", choice.splits);
   if (int64_t(tiles_of(s)) * s.splits > 0x7fffffffLL) return "there are more than 2^31 work items";
   return "";
@@ -84,7 +89,8 @@ int blocks(const Problem& p, const Choice& choice, const Device& device) {
                     device.multiprocessors);
   }
   const Tile& t = kTiles[choice.tile].tile;
-  return std::min(work_items(schedule_of(p, t, choice.splits)), slots(t, device));
+  const int work = work_items(schedule_of(p, t, choice.splits));
+  return choice.splits > 1 ? work : std::min(work, slots(t, device));  // a cluster has one tile
 }
 
 // The busiest SM's clocks: the slowest of its units per step, times its steps; latencies; the part
@@ -107,9 +113,7 @@ Cost cost(const Problem& p, const Choice& choice, const Device& device) {
   if (latency > clocks) clocks = latency, c.bound = "latency";
   clocks += double(m) * t.n * (t.sharing == kSplitM ? 0.12 : 0.06) + kFirstLoadClocks;
   if (s.splits > 1)
-    clocks += kSplitClocks +
-              kSplitRoundClocks * cuda::split_rounds(t.m_blocks * t.n / 8, s.splits) +
-              double(s.splits) * m * t.n * 4 / (t.sharing == kSplitM ? 2 : 1) / 60;
+    clocks += kSplitClocks + kSplitRoundClocks * cuda::split_rounds(t.m_blocks * t.n / 8, s.splits);
   c.microseconds = clocks / (kGhz * 1e3);
   const double bytes =
       2. * (double(p.n) * p.h * p.w * p.c + double(p.k) * p.r * p.s * p.c + 2. * s.pixels * p.k +
@@ -134,7 +138,8 @@ std::vector<Priced> priced(const Problem& p, const Device& device) {
     const Tile& t = kTiles[i].tile;
     if (t.chunk != chunk_for(p.c)) continue;
     Priced best{{i, 1}, cost(p, {i, 1}, device).microseconds};
-    for (int splits : {2, 3, 4, 6, 8, 9, 12, 16, 18, 24}) {
+    for (int splits : {2, 4, 8}) {
+      if (!splits_reduction(t)) break;
       const Schedule s = schedule_of(p, t, splits);
       if (s.splits != splits || int64_t(tiles_of(s)) * (splits - 1) >= slots(t, device)) break;
       const double us = cost(p, {i, splits}, device).microseconds;
@@ -178,19 +183,6 @@ bool parse(const std::string& text, Choice* choice) {
       return true;
     }
   return false;
-}
-
-int64_t tickets(const Problem& p, const Choice& choice) {
-  if (choice.tile == kTapShift) return 0;
-  const Tile& t = kTiles[choice.tile].tile;
-  const Schedule s = schedule_of(p, t, choice.splits);
-  return s.splits == 1 ? 0 : int64_t(tiles_of(s)) * (t.sharing == kSplitM ? 2 : 1);
-}
-int64_t partial_floats(const Problem& p, const Choice& choice) {
-  if (choice.tile == kTapShift) return 0;
-  const Tile& t = kTiles[choice.tile].tile;
-  const Schedule s = schedule_of(p, t, choice.splits);
-  return s.splits == 1 ? 0 : int64_t(tiles_of(s)) * s.splits * tile_m(t) * t.n;
 }
 
 }  // namespace resnet_fused::sm90

@@ -40,8 +40,4 @@ int blocks(const Problem& p, const Choice& choice, const Device& device);
 std::string text(const Choice& choice);
 bool parse(const std::string& text, Choice* choice);
 
-// Split-K's workspace: one ticket per tile and warpgroup, zero between launches, and the sums.
-int64_t tickets(const Problem& p, const Choice& choice);
-int64_t partial_floats(const Problem& p, const Choice& choice);
-
 }  // namespace resnet_fused::sm90

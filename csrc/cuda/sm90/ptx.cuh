@@ -121,6 +121,23 @@ RF_DEVICE bool group_any(int id, bool value) {
   return any != 0;
 }
 
+// ---- clusters ----
+// A barrier of all threads of the cluster's blocks but those that have ended. What was stored
+// before an arrival is seen behind the wait.
+RF_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+RF_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// 16 bytes of the shared memory of the cluster's block number `rank`, at this block's address.
+RF_DEVICE float4 load_from_block(int rank, uint32_t address) {
+  float4 v;
+  asm volatile(
+      "{\n .reg .u32 there;\n"
+      " mapa.shared::cluster.u32 there, %4, %5;\n"
+      " ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}\n"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(address), "r"(rank));
+  return v;
+}
+
 // ---- small data movement ----
 RF_DEVICE uint32_t transpose_8x8(uint32_t a) {
   uint32_t d;
@@ -140,6 +157,10 @@ RF_DEVICE uint4 load_once(const void* p) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
+}
+// The line's way from memory to L2 begins.
+RF_DEVICE void prefetch_to_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
 }
 RF_DEVICE void store_16(void* p, uint4 v) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),

@@ -74,7 +74,7 @@ RF_DEVICE void produce_windows(const TapShiftParams& p, const TapShiftMemory<C>&
 template <typename T, typename C, bool kShortcut>
 RF_DEVICE void store_positions(const float (&sum)[1][C::kN / 2], const TapShiftParams& p,
                                const WindowTile& t, int channel, int tid) {
-  constexpr int kVectors = (C::kN + 15) / 16, kGroup = 2;
+  constexpr int kVectors = (C::kN + 15) / 16, kGroup = 4;  // residual vectors in flight
   const KernelParams& conv = p.conv;
   const int lane = tid & 31;
   Affine affine[2];
@@ -113,6 +113,20 @@ RF_DEVICE void store_positions(const float (&sum)[1][C::kN / 2], const TapShiftP
   }
 }
 
+// As prefetch_residual, a position's 64 channels at a time.
+template <typename T, typename C>
+RF_DEVICE void prefetch_positions(const TapShiftParams& p, int row, int item, int tid) {
+  const KernelParams& conv = p.conv;
+  if (!conv.residual || item >= p.items) return;
+  const WindowTile t = window_tile(p.window, p.channel_tiles, C::kTileChannels, item);
+#pragma unroll 1
+  for (int i = tid; i < C::kN; i += 128) {
+    const int pixel = pixel_of(p.window, t, i, p.batch, conv.schedule.p, conv.schedule.q);
+    const int64_t at = pixel < 0 ? -1 : offset_of(conv.schedule, pixel, t.channel + row);
+    if (at >= 0) prefetch_to_l2(static_cast<const T*>(conv.residual) + at);
+  }
+}
+
 template <typename T, typename C, bool kShortcut>
 RF_DEVICE void consume_windows(const TapShiftParams& p, const TapShiftMemory<C>& memory,
                                uint8_t* shared, int warpgroup) {
@@ -128,6 +142,8 @@ RF_DEVICE void consume_windows(const TapShiftParams& p, const TapShiftMemory<C>&
   uint32_t step = 0, chunk_count = 0;  // of this block, in the producer's order
 
   wait_for_earlier_kernels();
+  constexpr int kTurns = C::kPingPong ? 2 : 1;
+  prefetch_positions<T, C>(p, row, blockIdx.x + (C::kPingPong ? warpgroup * gridDim.x : 0), tid);
 #pragma unroll 1
   for (int i = 0, item = blockIdx.x; item < p.items; item += gridDim.x, ++i) {
     Ring weights = ring_at(step, C::kWeightStages),
@@ -135,6 +151,7 @@ RF_DEVICE void consume_windows(const TapShiftParams& p, const TapShiftMemory<C>&
     step += steps;
     chunk_count += chunks;
     if (C::kPingPong && (i & 1) != warpgroup) continue;
+    prefetch_positions<T, C>(p, row, item + kTurns * gridDim.x, tid);
     if (C::kPingPong && i > 0) barrier_wait(memory.turn(warpgroup), turn_parity(i));
     const WindowTile t = window_tile(p.window, p.channel_tiles, C::kTileChannels, item);
     const int channel = t.channel + row;

@@ -28,9 +28,9 @@ constexpr NamedTile kTiles[] = {
 };
 constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);
 
-// Room to align the stages, the stages, their barriers, and 24 bytes of turn barriers and words.
+// Room to align the stages, the stages, their barriers, and 16 bytes of turn barriers.
 RF_HD constexpr int shared_bytes(const Tile& t) {
-  return 1024 + t.stages * stage_bytes(t) + (16 * t.stages + 24 + 63) / 64 * 64;
+  return 1024 + t.stages * stage_bytes(t) + (16 * t.stages + 16 + 63) / 64 * 64;
 }
 
 }  // namespace resnet_fused::sm90
