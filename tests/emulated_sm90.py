@@ -34,7 +34,17 @@ TILES = words(
 FLOAT16_TILES = ("c64x256", "p128x128", "p64x64")
 SPLIT_TILES = ("p64x128", "p64x64", "p64x32")
 
-_EMULATOR = ("fibers", "cluster", "memory", "mbarrier", "async", "tma", "wgmma", "mma")
+_EMULATOR = (
+    "fibers",
+    "cluster",
+    "memory",
+    "mbarrier",
+    "async",
+    "tma",
+    "bulk_store",
+    "wgmma",
+    "mma",
+)
 # The kernel's own loads and stores are seen through the calls that gcc inserts for its thread
 # sanitizer, whose runtime is not linked.
 _SEEN = words(

@@ -15,6 +15,7 @@ __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 _KERNEL, _EPILOGUE = "sm90/conv_kernel.cuh", "sm90/epilogue.cuh"
 _JOINT, _SHORTCUT = "joint_scale.cuh", "sm90/shortcut.cuh"
 _SPLIT, _SUM, _MAP = "sm90/split_k.cuh", "split_sum.cuh", "sm90/tensor_map.h"
+_STAGED = "sm90/staged_store.cuh"
 _OPERAND, _RING, _PROBLEM = "sm90/operand.h", "sm90/ring.h", "sm90/problem.h"
 _TAPS, _WINDOW = "sm90/tap_shift_kernel.cuh", "sm90/tap_shift.h"
 
@@ -316,7 +317,7 @@ BUGS = [
         _SPLIT,
         "group_barrier<128>(barrier);",
         ";",
-        "nothing says that it has",
+        "nothing says that",
         ci=True,
     ),
     Bug(
@@ -369,6 +370,98 @@ BUGS = [
         "keep(quad + i, total[i]);",
         "keep((quad + i) ^ 1, total[i]);",
     ),
+    # ---- outputs through shared memory ----
+    Bug(
+        "no wait for the residual",
+        _STAGED,
+        "barrier_wait(place.landed, place.loads++ & 1u);",
+        ";",
+        "copy of TMA to it",
+        ci=True,
+    ),
+    Bug(
+        "a residual's parity inverted",
+        _STAGED,
+        "place.loads++ & 1u",
+        "place.loads++ & 1u ^ 1u",
+        "copy of TMA to it",
+    ),
+    Bug(
+        "one group of the residual expected",
+        _STAGED,
+        "groups * (p.place_pixels * 128)",
+        "p.place_pixels * 128",
+    ),
+    Bug(
+        "outputs written before the last ones have left",
+        _STAGED,
+        "wait_for_stores_to_read();",
+        ";",
+        "store of TMA may read it",
+        ci=True,
+    ),
+    Bug(
+        "outputs written before another thread knows that the last ones have left",
+        _STAGED,
+        "group_barrier<128>(barrier);",
+        ";",
+        "store read it",
+        context="group_barrier<128>(barrier); // one thread",
+    ),
+    Bug(
+        "no fence before the outputs leave",
+        _STAGED,
+        "async_proxy_fence();",
+        ";",
+        "fence.proxy.async",
+        ci=True,
+    ),
+    Bug(
+        "no barrier before the outputs leave",
+        _STAGED,
+        "group_barrier<128>(barrier);",
+        ";",
+        context="group_barrier<128>(barrier); if (tid == 0)",
+    ),
+    Bug(
+        "every thread stores",
+        _STAGED,
+        "if (tid == 0) place.store(p, channel, w, h, n);",
+        "place.store(p, channel, w, h, n);",
+        "twice",
+    ),
+    Bug("stores without a group", _STAGED, "commit_stores();", ";", "in flight"),
+    Bug(
+        "the end without a wait for the stores",
+        _KERNEL,
+        "if (tid == 0) wait_for_stores();",
+        ";",
+        "in flight",
+    ),
+    Bug("outputs not swizzled", _STAGED, "(chunk ^ pixel)", "chunk"),
+    Bug(
+        "the second 64 channels half as far",
+        _STAGED,
+        "(chunk >> 3) * (kPixels * 128)",
+        "(chunk >> 3) * (kPixels * 64)",
+    ),
+    Bug(
+        "all groups of channels in one place",
+        _STAGED,
+        "channel + 64 * g, w, h, n);",
+        "channel, w, h, n);",
+        context="&p.y_map, channel + 64 * g, w, h, n);",
+    ),
+    Bug("a column's affine for its neighbour", _STAGED, "2 * (i >> 1) + 1", "2 * (i >> 1)"),
+    Bug(
+        "the halves' affine exchanged",
+        _STAGED,
+        "affine[kTransposed ? i & 1 : 2 * (i >> 1)]",
+        "affine[kTransposed ? (i & 1) ^ 1 : 2 * (i >> 1)]",
+    ),
+    Bug("matrices of the other half's pixels", _STAGED, "8 * (lane >> 4)", "8 * ((lane >> 3) & 1)"),
+    Bug("the outputs' pixels beyond the last", _MAP, "f.size[1] = q;", "f.size[1] = q + 1;"),
+    Bug("the outputs' boxes of another height", _MAP, "f.box[1] = box_q;", "f.box[1] = box_q - 8;"),
     # ---- the epilogue ----
     Bug(
         "one pixel too many stored",
@@ -386,17 +479,10 @@ BUGS = [
         context="&& channel < s.k",
     ),
     Bug(
-        "ReLU swallows NaN", _EPILOGUE, "relu ? relu_keeping_nan(v) : v", "relu ? fmaxf(v, 0.f) : v"
+        "ReLU swallows NaN", _SHORTCUT, "relu ? relu_keeping_nan(v) : v", "relu ? fmaxf(v, 0.f) : v"
     ),
     Bug(
         "the residual not transposed", _EPILOGUE, "if (p.residual) quad_transpose(w[h], lane);", ";"
-    ),
-    Bug("the residual's blocks not turned", _EPILOGUE, "transpose_8x8(w[g][i])", "w[g][i]"),
-    Bug(
-        "the halves' affine exchanged",
-        _EPILOGUE,
-        "finish(s[1], affine[i & 1], r.y, p.relu)",
-        "finish(s[1], affine[(i & 1) ^ 1], r.y, p.relu)",
     ),
     Bug(
         "more registers taken than given",
@@ -406,12 +492,6 @@ BUGS = [
         "setmaxnreg",
     ),
     Bug("the turn signalled at the first step", _KERNEL, "k == work.end - 1", "k == begin"),
-    Bug(
-        "vectors in the wrong place",
-        _OPERAND,
-        "(t >> 5) * 16 + (q & 1) * 8",
-        "(t >> 5) * 16 + (q >> 1) * 8",
-    ),
     Bug(
         "fragment rows of the other half", _OPERAND, "8 * ((r >> 1) & 1)", "8 * ((r >> 1 & 1) ^ 1)"
     ),
@@ -508,13 +588,31 @@ BUGS += [
         "(p.r - 2) * p.dilation_h",
         context="rows + (p.r - 1) * p.dilation_h",
     ),
-    Bug("tap-shift: columns of padding stored", _WINDOW, "column >= q", "column > q"),
-    Bug("tap-shift: rows of the next tile stored", _WINDOW, "row >= g.rows", "row > g.rows"),
     Bug(
-        "tap-shift: only the first image's positions",
+        "tap-shift: rows of the next tile stored",
         _WINDOW,
-        "position -= image * g.image_pitch;",
+        "images > 1 ? g.box_h : rows",
+        "images > 1 ? g.box_h : rows + 1",
+    ),
+    Bug(
+        "tap-shift: only the first image's rows stored",
+        _WINDOW,
+        "images > 1 ? g.box_h : rows",
+        "rows",
+    ),
+    Bug(
+        "tap-shift: no zeros behind a residual",
+        _TAPS,
+        "at < p.window.place_bytes",
+        "false",
+        "before any write",
+    ),
+    Bug(
+        "tap-shift: the end without a wait for the stores",
+        _TAPS,
+        "if (tid == 0) wait_for_stores();",
         ";",
+        "in flight",
     ),
 ]
 
@@ -552,6 +650,8 @@ def cases() -> list[tuple[Data, str, dict]]:
         (plain, "c128x256", {"early": True}),
         (plain, "p128x128", {"order": 2}),
         (plain, "c64x256", {"order": 1}),
+        (plain, "p64x64", {"order": 2}),
+        (plain, "p128x128", {"blocks": 1}),
         (odd, "c64x256", {}),
         (odd, "p64x64", {"order": 1}),
         (joined, "c128x256", {"order": 1, "early": True}),
@@ -569,6 +669,7 @@ def cases() -> list[tuple[Data, str, dict]]:
         (nan, "p64x64", {"early": True}),
         (flat, "p128x128", {}),
         (draw(Conv(3, 13, 11, 64, 72, residual=True)), "tap-shift", {"window": (9, 1, 208)}),
+        (draw(Conv(3, 13, 11, 64, 64, residual=True)), "tap-shift", {"window": (9, 1, 232)}),
         (
             draw(Conv(2, 12, 12, 64, 64, dilation=2)),
             "tap-shift",

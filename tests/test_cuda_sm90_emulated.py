@@ -241,7 +241,7 @@ def test_choice(library, conv, batch):
     assert library.sm90_parse(name.value, ctypes.byref(again))
     assert (again.tile, again.splits) == (choice.tile, choice.splits)
     per_sm = 2 if library.sm90_tile_threads(choice.tile) == 256 else 1
-    assert 0 < blocks.value
+    assert blocks.value > 0
     assert choice.splits > 1 or blocks.value <= 132 * per_sm
     assert us.value > 0
     if batch == 1:

@@ -13,13 +13,14 @@
 // suits problems of few tiles; and only these split the reduction, a block for each split.
 //
 // Registers: 384 threads get 168 each at launch; the producer returns most of its own, so that a
-// consumer may hold 128 accumulators. See shortcut.cuh, split_k.cuh and epilogue.cuh for what
-// happens to those.
+// consumer may hold 128 accumulators. See shortcut.cuh, split_k.cuh, staged_store.cuh and
+// epilogue.cuh for what happens to those.
 #pragma once
 
 #include "cuda/sm90/epilogue.cuh"
 #include "cuda/sm90/ring.h"
 #include "cuda/sm90/split_k.cuh"
+#include "cuda/sm90/staged_store.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
 namespace resnet_fused::sm90 {
@@ -34,10 +35,15 @@ struct Stages {
   RF_DEVICE uint32_t turn(uint32_t warpgroup) const {
     return base + C::kBarriers + 16 * C::kStages + 8 * warpgroup;
   }
+  RF_DEVICE uint32_t landed(uint32_t warpgroup) const { return turn(2 + warpgroup); }
+  RF_DEVICE uint32_t place(uint32_t warpgroup) const {
+    return base + C::kPlaces + warpgroup * C::kPlaceBytes;
+  }
 };
 
-// Named barriers (0 is __syncthreads): of a team that shares a tile, or of each consumer warpgroup.
-enum NamedBarrier { kTeam0 = 1 };
+// Named barriers (0 is __syncthreads): of each consumer warpgroup, and of a team that shares a
+// tile.
+enum NamedBarrier { kWarpgroup0 = 1, kTeam0 = 3 };
 
 template <typename C, bool kShortcut>
 RF_DEVICE void prepare_barriers(const KernelParams& p, const Stages<C>& stages) {
@@ -54,6 +60,8 @@ RF_DEVICE void prepare_barriers(const KernelParams& p, const Stages<C>& stages) 
   }
   barrier_init(stages.turn(0), 4);
   barrier_init(stages.turn(1), 4);
+  barrier_init(stages.landed(0), 1);
+  barrier_init(stages.landed(1), 1);
   barrier_init_fence();
 }
 
@@ -136,30 +144,20 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
   uint32_t iteration = 0;  // of this block, in the producer's order: the ring's clock
 
   wait_for_earlier_kernels();  // the residual and y may be in use before
-  constexpr int kRows = 64 * C::kMBlocks;
-  const auto fetch_residual = [&](int next) {
-    if (kSplitK || next >= items) return;
-    const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, next);
-    if constexpr (C::kChannelsOnM) {
-      prefetch_residual<T, C::kN, kRows>(p, work.pixel, work.channel + row, tid);
-    } else {
-      prefetch_residual<T, kRows, C::kN>(p, work.pixel + row, work.channel, tid);
-    }
-  };
-  constexpr int kTurns = C::kPingPong ? 2 : 1;
-  fetch_residual(blockIdx.x + (C::kPingPong ? warpgroup * gridDim.x : 0));
+  Place<place_pixels(C::kT), C::kChannelsOnM ? C::kMBlocks : C::kN / 64> place{
+      stages.place(warpgroup), stages.landed(warpgroup), 0};
 #pragma unroll 1
   for (int i = 0, item = blockIdx.x; item < items; item += gridDim.x, ++i) {
     const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, item);
     Ring ring = ring_at(iteration, C::kStages);
     iteration += work.end - work.begin;
     if (C::kPingPong && (i & 1) != warpgroup) continue;
-    fetch_residual(item + kTurns * gridDim.x);
-    if (C::kPingPong && i > 0) barrier_wait(stages.turn(warpgroup), turn_parity(i));
-
     const int tile_row = C::kChannelsOnM ? work.channel + row : work.pixel + row;
     const int channel = C::kChannelsOnM ? tile_row : work.channel;
     const int pixel = C::kChannelsOnM ? work.pixel : tile_row;
+    if constexpr (C::kStaged)
+      if (tid == 0) place.begin(p, channel, pixel, 0, 0);
+    if (C::kPingPong && i > 0) barrier_wait(stages.turn(warpgroup), turn_parity(i));
 
     // Steps `begin` to `end` of the reduction; all that they read is released at the end.
     const auto multiply = [&](int begin, int end, auto before_products) {
@@ -218,12 +216,15 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
                          team_barrier))
         continue;
     }
-    if constexpr (C::kChannelsOnM) {
-      store_channels_on_m<T, C, kShortcut>(sum, p, pixel, channel, tid);
+    if constexpr (C::kStaged) {
+      store_by_tma<T, C, kShortcut>(sum, p, place, channel, pixel, 0, 0, tid,
+                                    kWarpgroup0 + warpgroup);
     } else {
-      store_pixels_on_m<T, C, kShortcut>(sum, p, pixel, channel, tid);
+      store_at_once<T, C, kShortcut>(sum, p, pixel, channel, tid);
     }
   }
+  if constexpr (C::kStaged)
+    if (tid == 0) wait_for_stores();
   if constexpr (kSplitK) cluster_wait();
 }
 

@@ -45,11 +45,5 @@ struct Vector {
 RF_HD Vector vector_pixels_on_m(int t, int half, int j) {
   return {(t >> 5) * 16 + ((t & 31) >> 2) + 8 * half, (4 * j + (t & 3)) * 8};
 }
-// Channels on M: the words, each an 8 x 8 block turned by movmatrix, are
-// [pixel group 2 * j + (m >> 1)][row half m & 1].
-RF_HD Vector vector_channels_on_m(int t, int j) {
-  const int q = t & 3;
-  return {8 * (2 * j + (q >> 1)) + ((t & 31) >> 2), (t >> 5) * 16 + (q & 1) * 8};
-}
 
 }  // namespace resnet_fused::sm90
