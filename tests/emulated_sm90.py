@@ -166,6 +166,7 @@ class Run(ctypes.Structure):
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.sm90_run.restype = None
     library.sm90_tile_name.restype = ctypes.c_char_p
+    library.sm90_cost.restype = ctypes.c_double
     for name in ("sm90_tickets", "sm90_partial_floats"):
         getattr(library, name).restype = ctypes.c_int64
     return library
