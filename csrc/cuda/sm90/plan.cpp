@@ -115,15 +115,14 @@ double clocks_of(const Demand& t, const Device& device) {
     const double rate = std::min(kL2BytesAlone, kL2BytesPerClock * sms / loading);
     return std::max(t.products, t.bytes / rate);
   };
-  const double busy = steps(sms), last = rest ? steps(rest) : 0;
+  const double busy = steps(sms), last = rest ? steps(rest) : 0, first = full ? busy : last;
   if (t.blocks_per_sm > 1)
-    return std::max(full * busy + last + t.epilogue,
-                    ceil_div(t.tiles, sms * t.blocks_per_sm) * (t.latency + t.epilogue));
+    return std::max(full * busy + last + t.epilogue, ceil_div(t.tiles, sms * t.blocks_per_sm) *
+                                                         (std::max(first, t.latency) + t.epilogue));
   const auto tile = [&](double clocks) {
     clocks = std::max(clocks, t.latency);
     return t.turns ? std::max(clocks, (clocks + t.epilogue) / 2) : clocks + t.epilogue;
   };
-  const double first = full ? busy : last;
   return full * tile(busy) + (rest ? tile(last) : 0) +
          (t.turns ? std::max(first, t.latency) - tile(first) + t.epilogue : 0);
 }
