@@ -177,6 +177,7 @@ class Run(ctypes.Structure):
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.sm90_run.restype = None
     library.sm90_tile_name.restype = ctypes.c_char_p
+    library.sm90_cost.restype = ctypes.c_double
     return library
 
 

@@ -110,6 +110,12 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def has_wgmma(device: torch.device) -> bool:
+    """Whether the kernels of csrc/cuda/sm90 can run there."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 @dataclass(frozen=True)
 class Configuration:
     """A tile of a CUDA C++ kernel; f"{name} split {n}" is what conv_bn_act_cuda's config takes."""

@@ -102,6 +102,9 @@ extern "C" void sm90_ranked(const Problem* p, int multiprocessors, char* names, 
   for (const Choice& choice : ranked(*p, {multiprocessors})) lines += text(choice) + "\n";
   snprintf(names, size, "%s", lines.c_str());
 }
+extern "C" double sm90_cost(const Problem* p, const Choice* choice, int multiprocessors) {
+  return cost(*p, *choice, {multiprocessors}).microseconds;
+}
 extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name, choice); }
 
 // ---- which launches overlap: 1 the launch, 2 its weights besides ----
