@@ -38,15 +38,6 @@ inline Mma kind_of(__nv_bfloat16) { return kBF16; }
 
 }  // namespace emu
 
-template <typename T>
-T __ldcg(const T* p) {
-  return *p;
-}
-template <typename T>
-void __stcg(T* p, T v) {
-  *p = v;
-}
-
 namespace resnet_fused::sm90 {
 
 using std::max;
