@@ -14,9 +14,7 @@ TILES = (112, 64)  # columns of the convolution, in the order of csrc/cuda/sm90/
 
 
 def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
-    library = build_library(
-        folder, "stem90", csrc, ["emulate/run_stem90"], ["sm90/stem"], defines
-    )
+    library = build_library(folder, "stem90", csrc, ["emulate/run_stem90"], ["sm90/stem"], defines)
     library.stem90_run.restype = None
     return library
 

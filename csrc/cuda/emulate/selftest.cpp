@@ -125,7 +125,8 @@ void copies() {
   completes("cp.async", go(32, [=] {
               const int t = threadIdx.x;
               int* const s = reinterpret_cast<int*>(emu::dyn_smem());
-              emu::copy_async(emu::smem_u32(s + 4 * t), from + 4 * t, 16, t < 16 ? 16 : 0, __LINE__);
+              emu::copy_async(emu::smem_u32(s + 4 * t), from + 4 * t, 16, t < 16 ? 16 : 0,
+                              __LINE__);
               emu::copies_commit();
               emu::copies_wait(0);
               CHECK(s[4 * t + 3] == (t < 16 ? 4 * t + 3 : 0));  // zeros where nothing was read
@@ -147,15 +148,15 @@ void copies() {
             if (threadIdx.x & 1) out[threadIdx.x] = s[4 * (threadIdx.x - 1)];
           }));
   reports("out of bounds", go(32, [=] {
-            emu::copy_async(emu::smem_u32(emu::dyn_smem()) + 16 * threadIdx.x, from + 124 + 4, 16, 16, __LINE__);
+            emu::copy_async(emu::smem_u32(emu::dyn_smem()) + 16 * threadIdx.x, from + 124 + 4, 16,
+                            16, __LINE__);
           }));
   reports("misaligned", go(32, [=] {
             emu::copy_async(emu::smem_u32(emu::dyn_smem()) + 16 * threadIdx.x + 8, from, 16, true,
                             __LINE__);
           }));
-  reports("the block ends while copies", go(1, [=] {
-            emu::copy_async(emu::smem_u32(emu::dyn_smem()), from, 16, 16, __LINE__);
-          }));
+  reports("the block ends while copies",
+          go(1, [=] { emu::copy_async(emu::smem_u32(emu::dyn_smem()), from, 16, 16, __LINE__); }));
 }
 
 void shared_memory() {

@@ -43,13 +43,15 @@ int tiles_of_w(const Problem& p, const StemTile& tile) {
 
 // Clocks of the busiest multiprocessor. Modelled: nothing of it was measured on a GPU.
 double clocks(const Problem& p, const StemChoice& choice, const Device& device) {
-  constexpr double kMacsPerClock = 2048;                 // documented
+  constexpr double kMacsPerClock = 2048;                  // documented
   constexpr double kBandClocks = 1500, kRowClocks = 300;  // assumed: first rows; all but products
   const StemTile& tile = kStemTiles[choice.tile];
   const Sizes s = sizes_of(p, tile);
   const double items = double(p.n) * ceil_div(pooled(out_h(p)), choice.rows) * tiles_of_w(p, tile) *
                        ceil_div(p.k, kStemChannels);
-  const auto rounds = [items](double at_once) { return double(int64_t((items - 1) / at_once) + 1); };
+  const auto rounds = [items](double at_once) {
+    return double(int64_t((items - 1) / at_once) + 1);
+  };
   const double row = 8.0 * p.r * s.chunks * kStemChannels * tile.columns / kMacsPerClock;
   const double rows = 2 * choice.rows + 1, at_once = device.multiprocessors;
   const double products = rounds(at_once) * rows * row;
@@ -84,13 +86,16 @@ std::string stem_refuses(const Problem& p) {
 }
 
 StemChoice choose_stem(const Problem& p, const Device& device) {
-  StemChoice best{kStemTileCount - 1, pooled(out_h(p))};
-  const int pool_h = best.rows;
+  const int pool_h = pooled(out_h(p));
+  StemChoice best{kStemTileCount - 1, pool_h};
+  double least = clocks(p, best, device);
   for (int tile = 0; tile < kStemTileCount; ++tile) {
     if (stem_shared_bytes(p, kStemTiles[tile]) > kStemMostShared) continue;
-    for (int bands = 1; bands <= std::min(pool_h, 4 * device.multiprocessors); ++bands) {
-      const StemChoice choice{tile, ceil_div(pool_h, bands)};
-      if (clocks(p, choice, device) < clocks(p, best, device)) best = choice;
+    // Only heights that cut the image into even bands.
+    for (int rows = pool_h; rows > 0;
+         rows = rows > 1 ? ceil_div(pool_h, ceil_div(pool_h, rows - 1)) : 0) {
+      const double cost = clocks(p, {tile, rows}, device);
+      if (cost < least) best = {tile, rows}, least = cost;
     }
   }
   return best;

@@ -37,20 +37,11 @@ __global__ void __launch_bounds__(kStemThreads, kStemTiles[kTile].blocks_per_sm)
   uint32_t best[kN / 8][2];
 #pragma unroll 1
   while (true) {
-    __syncthreads();  // all have expanded the weights, or computed the band before
+    __syncthreads();           // all have expanded the weights, or computed the band before
     int slot = 0, window = 0;  // of the ring: the next row's, and the next window's first
     bool masked = false;
 #pragma unroll
     for (auto& pair : best) pair[0] = pair[1] = sm80::minus_infinities(T());
-    const auto multiply = [&](float(&to)[kN / 2]) {
-      if (masked) {
-        multiply_row_masked<T, kN>(to, p, weights, ring, window, warp, lane);
-      } else {
-        multiply_row<T, kN>(to, p, shared_address(weights), shared_address(ring), window);
-      }
-      window += q.stride_h;
-      if (window >= l.ring_rows) window -= l.ring_rows;
-    };
     const StemBand now = band;
 #pragma unroll 1
     for (int row = now.row; row < now.end; ++row) {
@@ -69,15 +60,21 @@ __global__ void __launch_bounds__(kStemThreads, kStemTiles[kTile].blocks_per_sm)
         rows = stem_rows(p, band, band.row);
         fetch_rows(p, raw, rows, warp, lane);
       }
-      if (row == now.row && row > 0) {
-        multiply(sum);
-        __syncthreads();  // the ring has no room for its rows besides the next pooled row's
-        take_row<T, kN>(best, sum, affine);
-      }
-      multiply(sum);
-      take_row<T, kN>(best, sum, affine);
+      // The row above, which the pooled row before has computed unless it is another band's; two
+      // more, of which the second may be below the map.
       const bool last = 2 * row + 1 < p.out_h;
-      if (last) multiply(sum);
+#pragma unroll 1
+      for (int part = row == now.row && row > 0 ? 0 : 1; part < 2 + last; ++part) {
+        if (masked) {
+          multiply_row_masked<T, kN>(sum, p, weights, ring, window, warp, lane);
+        } else {
+          multiply_row<T, kN>(sum, p, shared_address(weights), shared_address(ring), window);
+        }
+        window += q.stride_h;
+        if (window >= l.ring_rows) window -= l.ring_rows;
+        if (part == 0) __syncthreads();  // the ring has no room for this row's inputs besides
+        if (part < 2) take_row<T, kN>(best, sum, affine);
+      }
       pool_row<T, kN>(best, sum, last, affine, p, now, row, channel, warp, lane);
     }
     if (item >= p.items) break;

@@ -14,22 +14,23 @@ RF_DEVICE void multiply_row(float (&sum)[kN / 2], const StemParams& p, uint32_t 
   const StemLayout& l = p.layout;
   // Chunks side by side and groups of eight rows: of channels, of outputs.
   uint64_t a = plain_descriptor(weights, 16 * kStemChannels, 128);
+  uint64_t b = plain_descriptor(ring + slot * l.ring_pitch, 16, 128);
+  int steps = p.problem.r * l.chunks / 2, chunk = 0;
   bool keep = false;
   hold_registers(sum);
-  wgmma_fence();
 #pragma unroll 1
-  for (int r = 0; r < p.problem.r; ++r) {
-    uint64_t b = plain_descriptor(ring + slot * l.ring_pitch, 16, 128);
-#pragma unroll 1
-    for (int chunk = 0; chunk < l.chunks; chunk += 2) {
-      Wgmma<T, kN>::issue(sum, a, b, keep);
-      a += 2 * kStemChannels;  // in units of 16 bytes
-      b += 2;
-      keep = true;
-    }
-    slot = slot + 1 < l.ring_rows ? slot + 1 : 0;
-  }
-  wgmma_commit();
+  do {
+    wgmma_fence();  // once would do, if the compiler saw it
+    Wgmma<T, kN>::issue(sum, a, b, keep);
+    wgmma_commit();
+    keep = true;
+    a += 2 * kStemChannels;  // in units of 16 bytes
+    chunk += 2;
+    const bool wrap = chunk == l.chunks;
+    if (wrap) slot = slot + 1 < l.ring_rows ? slot + 1 : 0;
+    if (wrap) chunk = 0;
+    b = plain_descriptor(ring + slot * l.ring_pitch + 16 * chunk, 16, 128);
+  } while (--steps);
   wgmma_wait<0>();
   hold_registers(sum);
 }
@@ -54,8 +55,7 @@ RF_DEVICE void multiply_row_masked(float (&sum)[kN / 2], const StemParams& p,
                              word(from + 16 * (kStemChannels + 8))};
       uint32_t mask[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        mask[i] = 2 * (chunk + i) + lane % 4 / 2 < p.problem.s ? ~0u : 0u;
+      for (int i = 0; i < 2; ++i) mask[i] = 2 * (chunk + i) + lane % 4 / 2 < p.problem.s ? ~0u : 0u;
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) {
         const uint8_t* const at = windows + 16 * (8 * j + chunk);

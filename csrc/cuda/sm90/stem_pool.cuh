@@ -75,8 +75,7 @@ RF_DEVICE void pool_row(uint32_t (&best)[kN / 8][2], const float (&sum)[kN / 2],
           2 * pair + 1 < p.out_w ? high_halves(v[0], v[1]) : sm80::minus_infinities(T());
       const uint32_t before = __shfl_sync(0xffffffffu, q == 3 ? rights : right, from);
       rights = right;
-      pooled[i] =
-          sm80::max_keeping_nan(sm80::max_keeping_nan(left, right, T()), before, T());
+      pooled[i] = sm80::max_keeping_nan(sm80::max_keeping_nan(left, right, T()), before, T());
       if (p.relu) pooled[i] = sm80::max_keeping_nan(pooled[i], 0u, T());
     }
     // 8 x 8 blocks of channels by outputs 0, 4, 1, 5, 2, ... of the group, turned.

@@ -101,8 +101,7 @@ RF_DEVICE void fetch_weights(const StemParams& p, uint8_t* staged, int channel, 
   const Problem& q = p.problem;
   const int channels = q.k - channel < kStemChannels ? q.k - channel : kStemChannels;
   const int size = q.r * q.s * q.c;  // of a channel; channels come in multiples of 8
-  const uint8_t* const from =
-      static_cast<const uint8_t*>(p.weight) + int64_t(2) * channel * size;
+  const uint8_t* const from = static_cast<const uint8_t*>(p.weight) + int64_t(2) * channel * size;
   for (int at = 16 * thread; at < 2 * channels * size; at += 16 * kStemThreads)
     sm80::copy_16(sm80::shared_address(staged + at), from + at, true);
   sm80::copies_commit();
@@ -112,8 +111,7 @@ RF_DEVICE void expand_weights(const StemParams& p, const uint8_t* staged, uint8_
                               int channel, int thread) {
   const Problem& q = p.problem;
   const int chunks = p.layout.chunks, k = thread % kStemChannels;
-  const uint16_t* const from =
-      reinterpret_cast<const uint16_t*>(staged) + k * q.r * q.s * q.c;
+  const uint16_t* const from = reinterpret_cast<const uint16_t*>(staged) + k * q.r * q.s * q.c;
 #pragma unroll 2
   for (int i = thread / kStemChannels; i < q.r * chunks; i += kStemThreads / kStemChannels) {
     const int r = i / chunks, tap = 2 * (i - r * chunks);
