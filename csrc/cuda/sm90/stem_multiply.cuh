@@ -7,32 +7,45 @@
 
 namespace resnet_fused::sm90 {
 
-// slot: the ring's row under the first row of the filter.
-template <typename T, int kN>
+// slot: the ring's row under the first row of the filter. kChunks: those of a filter row, or 0, any
+// number.
+template <typename T, int kN, int kChunks>
 RF_DEVICE void multiply_row(float (&sum)[kN / 2], const StemParams& p, uint32_t weights,
                             uint32_t ring, int slot) {
+  constexpr int kStep = kChunks ? kChunks : 2;
   const StemLayout& l = p.layout;
   // Chunks side by side and groups of eight rows: of channels, of outputs.
   uint64_t a = plain_descriptor(weights, 16 * kStemChannels, 128);
-  uint64_t b = plain_descriptor(ring + slot * l.ring_pitch, 16, 128);
-  int steps = p.problem.r * l.chunks / 2, chunk = 0;
+  int steps = p.problem.r * l.chunks / kStep, chunk = 0;
   bool keep = false;
   hold_registers(sum);
 #pragma unroll 1
   do {
-    wgmma_fence();  // once would do, if the compiler saw it
-    Wgmma<T, kN>::issue(sum, a, b, keep);
+    const uint64_t b = plain_descriptor(ring + slot * l.ring_pitch + 16 * chunk, 16, 128);
+    wgmma_fence();
+#pragma unroll
+    for (int c = 0; c < kStep; c += 2) {
+      Wgmma<T, kN>::issue(sum, a, b + c, keep);
+      keep = true;
+      a += 2 * kStemChannels;  // in units of 16 bytes
+    }
     wgmma_commit();
-    keep = true;
-    a += 2 * kStemChannels;  // in units of 16 bytes
-    chunk += 2;
-    const bool wrap = chunk == l.chunks;
-    if (wrap) slot = slot + 1 < l.ring_rows ? slot + 1 : 0;
-    if (wrap) chunk = 0;
-    b = plain_descriptor(ring + slot * l.ring_pitch + 16 * chunk, 16, 128);
+    chunk += kStep;
+    const bool end = kChunks || chunk == l.chunks;
+    if (end) slot = slot + 1 < l.ring_rows ? slot + 1 : 0;
+    if (end) chunk = 0;
   } while (--steps);
   wgmma_wait<0>();
   hold_registers(sum);
+}
+template <typename T, int kN>
+RF_DEVICE void multiply_row(float (&sum)[kN / 2], const StemParams& p, uint32_t weights,
+                            uint32_t ring, int slot) {
+  if (p.layout.chunks == 4) {  // widths of 5 to 8
+    multiply_row<T, kN, 4>(sum, p, weights, ring, slot);
+  } else {
+    multiply_row<T, kN, 0>(sum, p, weights, ring, slot);
+  }
 }
 
 // The same, but a tap behind the window counts for nothing, whatever it holds. A warp has the same

@@ -112,7 +112,7 @@ RF_DEVICE void expand_weights(const StemParams& p, const uint8_t* staged, uint8_
   const Problem& q = p.problem;
   const int chunks = p.layout.chunks, k = thread % kStemChannels;
   const uint16_t* const from = reinterpret_cast<const uint16_t*>(staged) + k * q.r * q.s * q.c;
-#pragma unroll 2
+#pragma unroll 4
   for (int i = thread / kStemChannels; i < q.r * chunks; i += kStemThreads / kStemChannels) {
     const int r = i / chunks, tap = 2 * (i - r * chunks);
     uint32_t v[8];
