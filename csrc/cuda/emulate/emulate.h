@@ -97,6 +97,14 @@ template <class T>
 T __ldg(const T* p) {
   return *p;
 }
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+void __stcg(T* p, T v) {
+  *p = v;
+}
 template <class T, class U>
 T atomicAdd(T* p, U v) {
   return emu::atomic_add(p, T(v));

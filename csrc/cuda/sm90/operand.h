@@ -30,6 +30,13 @@ RF_HD uint64_t operand_descriptor(uint32_t address, int span) {
   return d;
 }
 
+// Of an operand without swizzle: rows of 16 bytes, eight of them 128 bytes; `leading` bytes from
+// those to the same rows' next 8 elements, `stride` to the next eight rows. Any multiples of 16:
+// rows may overlap.
+RF_HD uint64_t plain_descriptor(uint32_t address, int leading, int stride) {
+  return (address & 0x3FFFF) >> 4 | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32;
+}
+
 // Accumulator register r (0 .. n/2 - 1) of thread t (0 .. 127) of a warpgroup in m64nNk16.
 RF_HD int fragment_row(int t, int r) {
   return (t >> 5) * 16 + ((t & 31) >> 2) + 8 * ((r >> 1) & 1);
