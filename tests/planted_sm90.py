@@ -387,16 +387,24 @@ BUGS = [
     Bug(
         "one group of the residual expected",
         _STAGED,
-        "groups * (p.place_pixels * 128)",
-        "p.place_pixels * 128",
+        "groups * (p.box_pixels * 128)",
+        "p.box_pixels * 128",
     ),
     Bug(
         "outputs written before the last ones have left",
         _STAGED,
-        "wait_for_stores_to_read();",
+        "if (tid == 0) wait_for_stores_to_read();",
         ";",
         "store of TMA may read it",
         ci=True,
+    ),
+    Bug(
+        "a residual loaded over outputs that have not left",
+        _STAGED,
+        "wait_for_stores_to_read();",
+        ";",
+        "store of TMA may read it",
+        context="if (groups <= 0) return; wait_for_stores_to_read();",
     ),
     Bug(
         "outputs written before another thread knows that the last ones have left",
@@ -404,7 +412,7 @@ BUGS = [
         "group_barrier<128>(barrier);",
         ";",
         "store read it",
-        context="group_barrier<128>(barrier); // one thread",
+        context="if (tid == 0) wait_for_stores_to_read(); group_barrier<128>(barrier);",
     ),
     Bug(
         "no fence before the outputs leave",
@@ -432,7 +440,7 @@ BUGS = [
     Bug(
         "the end without a wait for the stores",
         _KERNEL,
-        "if (tid == 0) wait_for_stores();",
+        "if (tid == 0) wait_for_stores_to_read();",
         ";",
         "in flight",
     ),
@@ -608,7 +616,7 @@ BUGS += [
     Bug(
         "tap-shift: the end without a wait for the stores",
         _TAPS,
-        "if (tid == 0) wait_for_stores();",
+        "if (tid == 0) wait_for_stores_to_read();",
         ";",
         "in flight",
     ),

@@ -90,6 +90,14 @@ def test_shortcut_of_any_scales(library, tile, splits):
     agrees(library, data, tile, splits=splits, blocks=3, order=splits % 3, early=splits > 1)
 
 
+@pytest.mark.parametrize("tile", ["c128x256", "c128x192", "p128x256", "p128x128"])
+def test_residuals_of_some_tiles_of_a_warpgroup(library, tile):
+    """Where its channels begin behind the last, there is none."""
+    data = draw(Conv(3, 9, 11, 72, 136, residual=True))
+    for order in range(2):
+        agrees(library, data, tile, blocks=1, order=order)
+
+
 @pytest.mark.parametrize("tile", FLOAT16_TILES)
 def test_float16(library, tile):
     agrees(library, draw(Conv(2, 10, 9, 40, 72, dtype=torch.float16, residual=True)), tile)
@@ -167,6 +175,8 @@ def test_a_captured_launch_that_was_forgotten(library):
 # ---- tap-shift ---------------------------------------------------------------------------------
 
 WINDOWS = [  # rows, images, positions
+    (Conv(5, 7, 7, 64, 136, residual=True), (7, 4, 256)),
+    (Conv(3, 13, 11, 64, 72, residual=True), (9, 1, 216)),
     (Conv(3, 13, 11, 64, 72), (9, 1, 208)),
     (Conv(3, 13, 11, 64, 64, residual=True), (9, 1, 232)),
     (Conv(3, 13, 11, 128, 72, shortcut=64), (9, 1, 216)),

@@ -1,5 +1,6 @@
-// The last results of a pure function, a slot for each hash of its argument: a net asks for the same
-// few convolutions again and again, and choosing a configuration takes longer than launching it.
+// The last results of a pure function, a slot for each hash of its argument: a net asks for the
+// same few convolutions again and again, and choosing a configuration takes longer than launching
+// it.
 #pragma once
 
 #include <cstdint>

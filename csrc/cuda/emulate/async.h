@@ -119,7 +119,7 @@ inline uint32_t swizzled(uint32_t address, int span) {
   const uint32_t rows = span == 128 ? 7 : span == 64 ? 3 : span == 32 ? 1 : 0;
   return address ^ (((address >> 7) & rows) << 4);
 }
-// A read of a chunk by the running warp through wgmma; fails if it is not allowed.
+// A read of a chunk by the running warp through wgmma or a store of TMA; fails if not allowed.
 void check_async_read(Async& a, int64_t chunk, int warp, const char* who);
 // A write through TMA by the running fiber.
 void check_async_write(Async& a, int64_t chunk, int fiber, const char* who);

@@ -1,6 +1,8 @@
 // Stores of TMA, and the ldmatrix and stmatrix that go with them. A store is checked when it is
-// issued, and reads shared memory as late as it may: when its thread waits for it.
+// issued, and reads shared memory as late as it may: when its thread waits for it. Waiting for the
+// reads alone is not told from waiting for the stores.
 #include <cstring>
+#include <utility>
 
 #include "cuda/emulate/async.h"
 #include "cuda/sm90/tensor_map.h"

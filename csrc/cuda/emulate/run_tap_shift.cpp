@@ -58,6 +58,7 @@ extern "C" void tap_shift_run(Sm90Run* r, int rows, int images, int n) {
   emu::Options options;
   options.order = r->order;
   options.async = true;
+  options.race = options.uninit = r->race;
   const emu::Result result = launch(k, r->blocks, options);
   snprintf(r->error, sizeof r->error, "%s", result.error.c_str());
   memcpy(r->y, o.y, y_bytes(p));

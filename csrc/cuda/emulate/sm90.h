@@ -119,7 +119,6 @@ inline void tma_store(uint32_t from, const TensorMap* map, int c, int w, int h, 
 }
 inline void commit_stores() { emu::commit_stores(); }
 inline void wait_for_stores_to_read(RF_LINE) { emu::wait_for_stores(line); }
-inline void wait_for_stores(RF_LINE) { emu::wait_for_stores(line); }
 inline float relu_keeping_nan(float v) { return v < 0.f ? 0.f : v; }
 inline uint4 load_once(const void* p) { return *static_cast<const uint4*>(p); }
 inline void store_16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }

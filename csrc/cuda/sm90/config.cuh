@@ -26,7 +26,7 @@ struct Config {
   static constexpr int kEmptyArrivals = kTeam / 32;               // one per warp
   static constexpr int kWeightRows = kChannelsOnM ? 0 : kBytesA;  // where they begin in a stage
   static constexpr int kPixelRows = kChannelsOnM ? kBytesA : 0;
-  static constexpr bool kStaged = kConsumers == 2;  // outputs go through shared memory
+  static constexpr bool kStaged = stages_outputs(kT);
   static constexpr int kPlaces = kStages * kStageBytes, kPlaceBytes = place_bytes(kT);
   static constexpr int kBarriers = kPlaces + 2 * kPlaceBytes;
   static constexpr int kSharedBytes = shared_bytes(kT);
@@ -35,6 +35,10 @@ struct Config {
   static_assert(kConsumers == 2 || !kShared, "two warpgroups to share a tile");
   static_assert(kBytesA % 1024 == 0 && kStageBytes % 1024 == 0, "swizzle atoms stay aligned");
   static_assert(kN % 32 == 0, "the epilogue's groups");
+  static_assert(kStaged || !kChannelsOnM, "store_at_once has pixels on M");
+  static_assert(!kStaged || kChannelsOnM || kN % 64 == 0, "places are groups of 64 channels");
+  static_assert(kPlaces % 1024 == 0 && kPlaceBytes % 1024 == 0, "and swizzle atoms");
+  static_assert(!kStaged || !splits_reduction(kT), "a cluster's block has one tile");
   static_assert(kStages >= 2, "a stage is released one step late");
   static_assert(1024 + kBarriers + 16 * kStages + 32 <= kSharedBytes && kSharedBytes <= 232448,
                 "shared memory");

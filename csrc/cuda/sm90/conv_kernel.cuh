@@ -7,10 +7,10 @@
 // straight from shared memory. Stages are handed over by mbarriers: `full` completes when the bytes
 // have landed, `empty` when every warp that read them has seen its wgmma end.
 //
-// Blocks are as many as the device holds at once, and each takes every gridDim.x-th work item
-// (tile, split). Two warpgroups either take turns (ping-pong: the epilogue of one tile runs under
-// the sums of the next) or share a tile. With one consumer, two blocks share an SM instead, which
-// suits problems of few tiles; and only these split the reduction, a block for each split.
+// Blocks are as many as the device holds at once, and each takes every gridDim.x-th tile. Two
+// warpgroups either take turns (ping-pong: the epilogue of one tile runs under the sums of the
+// next) or share a tile. With one consumer, two blocks share an SM instead, which suits problems of
+// few tiles; and only these split the reduction, with a block for each split.
 //
 // Registers: 384 threads get 168 each at launch; the producer returns most of its own, so that a
 // consumer may hold 128 accumulators. See shortcut.cuh, split_k.cuh, staged_store.cuh and
@@ -49,6 +49,10 @@ template <typename C, bool kShortcut>
 RF_DEVICE void prepare_barriers(const KernelParams& p, const Stages<C>& stages) {
   prefetch_map(&p.x);
   prefetch_map(&p.weight);
+  if constexpr (C::kStaged) {
+    prefetch_map(&p.y_map);
+    if (p.residual) prefetch_map(&p.residual_map);
+  }
   if constexpr (kShortcut) {
     prefetch_map(&p.shortcut_x);
     prefetch_map(&p.shortcut_weight);
@@ -224,7 +228,7 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
     }
   }
   if constexpr (C::kStaged)
-    if (tid == 0) wait_for_stores();
+    if (tid == 0) wait_for_stores_to_read();
   if constexpr (kSplitK) cluster_wait();
 }
 

@@ -9,7 +9,7 @@ namespace resnet_fused::sm90 {
 struct KernelParams {
   TensorMap x, weight, shortcut_x, shortcut_weight;
   TensorMap y_map, residual_map;  // where there are two consumers
-  int place_pixels;               // of their boxes
+  int box_pixels;                 // of their boxes
   Schedule schedule;
   Reduction reduction;
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -47,9 +47,9 @@ inline const char* fill(KernelParams* k, const Problem& p, const Choice& choice,
   const bool b = o.bfloat16;
   const char* why = encode(input_fields(o.x, b, p, t), &k->x);
   if (!why) why = encode(weight_fields(o.weight, b, p.k, p.r * p.s, p.c, t), &k->weight);
-  if (!why && t.consumers == 2) {
+  if (!why && stages_outputs(t)) {
     const int pixels = k->schedule.pixels, box = place_pixels(t);
-    k->place_pixels = box;
+    k->box_pixels = box;
     why = encode(output_fields(o.y, b, 1, 1, pixels, p.k, 1, 1, box), &k->y_map);
     if (!why && o.residual)
       why = encode(output_fields(o.residual, b, 1, 1, pixels, p.k, 1, 1, box), &k->residual_map);

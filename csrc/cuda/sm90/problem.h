@@ -53,10 +53,11 @@ RF_HD constexpr int tile_m(const Tile& t) {
 RF_HD constexpr int tile_pixels(const Tile& t) { return t.channels_on_m ? t.n : tile_m(t); }
 RF_HD constexpr int tile_channels(const Tile& t) { return t.channels_on_m ? tile_m(t) : t.n; }
 RF_HD constexpr int stage_bytes(const Tile& t) { return (tile_m(t) + t.n) * t.chunk * 2; }
-// Where a warpgroup of two puts its part of the outputs, for TMA to store (staged_store.cuh).
+// Of two warpgroups each puts its part of the outputs where TMA takes it from (staged_store.cuh).
+RF_HD constexpr bool stages_outputs(const Tile& t) { return t.consumers == 2; }
 RF_HD constexpr int place_pixels(const Tile& t) { return t.channels_on_m ? t.n : 64 * t.m_blocks; }
 RF_HD constexpr int place_bytes(const Tile& t) {
-  return t.consumers == 2 ? 64 * t.m_blocks * t.n * 2 : 0;
+  return stages_outputs(t) ? 64 * t.m_blocks * t.n * 2 : 0;
 }
 
 // ---- the reduction ----

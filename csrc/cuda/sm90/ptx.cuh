@@ -96,11 +96,10 @@ RF_DEVICE void tma_store(uint32_t from, const TensorMap* map, int c, int w, int 
       : "memory");
 }
 RF_DEVICE void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until they have read shared memory; until they are done.
+// That is what a block owes them before it ends: a kernel has ended when they are done.
 RF_DEVICE void wait_for_stores_to_read() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
-RF_DEVICE void wait_for_stores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // Orders this thread's plain accesses to shared memory before later ones of TMA and wgmma.
 RF_DEVICE void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -26,14 +26,14 @@ struct Place {
   RF_DEVICE uint32_t at(int pixel, int chunk) const {
     return address + (chunk >> 3) * (kPixels * 128) + pixel * 128 + (((chunk ^ pixel) & 7) << 4);
   }
-  // By the thread that also stores: the stores before have left the place, and the residual of the
-  // next tile may fill it. `from`: where the tile is in the output's map.
+  // By the thread that also stores: the outputs before leave the place, and the residual of the
+  // next tile, which is there in the output's map, fills it.
   RF_DEVICE void begin(const KernelParams& p, int channel, int w, int h, int n) const {
-    wait_for_stores_to_read();
     if (!p.residual) return;
     const int groups = min(kGroups, (p.schedule.k - channel + 63) / 64);
     if (groups <= 0) return;
-    barrier_expect(landed, groups * (p.place_pixels * 128));
+    wait_for_stores_to_read();
+    barrier_expect(landed, groups * (p.box_pixels * 128));
 #pragma unroll 1
     for (int g = 0; g < groups; ++g)
       tma_window(address + g * (kPixels * 128), &p.residual_map, landed, channel + 64 * g, w, h, n);
@@ -74,20 +74,19 @@ RF_DEVICE void store_by_tma(const float (&sum)[C::kMBlocks][C::kN / 2], const Ke
   if (residual) {
     barrier_wait(place.landed, place.loads++ & 1u);
   } else {
-    group_barrier<128>(barrier);  // one thread has waited for the stores before
+    if (tid == 0) wait_for_stores_to_read();
+    group_barrier<128>(barrier);
   }
+  // Lanes give the rows' addresses, eight for each of the four matrices.
+  Affine affine[4];
+  if constexpr (C::kChannelsOnM) {
 #pragma unroll
-  for (int m = 0; m < C::kMBlocks; ++m) {
-    Affine affine[4];
-    if constexpr (C::kChannelsOnM) {
+    for (int m = 0; m < C::kMBlocks; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         affine[half] = affine_of<kShortcut>(p, channel + 64 * m + fragment_row(tid, 2 * half));
-    }
 #pragma unroll
-    for (int j = 0; j < (C::kN + 15) / 16; ++j) {
-      // Lanes give the rows' addresses, eight for each of the four matrices.
-      if constexpr (C::kChannelsOnM) {
+      for (int j = 0; j < (C::kN + 15) / 16; ++j) {
         constexpr bool kOdd = C::kN % 16 != 0;
         const uint32_t at =
             place.at(16 * j + 8 * (lane >> 4) + (lane & 7), 8 * m + 2 * warp + ((lane >> 3) & 1));
@@ -96,12 +95,18 @@ RF_DEVICE void store_by_tma(const float (&sum)[C::kMBlocks][C::kN / 2], const Ke
         } else {
           finish_block<T, true, false>(&sum[m][8 * j], affine, at, residual, p.relu);
         }
-      } else {
-        const int c = channel + 16 * j;
-        if (c >= p.schedule.k) break;
+      }
+    }
+  } else {
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          affine[i] = affine_of<kShortcut>(p, c + 8 * (i >> 1) + 2 * (lane & 3) + (i & 1));
+    for (int j = 0; j < C::kN / 16; ++j) {
+      const int c = channel + 16 * j;
+      if (c >= p.schedule.k) break;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        affine[i] = affine_of<kShortcut>(p, c + 8 * (i >> 1) + 2 * (lane & 3) + (i & 1));
+#pragma unroll
+      for (int m = 0; m < C::kMBlocks; ++m) {
         const uint32_t at = place.at(64 * m + 16 * warp + (lane & 15), 2 * j + (lane >> 4));
         finish_block<T, false, false>(&sum[m][8 * j], affine, at, residual, p.relu);
       }

@@ -97,7 +97,7 @@ const char* fill(TapShiftParams* k, const Problem& p, const Window& g, const Ope
         output_fields(to, b, p.n, c.schedule.p, c.schedule.q, p.k, g.images, g.place_rows, g.pitch),
         map);
   };
-  c.place_pixels = g.images * g.place_rows * g.pitch;
+  c.box_pixels = g.images * g.place_rows * g.pitch;
   if (!why) why = output(o.y, &c.y_map);
   if (!why && o.residual) why = output(o.residual, &c.residual_map);
   if (!p.shortcut_c) return why;

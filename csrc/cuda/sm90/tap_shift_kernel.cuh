@@ -164,7 +164,7 @@ RF_DEVICE void consume_windows(const TapShiftParams& p, const TapShiftMemory<C>&
     store_by_tma<T, C, kShortcut>(sum, conv, place, channel, 0, t.row, t.image, tid,
                                   kWarpgroup0 + warpgroup);
   }
-  if (tid == 0) wait_for_stores();
+  if (tid == 0) wait_for_stores_to_read();
 }
 
 template <typename T, int kN, bool kShared, bool kShortcut>
@@ -179,6 +179,10 @@ __global__ void __launch_bounds__(384, 1)
   const int warp = __shfl_sync(0xffffffffu, int(threadIdx.x) >> 5, 0);
 
   if (warp == 0 && elect_one()) {
+    prefetch_map(&p.conv.x);
+    prefetch_map(&p.conv.weight);
+    prefetch_map(&p.conv.y_map);
+    if (p.conv.residual) prefetch_map(&p.conv.residual_map);
 #pragma unroll 1
     for (int s = 0; s < C::kWeightStages + C::kWindowStages; ++s) {
       barrier_init(memory.weights_full(s), 1);
@@ -197,7 +201,7 @@ __global__ void __launch_bounds__(384, 1)
       *reinterpret_cast<uint4*>(raw + (memory.window(s) - start) + at) = make_uint4(0, 0, 0, 0);
   // Positions behind the outputs' boxes have no residual.
   for (int w = 0; w < 2; ++w)
-    for (int at = 128 * p.conv.place_pixels + 16 * int(threadIdx.x); at < p.window.place_bytes;
+    for (int at = 128 * p.conv.box_pixels + 16 * int(threadIdx.x); at < p.window.place_bytes;
          at += 16 * C::kThreads)
       *reinterpret_cast<uint4*>(raw + (memory.place(w) - start) + at) = make_uint4(0, 0, 0, 0);
   async_proxy_fence();

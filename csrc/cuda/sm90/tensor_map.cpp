@@ -71,10 +71,10 @@ struct Slot {
 
 // A map is a function of its fields, the address among them, so that a slot cannot go stale.
 const char* encode(const MapFields& f, TensorMap* map) {
-  constexpr int kSlots = 256;
+  constexpr int kSlotBits = 10, kSlots = 1 << kSlotBits;  // ResNet-50 has some 170 maps
   thread_local Slot slots[kSlots] = {};
   const uint64_t key = reinterpret_cast<uintptr_t>(f.base) / 16 + 31 * f.box[1] + 7 * f.box[2];
-  Slot& slot = slots[key * 0x9E3779B97F4A7C15ull >> 56];
+  Slot& slot = slots[key * 0x9E3779B97F4A7C15ull >> (64 - kSlotBits)];
   if (!slot.used || !same(slot.fields, f)) {
     slot.used = false;
     if (const char* why = encode_new(f, &slot.map)) return why;
