@@ -1,0 +1,75 @@
+#include "cuda/sm80/head.h"
+#include "cuda/sm80/launch_help.h"
+
+namespace resnet_fused::sm80 {
+namespace {
+
+// Whether the kernel's code on this device has the wait for the kernel before. PTX of an older
+// architecture may run on a newer one, and then it has not.
+bool has_wait(const void* kernel) {
+  static std::atomic<uint64_t> known{0}, yes{0};  // by device; all types are compiled alike
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= 64) {
+    cudaGetLastError();
+    return false;
+  }
+  const uint64_t bit = uint64_t{1} << device;
+  if (!(known.load(std::memory_order_acquire) & bit)) {
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+      cudaGetLastError();
+      return false;
+    }
+    if (attributes.ptxVersion >= 90) yes.fetch_or(bit, std::memory_order_relaxed);
+    known.fetch_or(bit, std::memory_order_release);
+  }
+  return yes.load(std::memory_order_relaxed) & bit;
+}
+
+// Whether a launch may overlap what is ahead of it in the stream, as it waits before it reads: in a
+// graph a kernel has to be there, and nothing else.
+bool may_overlap(CUstream_st* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaGraphNode_t* nodes = nullptr;
+  size_t count = 0;
+#if CUDART_VERSION >= 13000
+  cudaError_t code =
+      cudaStreamGetCaptureInfo(stream, &status, nullptr, nullptr, &nodes, nullptr, &count);
+#else
+  cudaError_t code = cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, nullptr, &nodes, &count);
+#endif
+  cudaGraphNodeType type = cudaGraphNodeTypeEmpty;
+  const bool captured = status != cudaStreamCaptureStatusNone;
+  if (code == cudaSuccess && captured && count == 1) code = cudaGraphNodeGetType(nodes[0], &type);
+  if (code != cudaSuccess) cudaGetLastError();  // an edge of a special kind, among others
+  return code == cudaSuccess && (!captured || type == cudaGraphNodeTypeKernel);
+}
+
+}  // namespace
+
+std::string launch_head(const HeadProblem& p, Type type, Head o, CUstream_st* stream) {
+  const std::string why = head_refuses(p, type);
+  if (!why.empty()) return why;
+  o.pixels = int(p.pixels);
+  o.channels = int(p.channels);
+  o.classes = int(p.classes);
+  o.block_classes = head_block_classes(p);
+  const void* const kernel = type == Type::kBFloat16  ? head_bfloat16()
+                             : type == Type::kFloat16 ? head_float16()
+                                                      : head_float32();
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(head_blocks(p), unsigned(p.images));
+  config.blockDim = dim3(kHeadThreads);
+  config.dynamicSmemBytes = head_shared_bytes(o.channels, element_bytes(type));
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = has_wait(kernel) && may_overlap(stream);
+  void* arguments[] = {&o};
+  const cudaError_t code = cudaLaunchKernelExC(&config, kernel, arguments);
+  return code == cudaSuccess ? "" : error("launch", code);
+}
+
+}  // namespace resnet_fused::sm80
