@@ -18,6 +18,7 @@ from .ops_once import (
     Check,
     add_relu,
     conv,
+    head,
     rewritten,
     run_all,
     scale_shift_act,
@@ -75,6 +76,7 @@ def families() -> Mapping[str, Sequence[Check]]:
         ],
         "cuda stem": [stem(41), stem(320)],
         "cuda tail": [tail(64), tail(128)],
+        "cuda head": [head(2, bf16), head(2, full), head(24, bf16)],
         "triton add_relu": [add_relu("triton")],
         "triton conv": [
             _triton("", bf16, extra="residual"),

@@ -1,9 +1,10 @@
 // The mean over an image's map, then the products with `block_classes` rows of the weights: head.h.
 //
-// What it waits for is memory, so everything is asked for early: a warp's first eight loads of
-// weights (all that it needs for one image of a ResNet-18 or -50), then seven pixels a thread. Sums
-// are in float32 and always in the same order. The mean is rounded as PyTorch's, whose linear layer
-// reads it.
+// What it waits for is memory, so everything is asked for early: the weights to come to L2, where a
+// ResNet-50 has pushed them out, while the kernel before still runs; then a warp's first eight
+// loads of them (all that it needs for one image of a ResNet-18 or -50), and seven pixels a thread.
+// Sums are in float32 and always in the same order. The mean is rounded as PyTorch's, whose linear
+// layer reads it.
 #pragma once
 
 #include "cuda/sm80/config.cuh"
@@ -85,7 +86,7 @@ RF_DEVICE float head_products(const HeadWords& left, const HeadWords& right) {
 
 template <typename T>
 __global__ void __launch_bounds__(kHeadThreads) head_kernel(const __grid_constant__ Head p) {
-  constexpr int kElements = 16 / int(sizeof(T)), kAhead = 8;
+  constexpr int kElements = 16 / int(sizeof(T)), kAhead = 8, kLine = 128 / 16;
   RF_DYNAMIC_SHARED(shared);
   const int vectors = p.channels / kElements, groups = head_groups(p.channels, int(sizeof(T)));
   float* const sums = reinterpret_cast<float*>(shared);
@@ -94,9 +95,15 @@ __global__ void __launch_bounds__(kHeadThreads) head_kernel(const __grid_constan
   const int lane = threadIdx.x % 32;
   const int first = int(blockIdx.x) * p.block_classes;
   const int end = first + p.block_classes < p.classes ? first + p.block_classes : p.classes;
+  const HeadWords* const weight = static_cast<const HeadWords*>(p.weight);
+  // L2 is where all writes meet: what the kernel before may still write is not missed there.
+  if (image == 0)
+#pragma unroll 1
+    for (int64_t at = int64_t(first) * vectors + threadIdx.x * kLine; at < int64_t(end) * vectors;
+         at += kHeadThreads * kLine)
+      prefetch(weight + at);
   wait_for_kernel_before();
 
-  const HeadWords* const weight = static_cast<const HeadWords*>(p.weight);
   HeadStep next{first + int(threadIdx.x) / 32, lane}, step = next;
   const auto load = [&](HeadWords& to) {
     if (next.row < end && next.vector < vectors)
@@ -116,11 +123,15 @@ __global__ void __launch_bounds__(kHeadThreads) head_kernel(const __grid_constan
   __syncthreads();
   for (int c = threadIdx.x; c < p.channels; c += kHeadThreads) {
     float sum = 0.f;
+#pragma unroll 4
     for (int group = 0; group < groups; ++group) sum += sums[group * p.channels + c];
     mean[c] = from_float<T>(sum / float(p.pixels));
-    if (blockIdx.x == 0) static_cast<T*>(p.pooled)[image * p.channels + c] = mean[c];
   }
   __syncthreads();
+  if (blockIdx.x == 0)
+    for (int v = threadIdx.x; v < vectors; v += kHeadThreads)
+      static_cast<HeadWords*>(p.pooled)[image * vectors + v] =
+          reinterpret_cast<const HeadWords*>(mean)[v];
 
   float sum = 0.f;
   while (step.row < end) {

@@ -26,8 +26,8 @@ bool has_wait(const void* kernel) {
   return yes.load(std::memory_order_relaxed) & bit;
 }
 
-// Whether a launch may overlap what is ahead of it in the stream, as it waits before it reads: in a
-// graph a kernel has to be there, and nothing else.
+// Whether a launch may overlap what is ahead of it in the stream, for which it waits before it
+// reads: in a graph that must be a kernel, and a single one.
 bool may_overlap(CUstream_st* stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaGraphNode_t* nodes = nullptr;
