@@ -213,7 +213,8 @@ def compile_kernels(plan, folder, environ=os.environ):
 def _compile(plan, source, folder, environ):
     flags = nvcc_flags(plan, source, environ)
     digest = hashlib.sha256(repr((plan.toolkit.version, flags)).encode())
-    headers = [*CUDA.glob("*.*h"), *(CUDA / source.parent.name).glob("*.*h")]
+    folders = dict.fromkeys([CUDA, CUDA / "sm80", source.parent])  # sm90 includes of sm80
+    headers = [path for folder in folders for path in folder.glob("*.*h")]
     for path in [*sorted(headers), source]:
         digest.update(path.read_bytes())
     made = folder / f"{source.parent.name}_{source.stem}_{digest.hexdigest()[:16]}.o"

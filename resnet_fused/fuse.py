@@ -46,8 +46,8 @@ def fuse(
         convolution would put it, by not using Winograd, which spreads it over a tile of its output.
         RESNET_FUSED_EXACT_NONFINITE=1 does so for a whole process.
 
-    The global average pool and linear layers behind it get faster kernels for a few images, on a
-    GPU one for both; they are not in the report.
+    The global average pool and linear layers behind it get faster kernels for a few images; they
+    are not fused with anything and not in the report.
     Fuse after configuring the model: `forward` is looked at once, as its attributes are then.
     Layers of a stem are one op where their parent's forward calls them, or a Sequential that holds
     them all; whoever else calls one, as a U-Net may, gets what that layer computes. But a graph

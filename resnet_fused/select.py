@@ -199,4 +199,4 @@ def _any_of_ours(shape: ConvShape) -> str:
     """Where there is a kernel of ours, one that can compute any convolution."""
     if shape.device == "cpu":
         return "direct"
-    return "triton" if can_compute("triton", shape) else "cuda"
+    return "cuda" if can_compute("cuda", shape) else "triton"

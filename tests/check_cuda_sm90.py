@@ -18,29 +18,32 @@ from cuda_kernels import ROOT, build_cuda, compiled, machine_code
 
 TABLE = Path(__file__).with_name("sm90_resources.txt")
 # An instance in the kernel's mangled name: tile, shortcut, split-K; or of tap-shift: N, whether
-# two warpgroups share a tile, shortcut.
-_INSTANCE = r"(conv|tap_shift)_kernelI\w+?Li(\d+)ELb(\d)ELb(\d)E"
+# two warpgroups share a tile, shortcut; or of the stem's: tile.
+_INSTANCE = r"(conv|tap_shift|stem)_kernelI\d*__(\w+?)Li(\d+)E(?:Lb(\d)ELb(\d)E)?"
+_DTYPES = {"half": "float16", "nv_bfloat16": "bfloat16"}
 # Products, copies to shared memory, spills, loads on the non-coherent path.
 _COUNTED = ("HGMMA", "UTMALDG", "LDL", "STL", "CONSTANT")
 
 
-def _tiles() -> list[str]:
-    text = (ROOT / "csrc" / "cuda" / "sm90" / "tiles.h").read_text()
-    return re.findall(r'\{"(\w+)", \{', text)
+def _names(header: str, pattern: str) -> list[str]:
+    return re.findall(pattern, (ROOT / "csrc" / "cuda" / "sm90" / header).read_text())
 
 
-def _instance(text: str) -> tuple[str, int, int]:
-    """Tile, shortcut and split-K of the kernel that the text is about."""
-    found = re.search(_INSTANCE, text)
-    number, first, second = map(int, found.groups()[1:])
-    if found[1] == "conv":
-        return _tiles()[number], first, second
-    return f"tap-shift-{128 if first else 64}x{number}", second, 0
+def _instance(text: str) -> tuple[str, str, int, int]:
+    """Type, tile, shortcut and split-K of the kernel that the text is about."""
+    kernel, dtype, *numbers = re.search(_INSTANCE, text).groups()
+    number, first, second = (int(n or 0) for n in numbers)
+    if kernel == "conv":
+        tile = _names("tiles.h", r'\{"(\w+)", \{')[number], first, second
+    elif kernel == "stem":
+        tile = "stem-" + _names("stem.h", r"(?m)^    \{(\d+), \d+\},")[number], 0, 0
+    else:
+        tile = f"tap-shift-{128 if first else 64}x{number}", second, 0
+    return _DTYPES[dtype], *tile
 
 
 def rows_of(file: build_cuda.Compiled) -> dict[tuple, list]:
     """Rows of (type, tile, shortcut, split): registers, stack bytes, spilled bytes, counts."""
-    dtype = file.source.stem.removeprefix("kernels_")
     if warning := re.search(r"^.*(?:warning|C75\d\d).*$", file.report, re.MULTILINE):
         raise SystemExit(f"the compiler warns: {warning[0]}")
     rows = {}
@@ -52,10 +55,10 @@ def rows_of(file: build_cuda.Compiled) -> dict[tuple, list]:
             ).groups(),
         )
         registers = int(re.search(r"Used (\d+) registers", entry)[1])
-        rows[(dtype, *_instance(entry))] = [registers, stack, stores + loads]
+        rows[_instance(entry)] = [registers, stack, stores + loads]
     for function in machine_code(file).split("Function : ")[1:]:
         counts = [len(re.findall(rf"\b{name}\b", function)) for name in _COUNTED]
-        rows[(dtype, *_instance(function))] += counts
+        rows[_instance(function)] += counts
     return rows
 
 
@@ -70,12 +73,12 @@ def table(rows: dict[tuple, list]) -> str:
 def main() -> None:
     with ThreadPoolExecutor(2) as pool:
         parts = list(pool.map(rows_of, compiled("sm90")))
-    rows = dict(sorted({**parts[0], **parts[1]}.items()))
+    rows = dict(sorted({key: row for part in parts for key, row in part.items()}.items()))
     failures = []
     for key, (_, stack, spilled, *counts) in rows.items():
         if stack or spilled:
             failures.append(f"{key}: {stack} bytes of stack, {spilled} spilled")
-        if counts and not (counts[0] and counts[1]):
+        if counts and not (counts[0] and (counts[1] or key[1].startswith("stem"))):
             failures.append(f"{key}: no wgmma or no TMA in the machine code")
         if counts and (counts[2] or counts[3]):
             failures.append(f"{key}: local memory is used")

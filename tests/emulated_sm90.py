@@ -31,9 +31,20 @@ TILES = words(
     "c128x256 c128x192 p128x256 c64x256 p128x128 p128x64 p64x128 p64x64 p64x32 "
     "p128x64k32 p128x64k16"
 )
-FLOAT16_TILES = ("c64x256", "p128x128")
+FLOAT16_TILES = ("c64x256", "p128x128", "p64x64")
+SPLIT_TILES = ("p64x128", "p64x64", "p64x32")
 
-_EMULATOR = ("fibers", "memory", "mbarrier", "async", "tma", "wgmma", "mma")
+_EMULATOR = (
+    "fibers",
+    "cluster",
+    "memory",
+    "mbarrier",
+    "async",
+    "tma",
+    "bulk_store",
+    "wgmma",
+    "mma",
+)
 # The kernel's own loads and stores are seen through the calls that gcc inserts for its thread
 # sanitizer, whose runtime is not linked.
 _SEEN = words(
@@ -150,7 +161,7 @@ class Run(ctypes.Structure):
         [("problem", Problem)]
         + [
             (name, ctypes.c_int)
-            for name in words("tile splits blocks bfloat16 relu early_weights launches order race")
+            for name in words("tile splits blocks bfloat16 relu early_weights order race")
         ]
         + [
             (name, ctypes.c_void_p)
@@ -166,8 +177,7 @@ class Run(ctypes.Structure):
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.sm90_run.restype = None
     library.sm90_tile_name.restype = ctypes.c_char_p
-    for name in ("sm90_tickets", "sm90_partial_floats"):
-        getattr(library, name).restype = ctypes.c_int64
+    library.sm90_cost.restype = ctypes.c_double
     return library
 
 
@@ -330,12 +340,10 @@ def run(
     order: int = 0,
     window: tuple[int, int, int] = (0, 0, 0),
     early: bool = False,
-    launches: int = 1,
 ) -> tuple[Tensor, str]:
     """The output (NCHW), poisoned before, and the emulator's report, empty where it has none.
 
-    early: whether weights may be loaded before the kernel before has ended. launches: one after
-    the other, with the same tickets.
+    blocks: without splits. early: whether weights may be loaded before the kernel before has ended.
     The tile "tap-shift" is the other kernel; its window is (rows, images, positions), or chosen.
     """
     c = data.conv
@@ -352,7 +360,6 @@ def run(
         bfloat16=c.dtype == torch.bfloat16,
         relu=c.relu,
         early_weights=early,
-        launches=launches,
         order=order,
         race=1,
         **{name: None if t is None else t.data_ptr() for name, t in operands.items()},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-KERNELS = ("planted_sm80", "planted_stem", "planted_tail", "planted_sm90")
+KERNELS = ("planted_sm80", "planted_stem", "planted_stem90", "planted_tail", "planted_sm90")
 LEAST_SHARE = 0.95
 TIMEOUT_S = 60.0
 

@@ -1,4 +1,4 @@
-"""global_avg_pool_linear_cuda: its kernel under emulation, its fake, and the op on a GPU."""
+"""global_avg_pool and linear for GPUs: their kernels under emulation, and the ops on a GPU."""
 
 from __future__ import annotations
 
@@ -9,48 +9,61 @@ import torch
 import torch.nn.functional as F
 from emulated_sm80 import DTYPES, TYPES
 from emulated_sm90 import CSRC, ROOT, build_library, why_not
+from torch import Tensor
 
-import resnet_fused  # noqa: F401  registers the op
+import resnet_fused  # noqa: F401  registers the ops
 from resnet_fused.ops import _cuda
 
-OP = torch.ops.resnet_fused.global_avg_pool_linear_cuda
+_ops = torch.ops.resnet_fused
 GPU = torch.device("cuda", 0)
 KINDS = ("bfloat16", "float16", "float32")
 UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 
 
-class Sizes(ctypes.Structure):
-    """HeadProblem of csrc/cuda/sm80/head.h."""
-
-    _fields_ = [(n, ctypes.c_int64) for n in ("images", "pixels", "channels", "classes")]
-
-
-class Head(ctypes.Structure):
+class Pool(ctypes.Structure):
     """csrc/cuda/sm80/head.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "pooled", "y")),
-        *((n, ctypes.c_int) for n in ("pixels", "channels", "classes", "block_classes")),
+        *((name, ctypes.c_void_p) for name in ("x", "y")),
+        *((name, ctypes.c_int) for name in ("pixels", "channels")),
     ]
 
 
-def drawn(kind: str, images: int, pixels: int, channels: int, classes: int) -> list[torch.Tensor]:
-    """x of (images, pixels, channels), weight, bias."""
-    draw = torch.Generator().manual_seed(channels + classes)
-    x = torch.randn(images, pixels, channels, generator=draw) + 1
-    weight, bias = (torch.randn(*s, generator=draw) for s in ((classes, channels), (classes,)))
-    return [t.to(DTYPES[kind]) for t in (x, weight * channels**-0.5, bias)]
+class Linear(ctypes.Structure):
+    """csrc/cuda/sm80/head.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")),
+        *((name, ctypes.c_int) for name in ("images", "inputs", "outputs")),
+    ]
 
 
-def check(kind, pooled, y, x, weight, bias):
-    """The mean rounded once; its products to what float32 sums and one more rounding give."""
+def maps(kind: str, images: int, pixels: int, channels: int) -> Tensor:
+    draw = torch.Generator().manual_seed(channels + pixels)
+    return (torch.randn(images, pixels, channels, generator=draw) + 1).to(DTYPES[kind])
+
+
+def layer(kind: str, images: int, inputs: int, outputs: int) -> list[Tensor]:
+    """x, weight, bias."""
+    draw = torch.Generator().manual_seed(inputs + outputs)
+    shapes = ((images, inputs), (outputs, inputs), (outputs,))
+    x, weight, bias = (torch.randn(*shape, generator=draw) for shape in shapes)
+    return [t.to(DTYPES[kind]) for t in (x, weight * max(inputs, 1) ** -0.5, bias)]
+
+
+def check_pool(kind: str, y: Tensor, x: Tensor) -> None:
+    """The mean, rounded once."""
     mean = x.double().mean(1)
-    assert torch.equal(pooled.isnan(), mean.isnan())
-    over = (pooled.double() - mean).abs() - 1.01 * UNIT[kind] * mean.abs()
+    assert torch.equal(y.isnan(), mean.isnan())
+    over = (y.double() - mean).abs() - 1.01 * UNIT[kind] * mean.abs()
     assert (over.nan_to_num() < 2e-6).all()
-    exact = F.linear(pooled.double(), weight.double(), None if bias is None else bias.double())
+
+
+def check_linear(kind: str, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """What float32 sums and one rounding give."""
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert torch.equal(y.isnan(), exact.isnan())
-    sums = pooled.double().abs() @ weight.double().abs().t()
+    sums = x.double().abs() @ weight.double().abs().t()
     allowed = 1.01 * UNIT[kind] * exact.abs() + 2.0**-20 * sums + 1e-7
     assert ((y.double() - exact).abs() - allowed).nan_to_num().max() <= 0
 
@@ -62,210 +75,192 @@ def check(kind, pooled, y, x, weight, bias):
 def library() -> ctypes.CDLL:
     if why_not():
         pytest.skip(why_not())
-    folder = ROOT / "build" / "emulated"
-    return build_library(folder, "head", CSRC, ["emulate/run_head"], ["sm80/head"])
+    return build_library(ROOT / "build" / "emulated", "head", CSRC, ["emulate/run_head"], [])
 
 
-def emulated(library, kind, x, weight, bias, order=0):
+def pool(library, kind, x, order=0):
     images, pixels, channels = x.shape
-    sizes = Sizes(images, pixels, channels, len(weight))
-    pooled, y = x.new_full((images, channels), -1.0), x.new_full((images, len(weight)), -1.0)
-    pointers = [None if t is None else t.data_ptr() for t in (x, weight, bias, pooled, y)]
+    y = x.new_full((images, channels), float("nan"))
     why = ctypes.create_string_buffer(800)
-    given = (ctypes.byref(sizes), ctypes.byref(Head(*pointers)))
-    library.head_run(*given, TYPES.index(kind), order, why, 800)
+    call = Pool(x.data_ptr(), y.data_ptr(), pixels, channels)
+    library.pool_run(ctypes.byref(call), images, TYPES.index(kind), order, why, 800)
     assert not why.value
-    return pooled, y
+    return y
 
 
-SHAPES = [  # images, pixels, channels, classes
-    (1, 49, 512, 1000),
-    (2, 49, 2048, 20),  # a group of threads a pixel and a half
-    (1, 49, 64, 10),
-    (3, 6, 40, 33),  # threads that no group has
-    (2, 1, 8, 1),
-    (1, 120, 200, 17),  # more pixels than are loaded at a time
-    (1, 3, 4104, 5),  # more vectors than threads
-    (40, 4, 16, 70),  # several rows a warp
-    (9, 5, 528, 300),
+def linear(library, kind, x, weight, bias, order=0):
+    y = x.new_full((len(x), len(weight)), float("nan"))
+    pointers = [None if t is None else t.data_ptr() for t in (x, weight, bias, y)]
+    why = ctypes.create_string_buffer(800)
+    call = Linear(*pointers, *x.shape, len(weight))
+    library.linear_run(ctypes.byref(call), TYPES.index(kind), order, why, 800)
+    assert not why.value
+    return y
+
+
+POOLS = [  # images, pixels, channels
+    (1, 49, 512),
+    (2, 49, 2048),
+    (3, 6, 40),  # lanes beyond the last channel, warps without a pixel
+    (2, 1, 8),
+    (1, 300, 200),  # more pixels than are loaded at a time
+    (5, 33, 72),
+]
+LINEARS = [  # images, inputs, outputs
+    (1, 512, 1000),
+    (1, 2048, 20),
+    (1, 4136, 9),  # more inputs than are loaded at a time, outputs that leave warps idle
+    (2, 8, 1),
+    (3, 40, 33),
+    (4, 1032, 7),
+    (8, 512, 50),
+    (9, 2056, 5),  # an image more than whole groups
+    (1, 0, 3),
 ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_element(library, kind, shape):
-    x, weight, bias = drawn(kind, *shape)
-    for order, terms in ((0, bias), (1, None)):
-        pooled, y = emulated(library, kind, x, weight, terms, order)
-        check(kind, pooled, y, x, weight, terms)
+@pytest.mark.parametrize("shape", POOLS, ids=str)
+def test_every_mean(library, kind, shape):
+    x = maps(kind, *shape)
+    y = pool(library, kind, x)
+    check_pool(kind, y, x)
+    for order in (1, 2):
+        assert torch.equal(pool(library, kind, x, order), y), "the order of warps"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_warps_changes_no_bit(library, kind):
-    operands = drawn(kind, 2, 9, 136, 50)
-    pooled, y = emulated(library, kind, *operands)
-    for order in (1, 2):
-        other = emulated(library, kind, *operands, order)
-        assert torch.equal(other[0], pooled)
-        assert torch.equal(other[1], y)
+@pytest.mark.parametrize("shape", LINEARS, ids=str)
+def test_every_output(library, kind, shape):
+    x, weight, bias = layer(kind, *shape)
+    for order, terms in ((0, bias), (1, None)):
+        y = linear(library, kind, x, weight, terms, order)
+        check_linear(kind, y, x, weight, terms)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_inf_stay_with_their_image(library, value):
-    x, weight, bias = drawn("float16", 3, 5, 24, 40)
+    x = maps("float16", 3, 5, 24)
     x[1, 2, 7] = value
-    pooled, y = emulated(library, "float16", x, weight, bias)
-    assert (~pooled.isfinite()).nonzero().tolist() == [[1, 7]]
+    mean = pool(library, "float16", x)
+    assert (~mean.isfinite()).nonzero().tolist() == [[1, 7]]
+    _, weight, bias = layer("float16", 3, 24, 40)
+    y = linear(library, "float16", mean, weight, bias)
     assert y.isfinite().all(1).tolist() == [True, False, True]
     assert not y[1].isfinite().any()
     weight[4, 3] = value
-    y = emulated(library, "float16", *drawn("float16", 3, 5, 24, 40)[:1], weight, bias)[1]
+    y = linear(library, "float16", mean.nan_to_num(0, 0, 0), weight, bias)
     assert (~y.isfinite()).nonzero().tolist() == [[0, 4], [1, 4], [2, 4]]
 
 
 def test_sums_are_kept_in_float32(library):
     x = torch.ones(1, 4096, 8, dtype=torch.bfloat16)
     x[0, 0] = 256  # in bfloat16, 256 + 1 is 256
-    weight = torch.ones(1, 8, dtype=torch.bfloat16)
-    pooled, _ = emulated(library, "bfloat16", x, weight, None)
-    assert torch.equal(pooled, torch.tensor((256 + 4095) / 4096).bfloat16().expand(1, 8))
+    mean = pool(library, "bfloat16", x)
+    assert torch.equal(mean, torch.tensor((256 + 4095) / 4096).bfloat16().expand(1, 8))
+    row = x[:, :, 0].contiguous()
+    y = linear(library, "bfloat16", row, torch.ones_like(row), None)
+    assert y.item() == torch.tensor(4351.0).bfloat16().item()
 
 
-def refused(library, shape, kind="bfloat16"):
-    text = ctypes.create_string_buffer(800)
-    library.head_refuses_of(ctypes.byref(Sizes(*shape)), TYPES.index(kind), text, 800)
-    return text.value.decode()
-
-
-def test_refusals(library):
-    assert not refused(library, (1, 49, 512, 1000))
-    assert not refused(library, (1, 49, 2048, 1000))
-    assert not refused(library, (16, 49, 512, 1000))
-    for sizes, kind, sentence in (
-        ((1, 49, 508, 10), "bfloat16", "needs channels in multiples of 8, got 508"),
-        ((1, 49, 510, 10), "float32", "needs channels in multiples of 4, got 510"),
-        ((0, 49, 512, 10), "bfloat16", "takes 1 to 32768 images"),
-        ((1, 49, 512, 40000), "bfloat16", "takes 1 to 32768 images"),
-        ((1, 4, 16384, 10), "bfloat16", "no shared memory for 16384 channels"),
-        ((64, 49, 512, 1000), "bfloat16", "PyTorch's are as fast"),
-        ((1, 49, 2048, 1000), "float32", "PyTorch's are as fast"),
-        ((1, 1024, 2048, 10), "bfloat16", "PyTorch's are as fast"),  # one block reads a large map
-        ((32768, 32768, 512, 32768), "bfloat16", "PyTorch's are as fast"),
-    ):
-        assert sentence in refused(library, sizes, kind)
-
-
-def test_blocks(library):
-    """About 64 of them in all, of whole warps' rows."""
-    blocks = [library.head_blocks_of(ctypes.byref(Sizes(n, 49, 512, 1000))) for n in (1, 2, 4, 16)]
-    assert blocks == [63, 32, 16, 4]
-    assert library.head_blocks_of(ctypes.byref(Sizes(1, 49, 512, 10))) == 1
-
-
-# ---- the op ------------------------------------------------------------------------------------
-
-
-def test_fake():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        x, weight, bias = (
-            mode.from_tensor(torch.ones(*shape).half()) for shape in ((2, 16, 3, 3), (5, 16), (5,))
-        )
-        for terms in (bias, None):
-            pooled, y = OP(x, weight, terms)
-            assert (pooled.shape, pooled.stride()) == ((2, 16, 1, 1), (16, 1, 16, 16))
-            assert (y.shape, y.stride()) == ((2, 5), (5, 1))
-            assert pooled.dtype == y.dtype == torch.float16
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"x": torch.ones(3, 4, 4)}, r"x must be 4-D \(N, C, H, W\), got shape \(3, 4, 4\)"),
-        ({"x": torch.ones(1, 8, 3, 3).double()}, "x must be float32, bfloat16 or float16, got"),
-        ({"weight": torch.ones(5, 4)}, "weight must be 2-D .* with the 8 channels of x, got shape"),
-        ({"weight": torch.ones(5, 8).half()}, "weight must be float32, got float16"),
-        ({"bias": torch.ones(4)}, r"bias must have shape \(5,\), got \(4,\)"),
-        ({"bias": torch.ones(5).half()}, "bias must be float32, got float16"),
-    ],
-)
-def test_fake_refuses_in_a_sentence(change, sentence):
-    given = {"x": torch.ones(1, 8, 3, 3), "weight": torch.ones(5, 8), "bias": torch.ones(5)}
-    given = {name: tensor.to("meta") for name, tensor in (given | change).items()}
-    with pytest.raises((ValueError, TypeError), match=f"global_avg_pool_linear_cuda: {sentence}"):
-        OP(*given.values())
-
-
-def test_refuses_gradients():
-    x, weight = torch.ones(1, 8, 3, 3, requires_grad=True), torch.ones(5, 8)
-    with pytest.raises(RuntimeError, match="global_avg_pool_linear_cuda: is forward only"):
-        OP(x, weight)
-
+# ---- the ops on a GPU --------------------------------------------------------------------------
 
 on_a_gpu = pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
+
+
+def image_of(x: Tensor) -> Tensor:
+    """(N, C, pixels, 1) on the GPU, channels_last."""
+    return x.to(GPU).transpose(1, 2)[..., None]
 
 
 @pytest.mark.gpu
 @on_a_gpu
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [*SHAPES[:4], (4, 49, 512, 1000), (16, 49, 512, 1000)], ids=str)
-def test_on_a_gpu(kind, shape):
-    if _cuda.head_refusal((shape[0], shape[2], shape[1], 1), shape[3], DTYPES[kind].itemsize):
-        pytest.skip("PyTorch's are as fast")
-    x, weight, bias = drawn(kind, *shape)
-    image = x.transpose(1, 2)[..., None].to(GPU)  # channels_last
-    for laid in (image, image.contiguous()):
-        for terms in (bias, None):
-            on_device = None if terms is None else terms.to(GPU)
-            pooled, y = OP(laid, weight.to(GPU), on_device)
-            check(kind, pooled.flatten(1).cpu(), y.cpu(), x, weight, terms)
+@pytest.mark.parametrize("shape", [*POOLS, (128, 49, 2048)], ids=str)
+def test_means_on_a_gpu(kind, shape):
+    x = maps(kind, *shape)
+    image = image_of(x)
+    unaligned = torch.empty(image.numel() + 1, dtype=image.dtype, device=GPU)[1:]
+    unaligned = unaligned.as_strided(image.shape, image.stride(), 1).copy_(image)
+    with torch.inference_mode():
+        for laid in (image, image.contiguous(), unaligned):
+            y = _ops.global_avg_pool(laid)
+            assert y.shape == (*image.shape[:2], 1, 1)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            check_pool(kind, y.flatten(1).cpu(), x)
 
 
 @pytest.mark.gpu
 @on_a_gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [*LINEARS, (8, 2048, 1000), (0, 8, 3), (3, 8, 0)], ids=str)
+def test_products_on_a_gpu(kind, shape):
+    x, weight, bias = layer(kind, *shape)
+    moved = [t.to(GPU) for t in (x, weight, bias)]
+    with torch.inference_mode():
+        for terms in (bias, None):
+            given = [*moved[:2], None if terms is None else moved[2]]
+            y = _ops.linear(*given).cpu()
+            assert y.shape == (len(x), len(weight))
+            if y.numel():
+                check_linear(kind, y, x, weight, terms)
+            spread = [*(t.t().contiguous().t() for t in given[:2]), given[2]]
+            assert torch.equal(_ops.linear(*spread).cpu(), y)
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("kind", ["bfloat16", "float32"])
-def test_behind_a_convolution_in_a_graph(kind):
-    """Where its launch may overlap the kernel before it."""
+def test_behind_a_convolution_in_a_graph(kind, images):
+    """Where each launch may overlap the kernel before it."""
     torch.manual_seed(0)
     conv = torch.randn(512, 512, 3, 3, device=GPU).mul_(0.02).to(DTYPES[kind])
     conv = conv.contiguous(memory_format=torch.channels_last)
     scale, shift = torch.ones(512, device=GPU), torch.zeros(512, device=GPU)
-    _, weight, bias = (t.to(GPU) for t in drawn(kind, 1, 1, 512, 1000))
-    x = torch.randn(1, 512, 7, 7, device=GPU).to(DTYPES[kind])
+    _, weight, bias = (t.to(GPU) for t in layer(kind, 1, 512, 1000))
+    x = torch.randn(images, 512, 7, 7, device=GPU).to(DTYPES[kind])
     x = x.contiguous(memory_format=torch.channels_last)
 
     def run():
-        y = torch.ops.resnet_fused.conv_bn_act_cuda(
-            x, conv, scale, shift, kernel_size=(3, 3), padding=(1, 1)
-        )
-        return y, *OP(y, weight, bias)
+        y = _ops.conv_bn_act_cuda(x, conv, scale, shift, kernel_size=(3, 3), padding=(1, 1))
+        mean = _ops.global_avg_pool(y)
+        return y, mean, _ops.linear(mean.flatten(1), weight, bias)
 
-    run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-    for _ in range(20):
-        x.copy_(torch.randn(x.shape, device=GPU))
-        for _ in range(3):
-            graph.replay()
-        image, pooled, y = (t.cpu() for t in outputs)
-        check(
-            kind, pooled.flatten(1), y, image.flatten(2).transpose(1, 2), weight.cpu(), bias.cpu()
-        )
+    with torch.inference_mode():
+        run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = run()
+        for _ in range(20):
+            x.copy_(torch.randn(x.shape, device=GPU))
+            for _ in range(3):
+                graph.replay()
+            image, mean, y = (t.cpu() for t in outputs)
+            check_pool(kind, mean.flatten(1), image.flatten(2).transpose(1, 2))
+            check_linear(kind, y, mean.flatten(1), weight.cpu(), bias.cpu())
 
 
 @pytest.mark.gpu
 @on_a_gpu
 def test_refuses_on_a_gpu():
-    x, weight = torch.ones(1, 8, 3, 3, device=GPU), torch.ones(5, 8, device=GPU)
-    for operands, sentence in (
-        ((x[0], weight), "x must be 4-D"),
-        ((x, weight.half()), "weight must be float32, got float16"),
-        ((x, weight.cpu()), "weight must be on cuda:0"),
-        ((x, weight[:, :4]), "weight must be 2-D"),
-        ((x, weight, weight[0]), r"bias must have shape \(5,\)"),
-        ((x[:, :6], weight[:, :6]), "its kernel needs channels in multiples of 4, got 6"),
+    x4 = torch.ones(1, 8, 3, 3, device=GPU)
+    x, weight = torch.ones(1, 8, device=GPU), torch.ones(5, 8, device=GPU)
+    pool, linear = _ops.global_avg_pool, _ops.linear
+    for op, operands, sentence in (
+        (pool, (x4[0],), "x must be 4-D"),
+        (pool, (x4[..., :0],), "x must have pixels"),
+        (pool, (x4.double(),), "x must be float32, bfloat16 or float16, got float64"),
+        (pool, (x4[:, :6],), "the kernel needs channels in multiples of 4, got 6"),
+        (pool, (x4[:, :4].half(),), "the kernel needs channels in multiples of 8, got 4"),
+        (linear, (x4, weight), "x must be 2-D"),
+        (linear, (x, weight.half()), "weight must be float32, got float16"),
+        (linear, (x, weight.cpu()), "weight must be on cuda:0"),
+        (linear, (x, weight[:, :4]), "weight must be 2-D"),
+        (linear, (x, weight, weight[0]), r"bias must have shape \(5,\)"),
+        (linear, (x[:, :6], weight[:, :6]), "the kernel needs inputs in multiples of 4, got 6"),
+        (linear, (x.requires_grad_(), weight), "is forward only"),
     ):
-        with pytest.raises(RuntimeError, match=f"global_avg_pool_linear_cuda: {sentence}"):
-            OP(*operands)
+        name = "global_avg_pool" if op is pool else "linear"
+        with pytest.raises(RuntimeError, match=f"{name}: {sentence}"):
+            op(*operands)

@@ -1,5 +1,5 @@
-"""Bugs planted in the kernels of csrc/cuda/sm80: a few of each kind must show, and nothing where
-there is none.
+"""Bugs planted in the kernels of csrc/cuda/sm80 and in the Hopper stem's: a few of each kind must
+show, and nothing where there is none.
 
 `make mutants` plants all of them, and those of the sm_90a kernel.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import planted_sm80
 import planted_stem
+import planted_stem90
 import planted_tail
 import pytest
 from emulated_sm80 import ROOT, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-KERNELS = (planted_sm80, planted_stem, planted_tail)
+KERNELS = (planted_sm80, planted_stem, planted_stem90, planted_tail)
 BUGS = {kernel: [bug for bug in kernel.BUGS if bug.ci] for kernel in KERNELS}
 every_kernel = pytest.mark.parametrize(
     "planted", KERNELS, ids=lambda kernel: kernel.__name__, indirect=True, scope="module"

@@ -73,6 +73,7 @@ def kernels(monkeypatch):
     stands["conv_bn_act_pool_refusal"] = refusal
     stands["bottleneck_tail_refusal"] = tail_refusal
     monkeypatch.setattr(_gpu._cuda, "multiprocessors", lambda device: 1)
+    monkeypatch.setattr(_gpu._cuda, "has_wgmma", lambda device: False)
     monkeypatch.setattr(_gpu, "_ops", SimpleNamespace(**stands))
     monkeypatch.setattr(_gpu, "conv_op", lambda plan: stands[f"conv_bn_act_{plan}"])
     monkeypatch.setattr(_fallback, "check_packed", lambda *arguments: None)
@@ -269,6 +270,13 @@ def test_no_tail_without_the_kernels(kernels):
     assert _gpu.tails(*where)
     kernels("triton")
     assert not _gpu.tails(*where)
+
+
+def test_no_tail_where_single_convolutions_have_wgmma(kernels, monkeypatch):
+    kernels("cuda")
+    units, x = bottleneck(BETWEEN, torch.bfloat16)
+    monkeypatch.setattr(_gpu._cuda, "has_wgmma", lambda device: True)
+    assert not _gpu.tails(x.device, (1, 8, 16, 17), units[1].arguments, units[2].arguments)
 
 
 def test_no_tail_of_another_plan(kernels):

@@ -28,6 +28,7 @@ from conftest import (
     is_dense_channels_last,
     normals,
 )
+from emulated_sm90 import SPLIT_TILES
 from emulated_sm90 import TILES as SM90_TILES
 from gpu_cases import (
     MODES,
@@ -191,8 +192,10 @@ def test_every_sm80_configuration(tile, split, gpu):
 
 
 @pytest.mark.usefixtures("cuda_kernels")
-@pytest.mark.parametrize("split", [1, 2])
-@pytest.mark.parametrize("tile", SM90_TILES)
+@pytest.mark.parametrize(
+    ("tile", "split"),
+    [*((t, 1) for t in SM90_TILES), *((t, n) for t in SPLIT_TILES for n in (2, 8))],
+)
 def test_every_sm90_configuration(tile, split, gpu):
     if torch.cuda.get_device_capability(gpu) != (9, 0):
         pytest.skip("its kernel is for sm_90")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -421,214 +419,76 @@ def test_copies(copier, monkeypatch):
         assert_same(fused(X), want)
 
 
-# ---- on a GPU: one kernel for both ---------------------------------------------------------------
+# ---- on a GPU ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def both(monkeypatch):
-    """As if the CPU were a GPU: the kernel's calls."""
-    calls = []
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_what_the_kernels_of_a_gpu_take(dtype, monkeypatch):
+    """Asked with tensors of the device "meta", as if it had kernels."""
+    monkeypatch.setattr(head, "_has_kernels", lambda x: x.dtype in head._DTYPES)
+    vector = 16 // dtype.itemsize
+    pool = head.GlobalAvgPool(nn.AdaptiveAvgPool2d(1), "avgpool")
+    image = torch.empty(1, 2 * vector, 7, 7, device="meta", dtype=dtype)
+    last = image.to(memory_format=torch.channels_last)
+    assert pool._serves(last)
+    assert pool._serves(last[..., :1, :1].contiguous())
+    odd = torch.empty_like(last[:, 1:], memory_format=torch.channels_last)
+    for other in (image, last[:, :vector], odd, last.double(), last[:0], last[0]):
+        assert not pool._serves(other)
 
-    def stand_in(x, weight, bias):
-        calls.append(x.shape)
-        mean = x.mean((2, 3), keepdim=True)
-        return mean, F.linear(mean.flatten(1), weight, bias)
-
-    stands = SimpleNamespace(
-        calls=calls, place=(0, False), refusal="", cuda_error=lambda device: None
-    )
-    stands.head_refusal = lambda size, classes, element_bytes: stands.refusal
-    monkeypatch.setattr(head, "_cuda", stands)
-    monkeypatch.setattr(head, "_both", stand_in)
-    monkeypatch.setattr(head, "_on_gpu", lambda x: True)
-    monkeypatch.setattr(head, "_current_place", lambda x: stands.place)
-    return stands
-
-
-def assert_as_plain(fused, x=X):
-    with torch.no_grad():
-        y, want = fused(x), rf.unfuse(fused)(x)
-    torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture
-def plain_calls(monkeypatch):
-    """Of the layers that computed nothing of their own."""
-    calls = []
-    run_plainly = head.run_plainly
-
-    def counted(layer, *args, **kwargs):
-        calls.append(type(layer))
-        return run_plainly(layer, *args, **kwargs)
-
-    monkeypatch.setattr(head, "run_plainly", counted)
-    return calls
+    fc = head.Linear(nn.Linear(2 * vector, 5, device="meta", dtype=dtype), "fc")
+    x = torch.empty(head._MOST_IMAGES, 2 * vector, device="meta", dtype=dtype)
+    assert fc._serves(x)
+    assert fc._serves(x[:1])
+    for other in (x.repeat(2, 1), x[:0], x[:, :vector], x.t().contiguous().t(), x.double(), x[0]):
+        assert not fc._serves(other)
+    narrow = head.Linear(nn.Linear(2 * vector - 1, 5, device="meta", dtype=dtype), "fc")
+    assert not narrow._serves(torch.empty(1, 2 * vector - 1, device="meta", dtype=dtype))
+    fc.weight = nn.Parameter(torch.empty(2 * vector, 5, device="meta", dtype=dtype).t())
+    assert not fc._serves(x)
+    fc.weight = nn.Parameter(torch.empty(5, 2 * vector, dtype=dtype))
+    assert not fc._serves(x), "on another device"
 
 
-@pytest.mark.parametrize("build", [Net, lambda: Net(bias=False), sequential])
-def test_one_kernel(build, both, plain_calls):
-    fused = rf.fuse(build().eval())
-    for i in range(3):
-        assert_as_plain(fused, X + i)
-        assert len(both.calls) == i + 1
-    assert plain_calls == []
-
-
-def test_each_layer_gives_what_it_computes(both):
-    fused = rf.fuse(Net().eval())
-    plain = rf.unfuse(fused)
-    x = torch.randn(2, 8, 3, 3).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        mean = fused.avgpool(x)
-        torch.testing.assert_close(mean, x.mean((2, 3), keepdim=True))
-        flat = mean.flatten(1)
-        for other in (flat * 2, flat[:1], flat.flip(0), flat.clone(), flat[:, :8].flip(1)):
-            torch.testing.assert_close(fused.fc(other), plain.fc(other))
-        want = plain.fc(flat)
-        assert fused.fc(flat) is not fused.fc(flat), "a caller's own"
-        torch.testing.assert_close(fused.fc(flat), want)
-
-
-def between(edit):
-    """A net whose forward does something between the layers."""
-
-    class Edited(Net):
-        def forward(self, x):
-            flat = torch.flatten(self.avgpool(self.block(x)), 1)
-            edit(self, flat)
-            return self.fc(flat)
-
-    return Edited
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda net, flat: flat.mul_(2),
-        lambda net, flat: flat[0].zero_(),
-        lambda net, flat: net.fc.weight.add_(0.5),
-        lambda net, flat: net.fc.bias.add_(0.5),
-        lambda net, flat: setattr(net.fc, "weight", nn.Parameter(torch.ones(5, 8))),
-        lambda net, flat: setattr(net.fc, "bias", None),
-        lambda net, flat: net.fc.register_forward_pre_hook(lambda m, args: (args[0] * 2,)),
-    ],
-)
-def test_what_was_written_between_the_layers(edit, both):
-    net = between(edit)().eval()
-    fused = rf.fuse(net)
-    with torch.no_grad():
-        torch.testing.assert_close(fused(X), net(X), rtol=1e-4, atol=1e-5)
-    assert len(both.calls) == 1
-
-
-def test_another_stream_computes_for_itself(both, plain_calls):
-    net = between(lambda net, flat: setattr(both, "place", (1, False)))()
-    assert_as_plain(rf.fuse(net.eval()))
-    assert plain_calls == [head.Linear]
-
-
-@pytest.mark.parametrize("edit", edits(), ids=lambda edit: edit.__name__)
-def test_edits_with_one_kernel(edit, both):
-    test_edits(edit)
-
-
-def test_hooks_with_one_kernel(both):
-    test_hooks_set_later_see_what_they_did()
-    test_hooks_on_the_original_itself()
-
-
-def test_what_the_one_kernel_does_not_take(both):
-    fused = rf.fuse(Net().eval())
-    with torch.inference_mode():
-        fused(X)
-    fused(X)  # gradients
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        fused(X)
-    with torch.no_grad():
-        rf.fuse(Net(size=1).eval(), output_format="preserve")(X)  # contiguous
-        fused.double()(X.double())
-        fused.float()
-        both.refusal = "a sentence"
-        fused(X)
-        both.refusal, both.cuda_error = "", lambda device: "a sentence"
-        fused(X)
-        both.cuda_error = lambda device: None
-        torch.compile(fused, backend="eager", fullgraph=True)(X)
-    assert both.calls == []
-    assert_as_plain(fused)
-    assert len(both.calls) == 1
-
-
-def test_weights_of_inference_mode(both):
-    with torch.inference_mode():
-        net = Net().eval()
-    assert_as_plain(rf.fuse(net, inplace=True))
-    assert both.calls == []
-
-
-def test_products_that_nobody_takes_are_no_longer_computed(both):
-    fused = rf.fuse(Net().eval())
-    fused.fc = nn.Linear(8, 3)
-    for _ in range(20):
-        assert_as_plain(fused)
-    assert len(both.calls) == head._MOST_UNTAKEN
-
-
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_with_one_kernel(copier, both):
-    fused = rf.fuse(sequential().eval())
-    assert_as_plain(fused)
-    twin = copier(fused)
-    with torch.no_grad():
-        twin[3].weight.mul_(2)
-        assert_as_plain(twin)
-    assert_as_plain(fused)
-    assert len(both.calls) == 3
-
-
-def test_two_threads(both):
-    """Each takes its own products."""
-    fused = rf.fuse(Net().eval())
-    wants = [rf.unfuse(fused)(X + i).detach() for i in range(4)]
-    wrong = []
-
-    def run(i):
-        with torch.no_grad():
-            for _ in range(30):
-                if not torch.allclose(fused(X + i), wants[i], rtol=1e-4, atol=1e-5):
-                    wrong.append(i)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+GPU = torch.device("cuda", 0)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    _cuda.cuda_error(torch.device("cuda", 0)) is not None,
-    reason=str(_cuda.cuda_error(torch.device("cuda", 0))),
-)
+@pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
-def test_one_kernel_on_a_gpu(dtype, monkeypatch):
-    calls = []
-    op = head._both
-    monkeypatch.setattr(head, "_both", lambda *args: calls.append(1) or op(*args))
-    block = rf.reference.Residual(64, 64)
-    net = nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 50))
-    net = net.eval().to("cuda", dtype)
-    x = torch.randn(2, 64, 7, 7, device="cuda", dtype=dtype)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fused_on_a_gpu(mode, dtype, monkeypatch):
+    net = Net().eval()
+    net.block = rf.reference.Residual(64, 64)
+    net.fc = nn.Linear(64, 50)
+    net = net.eval().to(GPU, dtype)
     fused = rf.fuse(net)
-    want = copy.deepcopy(net).double()(x.double()).detach()
-    with torch.no_grad(), multiplied("ieee"):
-        assert_near(fused(x), want, dtype, slack=3)
-        assert calls == [1]
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(2, 64, 7, 7, device=GPU).to(dtype)
+    fused(x).sum().backward()
+    assert fused.fc.weight.grad.abs().sum() > 0
+    with mode(), multiplied("ieee"):
+        y, seen = calls(fused, x, monkeypatch)
+        assert seen == BOTH
+        assert_near(y, exact(x.double()), dtype, slack=3)
         graphed = rf.graph(fused, x)
         for i in range(3):
             y = graphed(x + i)
             assert graphed.reason is None
-            exact = copy.deepcopy(net).double()((x + i).double())
-            assert_near(y, exact, dtype, slack=3)
-        assert len(calls) > 1
+            assert_near(y, exact((x + i).double()), dtype, slack=3)
+    with mode():
+        y, seen = calls(fused, x.repeat(5, 1, 1, 1), monkeypatch)
+        assert seen == BOTH[:1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
+def test_other_channels_on_a_gpu(monkeypatch):
+    """PyTorch computes what is not in whole vectors."""
+    net = Net().eval()
+    net.block, net.fc = rf.reference.Residual(12, 12), nn.Linear(12, 5)
+    net = net.eval().to(GPU, torch.bfloat16)
+    x = torch.randn(2, 12, 7, 7, device=GPU).bfloat16()
+    y, seen = calls(rf.fuse(net), x, monkeypatch)
+    assert seen == []
+    assert_near(y, copy.deepcopy(net).double()(x.double()), torch.bfloat16, slack=3)

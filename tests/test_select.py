@@ -137,9 +137,15 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("plans", "changes", "expected", "reason"),
     [
-        (("triton", "cuda"), {}, "triton", "implicit GEMM on tensor cores"),
-        (("triton",), {}, "triton", "implicit GEMM on tensor cores"),
-        (("cuda",), {}, "cuda", "implicit GEMM on tensor cores; there is no triton kernel for"),
+        (("triton", "cuda"), {}, "cuda", "implicit GEMM on tensor cores"),
+        (("triton", "cuda"), {"dtype": torch.float16}, "cuda", "implicit GEMM on tensor cores"),
+        (("triton", "cuda"), {"groups": 4}, "cuda", "implicit GEMM on tensor cores"),
+        (("triton", "cuda"), {"dtype": torch.float32}, "triton", "implicit GEMM on tensor cores"),
+        (("cuda",), {}, "cuda", "implicit GEMM on tensor cores"),
+        (("cuda",), {"dtype": torch.float32}, "cuda",
+         "implicit GEMM on tensor cores; there is no triton kernel for sm_75"),
+        (("triton",), {}, "triton",
+         "implicit GEMM on tensor cores; there is no cuda kernel for sm_75"),
         ((), {}, "torch", "there is no cuda kernel for sm_75; there is no triton kernel for sm_75"),
         (("triton",), {"dtype": torch.float16}, "triton", "implicit GEMM"),
         (("triton",), {"dtype": torch.float64}, "torch", "float64 runs on PyTorch's convolution"),
@@ -147,7 +153,7 @@ def gpu(monkeypatch):
         (("triton",), {"groups": 64}, "torch", "1 channels a group are fewer than a tensor core"),
         (("triton",), {"groups": 4}, "triton", "implicit GEMM"),
     ],
-)
+)  # fmt: skip
 def test_rule_on_a_gpu(gpu, plans, changes, expected, reason):
     gpu(*plans)
     choice = select.choose(replace(ON_GPU, **changes))

@@ -62,7 +62,11 @@ def families() -> Mapping[str, Sequence[Check]]:
             _cuda("sm90 p64x64 split 1", stride=2),
             _cuda("sm90 c128x192 split 1", 64, 128, stride=2, **LARGE),
         ],
-        "sm90 split-K": [_cuda("sm90 p64x64 split 3"), _cuda("sm90 p64x32 split 8", 512, 64)],
+        "sm90 split-K": [
+            _cuda("sm90 p64x64 split 2", extra="shortcut"),
+            _cuda("sm90 p64x128 split 4", 128, 136, extra="residual"),
+            _cuda("sm90 p64x32 split 8", 512, 64),
+        ],
         "sm90 shortcut": [_cuda("sm90 p64x128 split 1", 128, 128, extra="shortcut")],
         "sm90 overlap": [
             rewritten(Call("cuda", f"sm90 {config}", bf16, 512, 512))
@@ -76,7 +80,7 @@ def families() -> Mapping[str, Sequence[Check]]:
         ],
         "cuda stem": [stem(41), stem(320)],
         "cuda tail": [tail(64), tail(128)],
-        "cuda head": [head(2, bf16), head(2, full), head(24, bf16)],
+        "cuda head": [head(1, bf16), head(6, bf16), head(1, full)],
         "triton add_relu": [add_relu("triton")],
         "triton conv": [
             _triton("", bf16, extra="residual"),

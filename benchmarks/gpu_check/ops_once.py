@@ -102,8 +102,10 @@ def calls(device: torch.device) -> Iterator[Call]:
         yield Call("cuda", f"sm80 {name} split {(1, 3)[i % 2]}", DTYPES[i % 3], extra=_extra(i))
     for i, name in enumerate(tiles[2]):
         chunk = int((re.findall(r"k(\d+)$", name) or ["64"])[0])
-        split = 1 if name == "tap-shift" else (1, 3)[i % 2]
-        yield Call("cuda", f"sm90 {name} split {split}", DTYPES[i % 2], chunk, extra=_extra(i))
+        yield Call("cuda", f"sm90 {name} split 1", DTYPES[i % 2], chunk, extra=_extra(i))
+        if name.startswith("p64x"):  # those whose blocks form clusters
+            split = (2, 4, 8)[i % 3]
+            yield Call("cuda", f"sm90 {name} split {split}", DTYPES[i % 2], extra=_extra(i + 1))
     yield Call("cuda", "", torch.bfloat16, 3, 64, kernel=7, stride=2)
     yield Call("cuda", "", torch.float16, 32, 48, groups=2)
 
@@ -287,7 +289,7 @@ def tail(between: int) -> Check:
 
 
 def head(images: int, dtype: torch.dtype) -> Check:
-    """Global average pool and linear layer in one kernel; with more images, several rows a warp."""
+    """Global average pool and linear layer; several images share the loads of weights."""
 
     def run_once(device: torch.device) -> tuple[float, float]:
         g = torch.Generator().manual_seed(images)
@@ -295,7 +297,9 @@ def head(images: int, dtype: torch.dtype) -> Check:
         x, weight, bias = (torch.randn(shape, generator=g).to(dtype) for shape in shapes)
         x = x.permute(0, 3, 1, 2)
         tensors = (tensor.to(device) for tensor in (x, weight, bias))
-        pooled, y = (tensor.cpu() for tensor in _ops.global_avg_pool_linear_cuda(*tensors))
+        x_on, *layer = tensors
+        pooled = _ops.global_avg_pool(x_on)
+        y, pooled = _ops.linear(pooled.flatten(1), *layer).cpu(), pooled.cpu()
         mean = x.double().mean((2, 3), keepdim=True)
         products = pooled.flatten(1).double() @ weight.double().t() + bias.double()
         return max(error(pooled, mean), error(y, products)), ALLOWED[dtype]
@@ -311,8 +315,7 @@ def checks(device: torch.device) -> Iterator[Check]:
             yield add_relu(backend)
     if works_here("cuda", device):
         yield from (scale_shift_act(), *map(stem, (41, 320)), *map(tail, (64, 128)))
-        yield from (head(2, dtype) for dtype in DTYPES)
-        yield head(24, torch.bfloat16)
+        yield from (head(images, dtype) for dtype in DTYPES for images in (1, 6))
 
 
 def run_all(todo: Sequence[Check], device: torch.device, each_s: float = 0.0) -> int:

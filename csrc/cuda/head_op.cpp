@@ -1,10 +1,7 @@
-// global_avg_pool_linear_cuda: the mean over an image's map and a linear layer in one kernel, and
-// which sizes it serves.
+// global_avg_pool and linear on a GPU.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-
-#include <tuple>
 
 #include "cuda/context.h"
 #include "cuda/conv_arguments.h"
@@ -14,7 +11,27 @@
 namespace resnet_fused::cuda {
 namespace {
 
-constexpr const char* kOp = "global_avg_pool_linear_cuda";
+sm80::Type kernel_type(const Tensor& x, const char* op) {
+  const ScalarType type = x.scalar_type();
+  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, op,
+        ": x must be float32, bfloat16 or float16, got ", dtype_name(type));
+  return type == ScalarType::BFloat16 ? sm80::Type::kBFloat16
+         : type == ScalarType::Half   ? sm80::Type::kFloat16
+                                      : sm80::Type::kFloat32;
+}
+
+// What of a row must be in multiples of 16 bytes.
+void check_rows(int64_t count, sm80::Type type, const char* op, const char* what) {
+  const int vector = 16 / sm80::element_bytes(type);
+  check(count % vector == 0, op, ": the kernel needs ", what, " in multiples of ", vector, ", got ",
+        count);
+}
+
+// The kernels count in int, and a grid's second dimension ends at 65535.
+constexpr int64_t kMost = 1 << 28, kMostChannels = 1 << 20, kMostImages = 1 << 16;
+void check_most(int64_t count, int64_t most, const char* op, const char* what) {
+  check(count <= most, op, ": the kernel takes up to ", most, " ", what, ", got ", count);
+}
 
 // Dense rows at a multiple of 16 bytes.
 Tensor dense_rows(const Tensor& tensor) {
@@ -24,57 +41,67 @@ Tensor dense_rows(const Tensor& tensor) {
   return copy;
 }
 
-std::tuple<Tensor, Tensor> global_avg_pool_linear(const Tensor& x, const Tensor& weight,
-                                                  const MaybeTensor& bias) {
-  check(x.dim() == 4, kOp, ": x must be 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
-  const ScalarType type = x.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, kOp,
-        ": x must be float32, bfloat16 or float16, got ", dtype_name(type));
-  check(weight.dim() == 2 && weight.size(1) == x.size(1), kOp,
-        ": weight must be 2-D (outputs, inputs) with the ", x.size(1), " channels of x, got shape ",
-        shape_text(weight.sizes()));
-  check_like(kOp, "weight", weight, x, type);
-  if (bias) {
-    check_like(kOp, "bias", *bias, x, type);
-    check_shape(*bias, Sizes{weight.size(0)}, kOp, "bias");
-  }
+Tensor global_avg_pool(const Tensor& x) {
+  const char* op = "global_avg_pool";
+  check(x.dim() == 4, op, ": x must be 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
+  const sm80::Type type = kernel_type(x, op);
+  const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
+  check(pixels > 0, op, ": x must have pixels, got shape ", shape_text(x.sizes()));
+  check_rows(channels, type, op, "channels");
+  check_most(channels, kMostChannels, op, "channels");
+  check_most(pixels, kMost, op, "pixels");
+  check_most(images, kMost, op, "images");
   const int device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const sm80::HeadProblem p{x.size(0), x.size(2) * x.size(3), x.size(1), weight.size(0)};
-  const Tensor pooled = empty_nhwc(x, {p.images, p.channels, 1, 1});
-  const Tensor y = torch::stable::new_empty(x, {p.images, p.classes});
-  const Tensor image = dense_image(x), rows = dense_rows(weight);
-  const MaybeTensor terms = dense_vector(bias);
-  sm80::Head operands{};
-  operands.x = image.const_data_ptr();
-  operands.weight = rows.const_data_ptr();
-  operands.bias = pointer(terms);
-  operands.pooled = pooled.mutable_data_ptr();
-  operands.y = y.mutable_data_ptr();
-  const sm80::Type kind = type == ScalarType::BFloat16 ? sm80::Type::kBFloat16
-                          : type == ScalarType::Half   ? sm80::Type::kFloat16
-                                                       : sm80::Type::kFloat32;
-  const std::string failed = sm80::launch_head(p, kind, operands, current_stream(device));
-  check(failed.empty(), kOp, ": ", failed);
-  return {pooled, y};
+  const Tensor y = empty_nhwc(x, {images, channels, 1, 1});
+  if (y.numel() == 0) return y;
+  const Tensor image = dense_image(x);
+  const sm80::Pool operands{image.const_data_ptr(), y.mutable_data_ptr(), int(pixels),
+                            int(channels)};
+  const std::string failed = launch_pool(type, operands, int(images), current_stream(device));
+  check(failed.empty(), op, ": ", failed);
+  return y;
 }
 
-// Empty where the kernel serves an x of this size, (N, C, H, W), and would be faster than
-// PyTorch's two; else one sentence.
-std::string refusal(const Sizes& x, int64_t classes, int64_t element_bytes) {
-  check(x.size() == 4, "global_avg_pool_linear_refusal: x must be 4 sizes, got ", shape_text(x));
-  return sm80::head_refuses({x[0], x[2] * x[3], x[1], classes},
-                            element_bytes == 2 ? sm80::Type::kBFloat16 : sm80::Type::kFloat32);
+Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias) {
+  const char* op = "linear";
+  check(x.dim() == 2, op, ": x must be 2-D (N, inputs), got shape ", shape_text(x.sizes()));
+  const sm80::Type type = kernel_type(x, op);
+  check_like(op, "weight", weight, x, x.scalar_type());
+  check(weight.dim() == 2 && weight.size(1) == x.size(1), op,
+        ": weight must be 2-D (outputs, inputs) with the ", x.size(1), " inputs of x, got shape ",
+        shape_text(weight.sizes()));
+  const int64_t images = x.size(0), inputs = x.size(1), outputs = weight.size(0);
+  if (bias) {
+    check_like(op, "bias", *bias, x, x.scalar_type());
+    check_shape(*bias, Sizes{outputs}, op, "bias");
+  }
+  check_rows(inputs, type, op, "inputs");
+  check_most(inputs, kMost, op, "inputs");
+  check_most(outputs, kMost, op, "outputs");
+  check_most(images, kMostImages, op, "images");
+  const int device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Tensor y = torch::stable::new_empty(x, {images, outputs});
+  if (y.numel() == 0) return y;
+  const Tensor dense_x = dense_rows(x), rows = dense_rows(weight);
+  const MaybeTensor terms = dense_vector(bias);
+  const sm80::Linear operands{dense_x.const_data_ptr(),
+                              rows.const_data_ptr(),
+                              pointer(terms),
+                              y.mutable_data_ptr(),
+                              int(images),
+                              int(inputs),
+                              int(outputs)};
+  const std::string failed = launch_linear(type, operands, current_stream(device));
+  check(failed.empty(), op, ": ", failed);
+  return y;
 }
 
 }  // namespace
 }  // namespace resnet_fused::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
-  m.impl("global_avg_pool_linear_cuda", TORCH_BOX(&resnet_fused::cuda::global_avg_pool_linear));
-}
-
-// An op without a tensor argument has no device to dispatch on.
-STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
-  m.impl("global_avg_pool_linear_refusal", TORCH_BOX(&resnet_fused::cuda::refusal));
+  m.impl("global_avg_pool", TORCH_BOX(&resnet_fused::cuda::global_avg_pool));
+  m.impl("linear", TORCH_BOX(&resnet_fused::cuda::linear));
 }

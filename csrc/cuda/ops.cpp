@@ -144,14 +144,6 @@ std::string run_sm90(const Call& call, const sm90::Choice* named) {
   if (!refused.empty()) return refused;
   auto o = operands_of<sm90::Operands>(call);
   o.bfloat16 = call.wanted.type == sm80::Type::kBFloat16;
-  const int64_t tickets = sm90::tickets(p, choice);
-  std::optional<Workspace> memory;
-  if (tickets) {
-    const std::string failed = workspace(call, sm90::partial_floats(p, choice), tickets, &memory);
-    if (!failed.empty()) return failed;
-    o.partial = memory->partial;
-    o.tickets = memory->tickets;
-  }
   return sm90::launch(p, choice, o, device, call.stream);
 }
 #endif

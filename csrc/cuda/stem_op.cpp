@@ -10,11 +10,32 @@
 #include "cuda/conv_problem.h"
 #include "cuda/dense.h"
 #include "cuda/sm80/stem.h"
+#ifndef RESNET_FUSED_WITHOUT_SM90
+#include "cuda/sm90/stem.h"
+#endif
 
 namespace resnet_fused::cuda {
 namespace {
 
 constexpr const char* kOp = "conv_bn_act_pool_cuda";
+
+// Hopper's own kernel where it serves.
+std::string launch(const ConvSizes& sizes, sm80::Type type, const sm80::StemOperands& o,
+                   const DeviceFacts& facts, CUstream_st* stream) {
+  const auto p = problem_of<sm80::Problem>(sizes);
+  const std::string refused = sm80::stem_refuses(p);
+  if (!refused.empty()) return refused;
+#ifndef RESNET_FUSED_WITHOUT_SM90
+  if (facts.major == 9 && facts.minor == 0) {
+    const auto hopper = problem_of<sm90::Problem>(sizes);
+    if (sm90::stem_refuses(hopper).empty())
+      return sm90::launch_stem(
+          hopper, {type == sm80::Type::kBFloat16, o.relu, o.x, o.weight, o.scale, o.shift, o.y},
+          {facts.multiprocessors}, stream);
+  }
+#endif
+  return sm80::launch_stem(p, type, o, {facts.multiprocessors, facts.shared_bytes}, stream);
+}
 
 Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& scale,
                         const Tensor& shift, const IntPair& kernel_size, const IntPair& stride,
@@ -33,19 +54,13 @@ Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& sca
   if (y.numel() > 0) {
     const Tensor image = dense_image(x), weight = dense_image(packed);
     const Tensor factors = dense_vector(scale), terms = dense_vector(shift);
-    const auto p = problem_of<sm80::Problem>(
-        {sizes_of(image), scale.numel(), kernel_size, stride, padding, one});
-    const sm80::StemOperands operands{act == "relu",
-                                      image.const_data_ptr(),
-                                      weight.const_data_ptr(),
-                                      static_cast<const float*>(factors.const_data_ptr()),
-                                      static_cast<const float*>(terms.const_data_ptr()),
-                                      y.mutable_data_ptr()};
-    const sm80::Type kind =
-        type == ScalarType::BFloat16 ? sm80::Type::kBFloat16 : sm80::Type::kFloat16;
-    const DeviceFacts& facts = device_facts(device);
-    const std::string failed = sm80::launch_stem(
-        p, kind, operands, {facts.multiprocessors, facts.shared_bytes}, current_stream(device));
+    const std::string failed =
+        launch({sizes_of(image), scale.numel(), kernel_size, stride, padding, one},
+               type == ScalarType::BFloat16 ? sm80::Type::kBFloat16 : sm80::Type::kFloat16,
+               {act == "relu", image.const_data_ptr(), weight.const_data_ptr(),
+                static_cast<const float*>(factors.const_data_ptr()),
+                static_cast<const float*>(terms.const_data_ptr()), y.mutable_data_ptr()},
+               device_facts(device), current_stream(device));
     check(failed.empty(), kOp, ": ", failed);
   }
   return x.dim() == 4 ? y : torch::stable::squeeze(y, 0);

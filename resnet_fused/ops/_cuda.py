@@ -1,5 +1,5 @@
-"""conv_bn_act_cuda, conv_bn_act_pool_cuda, bottleneck_tail_cuda, add_relu_cuda,
-scale_shift_act_cuda and global_avg_pool_linear_cuda: the CUDA C++ kernels as ops.
+"""conv_bn_act_cuda, conv_bn_act_pool_cuda, bottleneck_tail_cuda, add_relu_cuda and
+scale_shift_act_cuda: the CUDA C++ kernels as ops. Also loads those of global_avg_pool and linear.
 
 The kernels are in an extension of their own, `_C_cuda`, which only a torch with CUDA can load.
 """
@@ -69,9 +69,6 @@ library.define(
     "int[2] stride, int[2] padding, int[2] dilation) -> str"
 )
 
-# The same for global_avg_pool_linear_cuda, which must also be faster than PyTorch's two kernels.
-library.define("global_avg_pool_linear_refusal(int[] x, int classes, int element_bytes) -> str")
-
 extension_error: str | None = _load()
 """None where the CUDA C++ kernels are loaded, else why they are not."""
 
@@ -113,6 +110,12 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def has_wgmma(device: torch.device) -> bool:
+    """Whether the kernels of csrc/cuda/sm90 can run there."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 @dataclass(frozen=True)
 class Configuration:
     """A tile of a CUDA C++ kernel; f"{name} split {n}" is what conv_bn_act_cuda's config takes."""
@@ -129,12 +132,6 @@ def configurations() -> tuple[Configuration, ...]:
     rows = torch.ops.resnet_fused.cuda_configurations().splitlines()
     parts = [row.rsplit(" ", 2) for row in rows]
     return tuple(Configuration(name, int(threads), int(size)) for name, threads, size in parts)
-
-
-@functools.lru_cache(maxsize=256)
-def head_refusal(size: tuple[int, ...], classes: int, element_bytes: int) -> str:
-    """Why global_avg_pool_linear_cuda should not compute the head of x, "" where it should."""
-    return torch.ops.resnet_fused.global_avg_pool_linear_refusal(size, classes, element_bytes)
 
 
 class Sizes(NamedTuple):
@@ -304,26 +301,6 @@ def _scale_shift_act_fake(
     return empty_nhwc(x, tuple(x.shape))
 
 
-def _head_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    op = "global_avg_pool_linear_cuda"
-    if x.dim() != 4:
-        raise ValueError(f"{op}: x must be 4-D (N, C, H, W), got shape {tuple(x.shape)}")
-    check.image(op, "x", x)
-    if x.dtype == torch.float64:
-        raise TypeError(f"{op}: x must be float32, bfloat16 or float16, got float64")
-    images, channels = x.shape[:2]
-    if weight.dim() != 2 or weight.shape[1] != channels:
-        raise ValueError(
-            f"{op}: weight must be 2-D (outputs, inputs) with the {channels} channels of x, "
-            f"got shape {tuple(weight.shape)}"
-        )
-    check.like(op, "weight", weight, x, x.dtype)
-    if bias is not None:
-        check.like(op, "bias", bias, x, x.dtype)
-        check.shape(op, "bias", bias, (weight.shape[0],))
-    return empty_nhwc(x, (images, channels, 1, 1)), x.new_empty((images, weight.shape[0]))
-
-
 torch.library.register_fake("resnet_fused::conv_bn_act_cuda", _conv_fake, lib=library)
 torch.library.register_fake("resnet_fused::conv_bn_act_pool_cuda", _conv_pool_fake, lib=library)
 torch.library.register_fake("resnet_fused::bottleneck_tail_cuda", _tail_fake, lib=library)
@@ -331,4 +308,3 @@ torch.library.register_fake("resnet_fused::add_relu_cuda", _add_relu_fake, lib=l
 torch.library.register_fake(
     "resnet_fused::scale_shift_act_cuda", _scale_shift_act_fake, lib=library
 )
-torch.library.register_fake("resnet_fused::global_avg_pool_linear_cuda", _head_fake, lib=library)

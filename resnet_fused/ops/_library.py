@@ -50,7 +50,6 @@ _SCHEMAS = (
     "add_relu_cuda(Tensor a, Tensor b) -> Tensor",
     "scale_shift_act_cuda(Tensor x, Tensor scale, Tensor shift, Tensor? residual=None, *, "
     'str act="relu") -> Tensor',
-    "global_avg_pool_linear_cuda(Tensor x, Tensor weight, Tensor? bias=None) -> (Tensor, Tensor)",
     "residual_block(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
     f"{_BLOCK_KEYWORDS}) -> Tensor",
     "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "

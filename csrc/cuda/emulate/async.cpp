@@ -34,12 +34,14 @@ static void check_landed(Async& a, const Chunk& c, int64_t chunk, int warp, cons
 }
 static void check_free(Async& a, const Chunk& c, int64_t chunk, int warp, const char* who) {
   if (c.being_read)
-    fail("%s: shared offset %ld written while a wgmma may read it", who, long(chunk * 16));
+    fail("%s: shared offset %ld written while a wgmma or a store of TMA may read it", who,
+         long(chunk * 16));
   for (int w = 0; w < B->nw; ++w)
     if (w != warp && a.reads[chunk * B->nw + w] > B->warps[warp].vc[w])
       fail(
-          "%s: shared offset %ld written, but warp %d's wgmma read it and nothing says that it has "
-          "ended",
+          "%s: shared offset %ld written, but warp %d's wgmma or store read it and nothing says "
+          "that "
+          "it has ended",
           who, long(chunk * 16), w);
 }
 
@@ -125,6 +127,7 @@ void block_ends() {
   Async& a = *B->async;
   if (!a.copies.empty())
     fail("the block ends while %zu copies of TMA are in flight", a.copies.size());
+  if (!a.stores.empty()) fail("the block ends while stores of TMA are in flight");
   for (const MBarrier& b : a.barriers)
     if (b.bytes_left)
       fail("the block ends with %ld bytes left at the mbarrier at shared address %u",

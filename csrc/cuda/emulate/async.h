@@ -54,7 +54,7 @@ enum ChunkState : uint8_t { kPlain, kInFlight, kLanded };
 struct Chunk {
   ChunkState state = kPlain;
   uint8_t barrier = 0;
-  uint16_t being_read = 0;     // by wgmmas that have not been waited for
+  uint16_t being_read = 0;     // by wgmmas and stores of TMA that have not been waited for
   uint32_t phase = 0;          // kLanded: seen when the warp has seen more than this many
   int writer = -1;             // kPlain: fiber that stored last
   uint32_t writer_fences = 0;  // proxy fences it had executed then
@@ -64,6 +64,12 @@ struct Copy {
   uint32_t to, barrier;  // shared window; index
   int swizzle, issuer;
   std::vector<unsigned char> data;
+};
+
+struct BulkStore {
+  int issuer;  // fiber
+  bool committed;
+  std::vector<std::pair<int64_t, void*>> chunks;  // offset in shared memory, place in global memory
 };
 
 struct Products {  // accumulators of one warp in flight
@@ -89,8 +95,9 @@ struct WarpProducts {
 struct Async {
   std::vector<MBarrier> barriers;
   std::vector<Chunk> chunks;
-  std::vector<uint32_t> reads;  // [chunk][warp]: clock of its last finished wgmma read
+  std::vector<uint32_t> reads;  // [chunk][warp]: clock of its last finished asynchronous read
   std::vector<Copy> copies;
+  std::vector<BulkStore> stores;
   std::array<Phases, 32> seen = {};           // by warp
   std::array<Phases, 16> pools = {};          // by named barrier
   std::vector<std::vector<uint32_t>> fences;  // by fiber: its warp's clock at each proxy fence

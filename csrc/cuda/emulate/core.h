@@ -28,8 +28,10 @@ struct Fiber {
   Exec exec;       // the collective, if it is one
   void* arg;
   uint32_t mask;  // the collective's lanes, or the barrier
+  uint32_t cluster_arrivals, cluster_waits;
   Block* block;
 };
+constexpr uint32_t kClusterWait = 16;  // in the place of a barrier's number
 struct Warp {
   uint32_t runnable, waiting, live;  // lanes
   uint32_t vc[32];                   // this block's warps
@@ -44,6 +46,13 @@ struct Cell {  // shadow of two bytes of shared memory
   uint16_t writer;
   uint32_t clock;
   bool in_flight;  // cp.async will write it
+};
+struct Cluster {       // of Options::cluster blocks
+  uint32_t phase = 0;  // completed barriers
+  int arrived = 0;     // threads, in this phase
+  int gone = 0;        // that have ended
+  int leaving = 0;     // that have arrived in this phase and ended since
+  Knowledge collecting, released;
 };
 struct Reader {
   uint32_t clock;
@@ -101,6 +110,11 @@ uint32_t random_bits();  // 16, from the launch's seed
 void block_until_released(const char* op, int line);
 void resched();      // the running fiber cannot go on
 void yield_block();  // it could, but lets another block go first
+Cluster& cluster_of(const Block& block);
+void wake_cluster(int number);     // who waits for its barrier
+Block* resident_block(int index);  // null where it has ended or not begun
+// ---- cluster.cpp ----
+void cluster_thread_ends();
 // ---- shared.cpp ----
 void touch(int64_t offset, int bytes, bool write, int fiber);
 void landed(int64_t offset, int bytes, int fiber);  // written by TMA: async.h keeps its order

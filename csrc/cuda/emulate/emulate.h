@@ -38,6 +38,7 @@ struct Options {
   // and the newest, 2 random (seeded, the same every time).
   int order = 0;
   int resident = 4;  // blocks at a time
+  int cluster = 1;   // blocks of a cluster
   uint32_t seed = 1;
   bool race = true, uninit = true;
   bool async = false;  // the kernel uses TMA or wgmma: async.h
@@ -95,6 +96,14 @@ inline void __threadfence() { emu::fence(); }
 template <class T>
 T __ldg(const T* p) {
   return *p;
+}
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+void __stcg(T* p, T v) {
+  *p = v;
 }
 template <class T, class U>
 T atomicAdd(T* p, U v) {

@@ -34,6 +34,7 @@ struct Launch {
   void* main_sp;
   std::string error;
   uint32_t seed;
+  std::map<int, Cluster> clusters;
 };
 __thread Launch* L;
 
@@ -105,6 +106,7 @@ bool land_somewhere() {
 void fiber_main() {
   (*B->body)();
   F->op = nullptr;
+  cluster_thread_ends();
   Warp& w = B->warps[F->id / 32];
   w.live &= ~(1u << F->id % 32);
   w.runnable &= w.live;
@@ -227,6 +229,22 @@ void yield_block() {
   if (Fiber* f = next_of_others()) run(f);
 }
 
+Cluster& cluster_of(const Block& block) { return L->clusters[block.index / block.opt.cluster]; }
+void wake_cluster(int number) {
+  for (const auto& b : L->blocks) {
+    if (!b->running || b->index / b->opt.cluster != number) continue;
+    for (Fiber& f : b->fibers)
+      if (f.op && !f.exec && f.mask == kClusterWait &&
+          !(b->warps[f.id / 32].runnable >> f.id % 32 & 1))
+        b->warps[f.id / 32].runnable |= 1u << f.id % 32;
+  }
+}
+Block* resident_block(int index) {
+  for (const auto& b : L->blocks)
+    if (b->running && b->index == index) return b.get();
+  return nullptr;
+}
+
 int lane() { return F->id & 31; }
 
 void barrier(int id, int count, int line) {
@@ -302,11 +320,12 @@ void ballot_exec(void* const* args, uint32_t mask) {
 
 Result launch(dim3 grid, dim3 block, size_t smem, const std::function<void()>& body, Options opt) {
   const int total = int(grid.x * grid.y * grid.z);
-  Launch launch{{}, nullptr, {}, opt.seed};
+  Launch launch{{}, nullptr, {}, opt.seed, {}};
   L = &launch;
   launch_begins();
   gridDim = {grid.x, grid.y, grid.z};
   blockDim = {block.x, block.y, block.z};
+  opt.resident = std::max(opt.resident, opt.cluster);  // a cluster's blocks run together
   for (int i = 0; i < std::min(opt.resident, total); ++i) {
     launch.blocks.push_back(
         std::make_unique<Block>(opt, &body, int(block.x * block.y * block.z), smem));

@@ -133,7 +133,7 @@ void launch_begins() {
 void global(const void* pointer, int bytes, bool write) {
   const uintptr_t a = uintptr_t(pointer);
   const char* const what = write ? "written" : "read";
-  if (a % bytes) fail("misaligned: %d bytes of global memory %s", bytes, what);
+  if (a % (bytes & -bytes)) fail("misaligned: %d bytes of global memory %s", bytes, what);
   for (Buffer& b : buffers) {
     if (a < b.begin || a + bytes > b.end) continue;
     if (b.flags & kDependent && !dependency_waited())

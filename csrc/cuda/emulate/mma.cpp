@@ -29,15 +29,16 @@ static CopyQueue& queue() {
   return B->copies->of[F->id];
 }
 
-void copy_async(uint32_t to, const void* from, int bytes, bool in, int line) {
+void copy_async(uint32_t to, const void* from, int bytes, int source, int line) {
   F->line = line;
   const int64_t offset = int64_t(to) - kBase;
   if (offset % bytes) fail("cp.async: misaligned shared address");
-  if (in && uintptr_t(from) % bytes) fail("cp.async: misaligned global address");
-  if (in) global(from, bytes, false);
+  if (source < 0 || source > bytes) fail("cp.async: %d bytes of %d", source, bytes);
+  if (source && uintptr_t(from) % bytes) fail("cp.async: misaligned global address");
+  if (source) global(from, source, false);
   touch(offset, bytes, true, F->id);
   Copy16 copy{offset, bytes, queue().group, {}};
-  if (in) memcpy(copy.data, from, bytes);
+  memcpy(copy.data, from, source);
   queue().flights.push_back(copy);
   for (int64_t c = offset / 2; c < (offset + bytes) / 2; ++c) B->cells[c].in_flight = true;
   memset(B->base() + offset, 0xff, bytes);

@@ -9,7 +9,7 @@
 // Which tiles are compiled, bit by bit; planted bugs need few.
 #ifndef EMULATED_TILES
 #define EMULATED_TILES_BFLOAT16 0x7ff
-#define EMULATED_TILES_FLOAT16 0x018  // c64x256 and p128x128: the rest differ by conversions only
+#define EMULATED_TILES_FLOAT16 0x098  // c64x256, p128x128, p64x64: the rest differ by conversions
 #else
 #define EMULATED_TILES_BFLOAT16 EMULATED_TILES
 #define EMULATED_TILES_FLOAT16 0
@@ -22,14 +22,17 @@ namespace {
 template <typename T, int kTile>
 emu::Result launch(const KernelParams& k, int blocks, const emu::Options& options) {
   using C = Config<kTile>;
-  const bool split = k.schedule.splits > 1;
   std::function<void()> body;
-  if (k.shortcut_scale) {
-    body = split ? std::function<void()>([&k] { conv_kernel<T, kTile, true, true>(k); })
-                 : std::function<void()>([&k] { conv_kernel<T, kTile, true, false>(k); });
+  if (k.schedule.splits > 1) {
+    if constexpr (splits_reduction(C::kT)) {
+      body = k.shortcut_scale
+                 ? std::function<void()>([&k] { conv_kernel<T, kTile, true, true>(k); })
+                 : std::function<void()>([&k] { conv_kernel<T, kTile, false, true>(k); });
+    }
   } else {
-    body = split ? std::function<void()>([&k] { conv_kernel<T, kTile, false, true>(k); })
-                 : std::function<void()>([&k] { conv_kernel<T, kTile, false, false>(k); });
+    body = k.shortcut_scale
+               ? std::function<void()>([&k] { conv_kernel<T, kTile, true, false>(k); })
+               : std::function<void()>([&k] { conv_kernel<T, kTile, false, false>(k); });
   }
   return emu::launch(dim3(blocks), dim3(C::kThreads), C::kSharedBytes, body, options);
 }
@@ -56,40 +59,24 @@ extern "C" void sm90_run(Sm90Run* r) {
     snprintf(r->error, sizeof r->error, "refused: %s", why.c_str());
     return;
   }
-  Operands o = guarded_operands(*r);
-  const int64_t sums = partial_floats(p, choice), counters = tickets(p, choice);
-  if (sums) {
-    o.tickets = static_cast<uint32_t*>(
-        emu::dev_alloc(4 * counters, "tickets", emu::kDependent | emu::kShared));
-    memset(o.tickets, 0, 4 * counters);
-  }
+  const Operands o = guarded_operands(*r);
   emu::Options options;
   options.order = r->order;
   options.async = true;
   options.race = options.uninit = r->race;
-  // Launches share tickets, and each writes to memory of its own.
-  for (int launch = 0; launch < r->launches && !r->error[0]; ++launch) {
-    if (launch) o.y = emu::dev_alloc(y_bytes(p), "y", emu::kWriteOnce | emu::kDependent);
-    if (sums)
-      o.partial = static_cast<float*>(
-          emu::dev_alloc(4 * sums, "partial", emu::kWriteOnce | emu::kDependent | emu::kShared));
-    KernelParams k;
-    if (const char* refused = fill(&k, p, choice, o)) {
-      snprintf(r->error, sizeof r->error, "TMA: %s", refused);
-      return;
-    }
-    k.early_weights = r->early_weights;
-    const emu::Result result =
-        r->bfloat16
-            ? launch_tile<__nv_bfloat16, EMULATED_TILES_BFLOAT16>(r->tile, k, r->blocks, options)
-            : launch_tile<__half, EMULATED_TILES_FLOAT16>(r->tile, k, r->blocks, options);
-    snprintf(r->error, sizeof r->error, "%s", result.error.c_str());
-    for (int64_t i = 0; i < counters && !r->error[0]; ++i)
-      if (o.tickets[i]) snprintf(r->error, sizeof r->error, "ticket %ld was not reset", long(i));
-    if (launch && !r->error[0] && memcmp(r->y, o.y, y_bytes(p)))
-      snprintf(r->error, sizeof r->error, "launch %d gave other values", launch);
-    memcpy(r->y, o.y, y_bytes(p));
+  options.cluster = r->splits;
+  KernelParams k;
+  if (const char* refused = fill(&k, p, choice, o)) {
+    snprintf(r->error, sizeof r->error, "TMA: %s", refused);
+    return;
   }
+  k.early_weights = r->early_weights;
+  const int grid = r->splits > 1 ? work_items(k.schedule) : r->blocks;
+  const emu::Result result =
+      r->bfloat16 ? launch_tile<__nv_bfloat16, EMULATED_TILES_BFLOAT16>(r->tile, k, grid, options)
+                  : launch_tile<__half, EMULATED_TILES_FLOAT16>(r->tile, k, grid, options);
+  snprintf(r->error, sizeof r->error, "%s", result.error.c_str());
+  memcpy(r->y, o.y, y_bytes(p));
 }
 
 // ---- the plan, which the tests hold too ----
@@ -99,6 +86,9 @@ extern "C" int sm90_tile_threads(int tile) { return 128 * (1 + kTiles[tile].tile
 extern "C" int sm90_tile_shared_bytes(int tile) { return shared_bytes(kTiles[tile].tile); }
 extern "C" void sm90_refuses(const Problem* p, char* why, int size) {
   snprintf(why, size, "%s", refuses(*p).c_str());
+}
+extern "C" void sm90_refuses_choice(const Problem* p, const Choice* choice, char* why, int size) {
+  snprintf(why, size, "%s", refuses(*p, *choice).c_str());
 }
 extern "C" void sm90_choose(const Problem* p, int multiprocessors, Choice* choice, int* blocks_out,
                             double* microseconds, char* name, int size) {
@@ -112,11 +102,10 @@ extern "C" void sm90_ranked(const Problem* p, int multiprocessors, char* names, 
   for (const Choice& choice : ranked(*p, {multiprocessors})) lines += text(choice) + "\n";
   snprintf(names, size, "%s", lines.c_str());
 }
-extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name, choice); }
-extern "C" int64_t sm90_tickets(const Problem* p, const Choice* c) { return tickets(*p, *c); }
-extern "C" int64_t sm90_partial_floats(const Problem* p, const Choice* c) {
-  return partial_floats(*p, *c);
+extern "C" double sm90_cost(const Problem* p, const Choice* choice, int multiprocessors) {
+  return cost(*p, *choice, {multiprocessors}).microseconds;
 }
+extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name, choice); }
 
 // ---- which launches overlap: 1 the launch, 2 its weights besides ----
 static CapturedLaunches captured_launches;

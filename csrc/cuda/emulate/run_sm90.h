@@ -9,7 +9,7 @@
 struct Sm90Run {
   resnet_fused::sm90::Problem problem;
   int tile, splits, blocks;
-  int bfloat16, relu, early_weights, launches, order, race;
+  int bfloat16, relu, early_weights, order, race;
   const void *x, *weight, *shortcut_x, *shortcut_weight;
   const float *scale, *shift, *shortcut_scale, *shortcut_shift;
   const void* residual;

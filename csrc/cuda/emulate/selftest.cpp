@@ -6,6 +6,7 @@
 
 #include "cuda/emulate/emulate.h"
 #include "cuda/emulate/sm80.h"
+#include "cuda/emulate/sm90.h"
 
 using emu::dev_alloc;
 using emu::launch;
@@ -119,44 +120,99 @@ void products(emu::Mma kind, int depth, Pack pack) {
     }
 }
 
+// Operands without swizzle, by the PTX document: 8 x 16 bytes side by side, the leading offset
+// between the halves of 16 elements, the stride between groups of eight rows. Those of B overlap.
+void plain_operands() {
+  constexpr int kLeadingA = 1040, kStrideA = 128, kLeadingB = 16, kStrideB = 128, kStartB = 2064;
+  static float d[64][32];
+  const auto at = [](int row, int k, int leading, int stride) {  // in bytes
+    return k / 8 * leading + row / 8 * stride + row % 8 * 16 + k % 8 * 2;
+  };
+  const auto number = [](int at) { return float(at / 2 % 23 - 11); };  // that lies there
+  const auto go_with = [&](bool fenced) {
+    Options options;
+    options.async = true;
+    return go(
+        128,
+        [=] {
+          auto* const s = reinterpret_cast<uint16_t*>(emu::dyn_smem());
+          const int t = threadIdx.x;
+          for (int i = t; i < 2048; i += 128) s[i] = uint16_t(bits_of(number(2 * i)) >> 16);
+          if (fenced) emu::async_proxy_fence();
+          __syncthreads();
+          const auto descriptor = [&](int start, int leading, int stride) {
+            return uint64_t(emu::smem_u32(s) + start) >> 4 | uint64_t(leading >> 4) << 16 |
+                   uint64_t(stride >> 4) << 32;
+          };
+          float c[16] = {};
+          emu::wgmma_fence(__LINE__);
+          emu::wgmma(emu::kBF16, 32, c, descriptor(0, kLeadingA, kStrideA),
+                     descriptor(kStartB, kLeadingB, kStrideB), false, __LINE__);
+          emu::wgmma_commit(__LINE__);
+          emu::wgmma_wait(0, __LINE__);
+          for (int r = 0; r < 16; ++r)
+            d[t / 32 * 16 + t % 32 / 4 + r / 2 % 2 * 8][r / 4 * 8 + t % 4 * 2 + r % 2] = c[r];
+        },
+        1, options);
+  };
+  completes("wgmma without swizzle", go_with(true));
+  for (int i = 0; i < 64; ++i)
+    for (int j = 0; j < 32; ++j) {
+      float want = 0;
+      for (int k = 0; k < 16; ++k)
+        want +=
+            number(at(i, k, kLeadingA, kStrideA)) * number(kStartB + at(j, k, kLeadingB, kStrideB));
+      CHECK(d[i][j] == want);
+    }
+  reports("without fence.proxy.async", go_with(false));
+}
+
 void copies() {
   int* const from = buffer<int>(128, "from", emu::kReadOnly);
   for (int i = 0; i < 128; ++i) from[i] = i;
   completes("cp.async", go(32, [=] {
               const int t = threadIdx.x;
               int* const s = reinterpret_cast<int*>(emu::dyn_smem());
-              emu::copy_async(emu::smem_u32(s + 4 * t), from + 4 * t, 16, t < 16, __LINE__);
+              emu::copy_async(emu::smem_u32(s + 4 * t), from + 4 * t, 16, t < 16 ? 16 : 0,
+                              __LINE__);
               emu::copies_commit();
               emu::copies_wait(0);
               CHECK(s[4 * t + 3] == (t < 16 ? 4 * t + 3 : 0));  // zeros where nothing was read
               __syncwarp();
               CHECK(s[4 * (t ^ 1)] == ((t ^ 1) < 16 ? 4 * (t ^ 1) : 0));
             }));
+  completes("the beginning of 16 bytes", go(32, [=] {
+              const int t = threadIdx.x;
+              int* const s = reinterpret_cast<int*>(emu::dyn_smem());
+              emu::copy_async(emu::smem_u32(s + 4 * t), from + 124, 16, 12, __LINE__);
+              emu::copies_commit();
+              emu::copies_wait(0);
+              CHECK(s[4 * t + 2] == 126 && s[4 * t + 3] == 0);
+            }));
   reports("in flight", go(32, [=] {
             int* const s = reinterpret_cast<int*>(emu::dyn_smem());
-            emu::copy_async(emu::smem_u32(s + 4 * threadIdx.x), from, 16, true, __LINE__);
+            emu::copy_async(emu::smem_u32(s + 4 * threadIdx.x), from, 16, 16, __LINE__);
             emu::copies_commit();
             emu::copies_wait(1);
             out[threadIdx.x] = s[4 * threadIdx.x];
           }));
   reports("race", go(32, [=] {  // landed for the thread that waited, and for no other
             int* const s = reinterpret_cast<int*>(emu::dyn_smem());
-            emu::copy_async(emu::smem_u32(s + 4 * threadIdx.x), from, 16, true, __LINE__);
+            emu::copy_async(emu::smem_u32(s + 4 * threadIdx.x), from, 16, 16, __LINE__);
             emu::copies_commit();
             emu::copies_wait(0);
             if (threadIdx.x & 1) out[threadIdx.x] = s[4 * (threadIdx.x - 1)];
           }));
   reports("out of bounds", go(32, [=] {
             emu::copy_async(emu::smem_u32(emu::dyn_smem()) + 16 * threadIdx.x, from + 124 + 4, 16,
-                            true, __LINE__);
+                            16, __LINE__);
           }));
   reports("misaligned", go(32, [=] {
             emu::copy_async(emu::smem_u32(emu::dyn_smem()) + 16 * threadIdx.x + 8, from, 16, true,
                             __LINE__);
           }));
-  reports("the block ends while copies", go(1, [=] {
-            emu::copy_async(emu::smem_u32(emu::dyn_smem()), from, 16, true, __LINE__);
-          }));
+  reports("the block ends while copies",
+          go(1, [=] { emu::copy_async(emu::smem_u32(emu::dyn_smem()), from, 16, 16, __LINE__); }));
 }
 
 void shared_memory() {
@@ -277,6 +333,7 @@ extern "C" int emulator_selftest() {
     return bits_of(first) >> 16 | (bits_of(second) & 0xffff0000u);
   });
   products(emu::kTF32, 8, [](float first, float) { return bits_of(first); });
+  plain_operands();
   copies();
   shared_memory();
   global_memory();

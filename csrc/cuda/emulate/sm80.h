@@ -16,7 +16,8 @@
 
 namespace emu {
 
-void copy_async(uint32_t to, const void* from, int bytes, bool in, int line);
+// Reads `source` bytes, 0 or more; zeros behind them.
+void copy_async(uint32_t to, const void* from, int bytes, int source, int line);
 void copies_commit();
 void copies_wait(int pending);
 void ldmatrix(uint32_t (&r)[4], uint32_t address, int line);
@@ -34,23 +35,18 @@ inline float __uint_as_float(uint32_t bits) {
   __builtin_memcpy(&v, &bits, 4);
   return v;
 }
-template <typename T>
-T __ldcg(const T* p) {
-  return *p;
-}
-template <typename T>
-void __stcg(T* p, T v) {
-  *p = v;
-}
 
 namespace resnet_fused::sm80 {
 
 inline uint32_t shared_address(const void* p) { return emu::smem_u32(p); }
 inline void copy_16(uint32_t to, const void* from, bool in, RF_LINE) {
-  emu::copy_async(to, from, 16, in, line);
+  emu::copy_async(to, from, 16, in ? 16 : 0, line);
 }
 inline void copy_4(uint32_t to, const void* from, bool in, RF_LINE) {
-  emu::copy_async(to, from, 4, in, line);
+  emu::copy_async(to, from, 4, in ? 4 : 0, line);
+}
+inline void copy_part_of_16(uint32_t to, const void* from, int bytes, RF_LINE) {
+  emu::copy_async(to, from, 16, bytes, line);
 }
 // The address must be one that could be read.
 inline void prefetch(const void* p) { *static_cast<const volatile uint8_t*>(p); }

@@ -28,7 +28,15 @@ void grid_dependency_wait();
 void group_barrier(int id, int threads, int line);
 bool group_any(int id, int threads, bool value, int line);
 bool elect(int line);
-uint32_t movmatrix(uint32_t word, int line);
+void cluster_arrive(int line);
+void cluster_wait(int line);
+void load_from_block(int rank, uint32_t address, void* to, int bytes, int line);
+void load_matrices(uint32_t* words, uint32_t row, bool transposed, int count, int line);
+void store_matrices(const uint32_t* words, uint32_t row, bool transposed, int count, int line);
+void tma_store(uint32_t from, const resnet_fused::sm90::MapFields& map, const int (&at)[4],
+               int line);
+void commit_stores();
+void wait_for_stores(int line);
 void wgmma(Mma kind, int n, float* d, uint64_t a, uint64_t b, bool keep, int line);
 void wgmma_fence(int line);
 void wgmma_commit(int line);
@@ -37,15 +45,6 @@ inline Mma kind_of(__half) { return kF16; }
 inline Mma kind_of(__nv_bfloat16) { return kBF16; }
 
 }  // namespace emu
-
-template <typename T>
-T __ldcg(const T* p) {
-  return *p;
-}
-template <typename T>
-void __stcg(T* p, T v) {
-  *p = v;
-}
 
 namespace resnet_fused::sm90 {
 
@@ -98,7 +97,27 @@ template <int kThreads>
 bool group_any(int id, bool value, RF_LINE) {
   return emu::group_any(id, kThreads, value, line);
 }
-inline uint32_t transpose_8x8(uint32_t a, RF_LINE) { return emu::movmatrix(a, line); }
+inline void cluster_arrive(RF_LINE) { emu::cluster_arrive(line); }
+inline void cluster_wait(RF_LINE) { emu::cluster_wait(line); }
+inline float4 load_from_block(int rank, uint32_t address, RF_LINE) {
+  float4 v;
+  emu::load_from_block(rank, address, &v, sizeof v, line);
+  return v;
+}
+template <bool kTransposed, bool kHalf>
+void load_matrices(uint32_t (&w)[4], uint32_t row, RF_LINE) {
+  emu::load_matrices(w, row, kTransposed, kHalf ? 2 : 4, line);
+}
+template <bool kTransposed, bool kHalf>
+void store_matrices(uint32_t row, const uint32_t (&w)[4], RF_LINE) {
+  emu::store_matrices(w, row, kTransposed, kHalf ? 2 : 4, line);
+}
+inline void tma_store(uint32_t from, const TensorMap* map, int c, int w, int h, int n, RF_LINE) {
+  emu::tma_store(from, *map, {c, w, h, n}, line);
+}
+inline void commit_stores() { emu::commit_stores(); }
+inline void wait_for_stores_to_read(RF_LINE) { emu::wait_for_stores(line); }
+inline void wait_for_stores(RF_LINE) { emu::wait_for_stores(line); }
 inline float relu_keeping_nan(float v) { return v < 0.f ? 0.f : v; }
 inline uint4 load_once(const void* p) { return *static_cast<const uint4*>(p); }
 inline void store_16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }

@@ -17,24 +17,24 @@ struct Issue {
   bool keep;
 };
 
-struct Operand {  // a decoded matrix descriptor
-  uint32_t start, group_bytes;
+// A decoded matrix descriptor, K-major. With swizzle a row's 32 bytes lie in `span` bytes, without
+// (span 16) its halves lie `leading` bytes apart and eight rows of a half side by side.
+struct Operand {
+  uint32_t start, leading, group_bytes;
   int span;
 };
 static Operand decode(uint64_t d, char which) {
   const int layout = int(d >> 62);
-  if (layout == 0) fail("wgmma: operand %c has no swizzle", which);
   if (d >> 49 & 7) fail("wgmma: operand %c has a base offset", which);
   if (d & 0x1FFE'0000'0000'C000ull & ~(0x3FFFull << 32) & ~(7ull << 49))
     fail("wgmma: reserved bits set in the descriptor of %c", which);
-  return {uint32_t(d & 0x3FFF) << 4, uint32_t(d >> 32 & 0x3FFF) << 4,
-          layout == 1   ? 128
-          : layout == 2 ? 64
-                        : 32};
+  return {uint32_t(d & 0x3FFF) << 4, uint32_t(d >> 16 & 0x3FFF) << 4,
+          uint32_t(d >> 32 & 0x3FFF) << 4, layout == 0 ? 16 : 256 >> layout};
 }
 // The two chunks of 16 bytes of one row's 16 elements.
 static uint32_t chunk_address(const Operand& o, int row, int half) {
-  return swizzled(o.start + row / 8 * o.group_bytes + row % 8 * o.span + 16 * half, o.span);
+  const uint32_t next = o.span == 16 ? o.leading : 16;
+  return swizzled(o.start + row / 8 * o.group_bytes + row % 8 * o.span + half * next, o.span);
 }
 template <typename Each>
 static void each_chunk(uint64_t a, uint64_t b, int n, int warp, Each each) {

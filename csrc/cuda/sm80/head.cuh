@@ -1,10 +1,5 @@
-// The mean over an image's map, then the products with `block_classes` rows of the weights: head.h.
-//
-// What it waits for is memory, so everything is asked for early: the weights to come to L2, where a
-// ResNet-50 has pushed them out, while the kernel before still runs; then a warp's first eight
-// loads of them (all that it needs for one image of a ResNet-18 or -50), and seven pixels a thread.
-// Sums are in float32 and always in the same order. The mean is rounded as PyTorch's, whose linear
-// layer reads it.
+// The mean over an image's map, and a linear layer: head.h. Sums are in float32 and always in the
+// same order, each result is rounded once.
 #pragma once
 
 #include "cuda/sm80/config.cuh"
@@ -16,6 +11,12 @@ namespace resnet_fused::sm80 {
 RF_DEVICE void wait_for_kernel_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Behind the wait: the next kernel may start, and when this one has ended, so has all before it.
+RF_DEVICE void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
@@ -31,51 +32,59 @@ RF_DEVICE Vector<T> unpack(const HeadWords& words) {
   return elements;
 }
 
-// Where a lane is in the rows of its warp, 32 vectors at a time.
-struct HeadStep {
-  int row, vector;
-
-  // Whether that was the last of the row.
-  RF_DEVICE bool advance(int vectors) {
-    vector += 32;
-    if (vector - int(threadIdx.x % 32) < vectors) return false;
-    vector = threadIdx.x % 32;
-    row += kHeadWarps;
-    return true;
-  }
-};
-
-// The sums of a block's groups, one row of channels each.
+// A block for 128 bytes of an image's channels. Eight lanes read them of one pixel, the block those
+// of 32 pixels at a time.
 template <typename T>
-RF_DEVICE void head_sums(const HeadWords* image, int pixels, int vectors, int groups, float* sums) {
-  constexpr int kElements = 16 / int(sizeof(T)), kLoads = 7;  // kLoads: in flight
-  const int width = vectors < kHeadThreads ? vectors : kHeadThreads;
-  const int group = int(threadIdx.x) / width;
-  if (group >= groups) return;
-  for (int v = int(threadIdx.x) % width; v < vectors; v += width) {
-    float sum[kElements] = {};
-    for (int from = group; from < pixels; from += kLoads * groups) {
+__global__ void __launch_bounds__(kHeadThreads) pool_kernel(const __grid_constant__ Pool p) {
+  constexpr int kElements = 16 / int(sizeof(T)), kLoads = 8;  // kLoads: in flight
+  constexpr int kPixels = kHeadThreads / kPoolVectors, kChannels = kPoolVectors * kElements;
+  RF_DYNAMIC_SHARED(shared);
+  float* const sums = reinterpret_cast<float*>(shared);  // [warps][channels]
+  const int vectors = p.channels / kElements, tid = int(threadIdx.x);
+  const int image = int(blockIdx.x), chunk = int(blockIdx.y);
+  const int vector = chunk * kPoolVectors + tid % kPoolVectors, first = tid / kPoolVectors;
+  const HeadWords* x =
+      static_cast<const HeadWords*>(p.x) + (int64_t(image) * p.pixels + first) * vectors + vector;
+  const int64_t step = int64_t(kPixels) * vectors;
+  wait_for_kernel_before();
+  let_next_kernel_start();
+
+  float sum[kElements] = {};
+  if (vector < vectors)
+    for (int left = p.pixels - first; left > 0; left -= kLoads * kPixels) {
       HeadWords in[kLoads];
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i)
-        if (from + i * groups < pixels) in[i] = image[int64_t(from + i * groups) * vectors + v];
+      for (int i = 0; i < kLoads; ++i, x += step)
+        if (i * kPixels < left) in[i] = *x;
 #pragma unroll
       for (int i = 0; i < kLoads; ++i)
-        if (from + i * groups < pixels) {
+        if (i * kPixels < left) {
           const Vector<T> pixel = unpack<T>(in[i]);
 #pragma unroll
           for (int e = 0; e < kElements; ++e) sum[e] += to_float(pixel.v[e]);
         }
     }
 #pragma unroll
+  for (int other = 16; other >= kPoolVectors; other /= 2)
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) sum[e] += __shfl_xor_sync(~0u, sum[e], other);
+  if (tid % 32 < kPoolVectors)
+#pragma unroll
     for (int e = 0; e < kElements; e += 4)
-      *reinterpret_cast<Float4*>(sums + (int64_t(group) * vectors + v) * kElements +
+      *reinterpret_cast<Float4*>(sums + tid / 32 * kChannels + tid % 32 * kElements +
                                  e) = {{sum[e], sum[e + 1], sum[e + 2], sum[e + 3]}};
-  }
+  __syncthreads();
+  const int channel = chunk * kChannels + tid;
+  if (tid >= kChannels || channel >= p.channels) return;
+  float total = 0.f;
+#pragma unroll
+  for (int warp = 0; warp < kHeadWarps; ++warp) total += sums[warp * kChannels + tid];
+  static_cast<T*>(p.y)[int64_t(image) * p.channels + channel] =
+      from_float<T>(total / float(p.pixels));
 }
 
 template <typename T>
-RF_DEVICE float head_products(const HeadWords& left, const HeadWords& right) {
+RF_DEVICE float products(const HeadWords& left, const HeadWords& right) {
   const Vector<T> a = unpack<T>(left), b = unpack<T>(right);
   float sum[2] = {};
 #pragma unroll
@@ -84,71 +93,57 @@ RF_DEVICE float head_products(const HeadWords& left, const HeadWords& right) {
   return sum[0] + sum[1];
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kHeadThreads) head_kernel(const __grid_constant__ Head p) {
-  constexpr int kElements = 16 / int(sizeof(T)), kAhead = 8, kLine = 128 / 16;
-  RF_DYNAMIC_SHARED(shared);
-  const int vectors = p.channels / kElements, groups = head_groups(p.channels, int(sizeof(T)));
-  float* const sums = reinterpret_cast<float*>(shared);
-  T* const mean = reinterpret_cast<T*>(sums + groups * p.channels);
-  const int64_t image = blockIdx.y;
-  const int lane = threadIdx.x % 32;
-  const int first = int(blockIdx.x) * p.block_classes;
-  const int end = first + p.block_classes < p.classes ? first + p.block_classes : p.classes;
-  const HeadWords* const weight = static_cast<const HeadWords*>(p.weight);
-  // L2 is where all writes meet: what the kernel before may still write is not missed there.
-  if (image == 0)
+// A warp for an output of kImages images. What it loads at once is all that it needs of one image
+// of a ResNet-18 or -50 in 16 bits. The weights, which other layers have pushed out, come to L2
+// while the kernel before runs; that is where all writes meet, so that what it may still write is
+// not missed.
+template <typename T, int kImages>
+__global__ void __launch_bounds__(kHeadThreads, 2) linear_kernel(const __grid_constant__ Linear p) {
+  constexpr int kLoads = kImages == 1 ? 8 : 4, kLine = 128 / 16;
+  const int vectors = p.inputs / (16 / int(sizeof(T))), lane = int(threadIdx.x) % 32;
+  const int output = int(blockIdx.x) * kHeadWarps + int(threadIdx.x) / 32;
+  if (output >= p.outputs) return;
+  const HeadWords* row = static_cast<const HeadWords*>(p.weight) + int64_t(output) * vectors + lane;
+  const int first = int(blockIdx.y) * kImages;
+  const HeadWords* x[kImages];
+#pragma unroll
+  for (int i = 0; i < kImages; ++i) {  // beyond the last image, that one again
+    const int image = i == 0 || first + i < p.images ? first + i : p.images - 1;
+    x[i] = static_cast<const HeadWords*>(p.x) + int64_t(image) * vectors + lane;
+  }
+  if (blockIdx.y == 0)
 #pragma unroll 1
-    for (int64_t at = int64_t(first) * vectors + threadIdx.x * kLine; at < int64_t(end) * vectors;
-         at += kHeadThreads * kLine)
-      prefetch(weight + at);
+    for (int at = lane * kLine; at < vectors; at += 32 * kLine) prefetch(row - lane + at);
   wait_for_kernel_before();
 
-  HeadStep next{first + int(threadIdx.x) / 32, lane}, step = next;
-  const auto load = [&](HeadWords& to) {
-    if (next.row < end && next.vector < vectors)
-      to = weight[int64_t(next.row) * vectors + next.vector];
-    next.advance(vectors);
-  };
-  const auto bias_of = [&](int row) {
-    return p.bias && row < end ? to_float(static_cast<const T*>(p.bias)[row]) : 0.f;
-  };
-  HeadWords ahead[kAhead];
+  T bias;
+  if (p.bias) bias = static_cast<const T*>(p.bias)[output];  // not to be waited for yet
+  float sum[kImages] = {};
+  // From where a lane's vectors lie, the loads are at constant offsets.
+  for (int left = vectors - lane; left > 0; left -= 32 * kLoads, row += 32 * kLoads) {
+    HeadWords weights[kLoads], in[kImages][kLoads];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) load(ahead[i]);
-  float bias = bias_of(step.row);
-
-  head_sums<T>(static_cast<const HeadWords*>(p.x) + image * p.pixels * vectors, p.pixels, vectors,
-               groups, sums);
-  __syncthreads();
-  for (int c = threadIdx.x; c < p.channels; c += kHeadThreads) {
-    float sum = 0.f;
-#pragma unroll 4
-    for (int group = 0; group < groups; ++group) sum += sums[group * p.channels + c];
-    mean[c] = from_float<T>(sum / float(p.pixels));
+    for (int v = 0; v < kLoads; ++v)
+      if (32 * v < left) {
+        weights[v] = row[32 * v];
+#pragma unroll
+        for (int i = 0; i < kImages; ++i) in[i][v] = x[i][32 * v];
+      }
+#pragma unroll
+    for (int v = 0; v < kLoads; ++v)
+      if (32 * v < left)
+#pragma unroll
+        for (int i = 0; i < kImages; ++i) sum[i] += products<T>(weights[v], in[i][v]);
+#pragma unroll
+    for (int i = 0; i < kImages; ++i) x[i] += 32 * kLoads;
   }
-  __syncthreads();
-  if (blockIdx.x == 0)
-    for (int v = threadIdx.x; v < vectors; v += kHeadThreads)
-      static_cast<HeadWords*>(p.pooled)[image * vectors + v] =
-          reinterpret_cast<const HeadWords*>(mean)[v];
-
-  float sum = 0.f;
-  while (step.row < end) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (step.row >= end) break;
-      if (step.vector < vectors)
-        sum += head_products<T>(ahead[i], reinterpret_cast<const HeadWords*>(mean)[step.vector]);
-      load(ahead[i]);
-      const int row = step.row;
-      if (!step.advance(vectors)) continue;
+  for (int i = 0; i < kImages; ++i) {
 #pragma unroll
-      for (int other = 16; other; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
-      if (lane == 0) static_cast<T*>(p.y)[image * p.classes + row] = from_float<T>(sum + bias);
-      bias = bias_of(step.row);
-      sum = 0.f;
-    }
+    for (int other = 16; other; other /= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], other);
+    if (lane == 0 && first + i < p.images)
+      static_cast<T*>(p.y)[int64_t(first + i) * p.outputs + output] =
+          from_float<T>(p.bias ? sum[i] + to_float(bias) : sum[i]);
   }
 }
 

@@ -7,7 +7,7 @@ namespace {
 // Whether the kernel's code on this device has the wait for the kernel before. PTX of an older
 // architecture may run on a newer one, and then it has not.
 bool has_wait(const void* kernel) {
-  static std::atomic<uint64_t> known{0}, yes{0};  // by device; all types are compiled alike
+  static std::atomic<uint64_t> known{0}, yes{0};  // by device; all kernels here are compiled alike
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || device >= 64) {
     cudaGetLastError();
@@ -45,31 +45,37 @@ bool may_overlap(CUstream_st* stream) {
   return code == cudaSuccess && (!captured || type == cudaGraphNodeTypeKernel);
 }
 
-}  // namespace
-
-std::string launch_head(const HeadProblem& p, Type type, Head o, CUstream_st* stream) {
-  const std::string why = head_refuses(p, type);
-  if (!why.empty()) return why;
-  o.pixels = int(p.pixels);
-  o.channels = int(p.channels);
-  o.classes = int(p.classes);
-  o.block_classes = head_block_classes(p);
-  const void* const kernel = type == Type::kBFloat16  ? head_bfloat16()
-                             : type == Type::kFloat16 ? head_float16()
-                                                      : head_float32();
+std::string launch(const void* kernel, dim3 grid, int shared_bytes, void* operands,
+                   CUstream_st* stream) {
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(head_blocks(p), unsigned(p.images));
+  config.gridDim = grid;
   config.blockDim = dim3(kHeadThreads);
-  config.dynamicSmemBytes = head_shared_bytes(o.channels, element_bytes(type));
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = has_wait(kernel) && may_overlap(stream);
-  void* arguments[] = {&o};
+  void* arguments[] = {operands};
   const cudaError_t code = cudaLaunchKernelExC(&config, kernel, arguments);
   return code == cudaSuccess ? "" : error("launch", code);
+}
+
+}  // namespace
+
+std::string launch_pool(Type type, const Pool& p, int images, CUstream_st* stream) {
+  Pool operands = p;
+  const int bytes = element_bytes(type);
+  const dim3 grid(images, pool_chunks(p.channels, bytes));
+  return launch(pool_kernel_of(type), grid, pool_shared_bytes(bytes), &operands, stream);
+}
+
+std::string launch_linear(Type type, const Linear& p, CUstream_st* stream) {
+  Linear operands = p;
+  const bool one = p.images == 1;
+  const dim3 grid(ceil_div(p.outputs, kHeadWarps), ceil_div(p.images, one ? 1 : kLinearImages));
+  return launch(linear_kernel_of(type, one), grid, 0, &operands, stream);
 }
 
 }  // namespace resnet_fused::sm80

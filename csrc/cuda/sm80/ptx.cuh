@@ -23,6 +23,12 @@ RF_DEVICE void copy_16(uint32_t to, const void* from, bool in) {
                "r"(in ? 16 : 0)
                : "memory");
 }
+// Of the 16 only the first `bytes` are read; zeros behind them.
+RF_DEVICE void copy_part_of_16(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
+               "r"(bytes)
+               : "memory");
+}
 RF_DEVICE void copy_4(uint32_t to, const void* from, bool in) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(from),
                "r"(in ? 4 : 0)
@@ -96,6 +102,9 @@ namespace resnet_fused::sm80 {
 
 RF_DEVICE uint32_t minus_infinities(__half) { return 0xfc00fc00u; }
 RF_DEVICE uint32_t minus_infinities(__nv_bfloat16) { return 0xff80ff80u; }
+// A pair of the exponent's lowest bits: what makes an exponent of ones overflow.
+RF_DEVICE uint32_t smallest_exponents(__half) { return 0x04000400u; }
+RF_DEVICE uint32_t smallest_exponents(__nv_bfloat16) { return 0x00800080u; }
 
 // Two elements as one word, `low` in its lower half.
 RF_DEVICE uint32_t pack(float low, float high, __half) {

@@ -39,8 +39,8 @@ RF_DEVICE bool add_splits(float (&sum)[C::kMs][C::kNs][4], const KernelParams& p
     s[2] = total.z;
     s[3] = total.w;
   };
-  cuda::add_in_order<kQuads, C::kThreads>(sums_of(0), tiles * (kQuads * C::kThreads),
-                                          p.schedule.splits, keep);
+  const auto load = [&](int s, int quad) { return __ldcg(sums_of(s) + quad * C::kThreads); };
+  cuda::add_in_order<kQuads>(p.schedule.splits, load, keep);
   return true;
 }
 

@@ -7,7 +7,8 @@
 namespace resnet_fused::sm90 {
 
 // Shared memory: `kStages` stages of operands (A, then B), aligned to the largest swizzle atom of
-// 1024 bytes; behind them a full and an empty barrier per stage, two turn barriers, two words.
+// 1024 bytes; the places of two warpgroups' outputs; a full and an empty barrier per stage, two
+// turn barriers, and two of residuals.
 template <int kTile>
 struct Config {
   static constexpr Tile kT = kTiles[kTile].tile;
@@ -25,8 +26,9 @@ struct Config {
   static constexpr int kEmptyArrivals = kTeam / 32;               // one per warp
   static constexpr int kWeightRows = kChannelsOnM ? 0 : kBytesA;  // where they begin in a stage
   static constexpr int kPixelRows = kChannelsOnM ? kBytesA : 0;
-  static constexpr int kBarriers = kStages * kStageBytes;
-  static constexpr int kWords = kBarriers + 16 * kStages + 16;
+  static constexpr bool kStaged = kConsumers == 2;  // outputs go through shared memory
+  static constexpr int kPlaces = kStages * kStageBytes, kPlaceBytes = place_bytes(kT);
+  static constexpr int kBarriers = kPlaces + 2 * kPlaceBytes;
   static constexpr int kSharedBytes = shared_bytes(kT);
   static_assert(kChunk == 64 || kChunk == 32 || kChunk == 16, "the swizzle modes of 128, 64, 32");
   static_assert(kTileChannels <= 256 && kTilePixels <= 256, "one copy of each operand a stage");
@@ -34,7 +36,8 @@ struct Config {
   static_assert(kBytesA % 1024 == 0 && kStageBytes % 1024 == 0, "swizzle atoms stay aligned");
   static_assert(kN % 32 == 0, "the epilogue's groups");
   static_assert(kStages >= 2, "a stage is released one step late");
-  static_assert(1024 + kWords + 8 <= kSharedBytes && kSharedBytes <= 232448, "shared memory");
+  static_assert(1024 + kBarriers + 16 * kStages + 32 <= kSharedBytes && kSharedBytes <= 232448,
+                "shared memory");
 };
 
 }  // namespace resnet_fused::sm90

@@ -1,7 +1,7 @@
 // Convolution + batch norm + residual or shortcut + ReLU for sm_90a: implicit GEMM, persistent and
 // warp-specialised.
 //
-// One thread of the first warpgroup asks TMA for the operands of each step of the reduction: the
+// Two threads of the first warpgroup ask TMA for the operands of each step of the reduction: the
 // im2col mode collects a tile's input pixels under one filter tap, with zeros for the padding, so
 // that no index arithmetic is left to the other threads. One or two warpgroups multiply with wgmma
 // straight from shared memory. Stages are handed over by mbarriers: `full` completes when the bytes
@@ -10,16 +10,17 @@
 // Blocks are as many as the device holds at once, and each takes every gridDim.x-th work item
 // (tile, split). Two warpgroups either take turns (ping-pong: the epilogue of one tile runs under
 // the sums of the next) or share a tile. With one consumer, two blocks share an SM instead, which
-// suits problems of few tiles.
+// suits problems of few tiles; and only these split the reduction, a block for each split.
 //
 // Registers: 384 threads get 168 each at launch; the producer returns most of its own, so that a
-// consumer may hold 128 accumulators. See shortcut.cuh, split_k.cuh and epilogue.cuh for what
-// happens to those.
+// consumer may hold 128 accumulators. See shortcut.cuh, split_k.cuh, staged_store.cuh and
+// epilogue.cuh for what happens to those.
 #pragma once
 
 #include "cuda/sm90/epilogue.cuh"
 #include "cuda/sm90/ring.h"
 #include "cuda/sm90/split_k.cuh"
+#include "cuda/sm90/staged_store.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
 namespace resnet_fused::sm90 {
@@ -33,6 +34,10 @@ struct Stages {
   RF_DEVICE uint32_t empty(uint32_t stage) const { return full(stage) + 8; }
   RF_DEVICE uint32_t turn(uint32_t warpgroup) const {
     return base + C::kBarriers + 16 * C::kStages + 8 * warpgroup;
+  }
+  RF_DEVICE uint32_t landed(uint32_t warpgroup) const { return turn(2 + warpgroup); }
+  RF_DEVICE uint32_t place(uint32_t warpgroup) const {
+    return base + C::kPlaces + warpgroup * C::kPlaceBytes;
   }
 };
 
@@ -50,66 +55,70 @@ RF_DEVICE void prepare_barriers(const KernelParams& p, const Stages<C>& stages) 
   }
 #pragma unroll 1
   for (int s = 0; s < C::kStages; ++s) {
-    barrier_init(stages.full(s), 1);
+    barrier_init(stages.full(s), 2);
     barrier_init(stages.empty(s), C::kEmptyArrivals);
   }
   barrier_init(stages.turn(0), 4);
   barrier_init(stages.turn(1), 4);
+  barrier_init(stages.landed(0), 1);
+  barrier_init(stages.landed(1), 1);
   barrier_init_fence();
 }
 
-// One thread.
-template <typename C, bool kShortcut>
-RF_DEVICE void produce(const KernelParams& p, const Stages<C>& stages) {
-  const uint64_t keep = keep_in_l2();
+// Two threads of two warps, one for the weights and one for the pixels: a step takes some 60
+// instructions of a thread that asks for both, longer than the products of small tiles.
+template <typename C, bool kShortcut, typename Load>
+RF_DEVICE void produce(const KernelParams& p, const Stages<C>& stages, int bytes,
+                       const Load& load) {
   const int items = work_items(p.schedule);
-  const auto load_weights = [&](uint32_t stage, const Step& step, int channel) {
-    const uint32_t to = stages.at(stage) + C::kWeightRows, full = stages.full(stage);
-    if (kShortcut && step.shortcut) {
-      tma_tile(to, &p.shortcut_weight, full, step.c, 0, channel, keep);
-    } else {
-      tma_tile(to, &p.weight, full, step.c, step.r * p.reduction.kernel_w + step.s, channel, keep);
-    }
-  };
-
-  // The first stages' weights, where the kernel before this one is known not to write them.
-  int early = 0;
-  if (p.early_weights && int(blockIdx.x) < items) {
-    const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, blockIdx.x);
-    Step step = step_at(p.reduction, work.begin);
-#pragma unroll 1
-    for (; early < C::kStages && work.begin + early < work.end; ++early) {
-      barrier_expect(stages.full(early), C::kStageBytes);
-      load_weights(early, step, work.channel);
-      step_next(p.reduction, work.begin + early, step);
-    }
-  }
-  wait_for_earlier_kernels();
-  // Only now: the next kernel may then rely on all before this one having ended.
-  let_next_kernel_start();
-
   Ring ring{0, 0};
 #pragma unroll 1
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, item);
+    const auto load_step = load(work);
+    Step step = step_at(p.reduction, work.begin);
+#pragma unroll 1
+    for (int i = work.begin; i < work.end; ++i) {
+      const uint32_t full = stages.full(ring.stage);
+      barrier_wait(stages.empty(ring.stage), empty_parity(ring));
+      barrier_expect(full, bytes);
+      load_step(stages.at(ring.stage), full, step);
+      step_next(p.reduction, i, step);
+      ring_next(ring, C::kStages);
+    }
+  }
+}
+template <typename C, bool kShortcut>
+RF_DEVICE void produce_weights(const KernelParams& p, const Stages<C>& stages) {
+  // Where the kernel before this one is known not to write them, they need not wait for its end.
+  if (!p.early_weights) wait_for_earlier_kernels();
+  const uint64_t keep = keep_in_l2();
+  produce<C, kShortcut>(p, stages, C::kTileChannels * C::kSpan, [&](const Work& work) {
+    return [&p, keep, channel = work.channel](uint32_t stage, uint32_t full, const Step& step) {
+      const uint32_t to = stage + C::kWeightRows;
+      if (kShortcut && step.shortcut) {
+        tma_tile(to, &p.shortcut_weight, full, step.c, 0, channel, keep);
+      } else {
+        tma_tile(to, &p.weight, full, step.c, step.r * p.reduction.kernel_w + step.s, channel,
+                 keep);
+      }
+    };
+  });
+}
+template <typename C, bool kShortcut>
+RF_DEVICE void produce_pixels(const KernelParams& p, const Stages<C>& stages) {
+  wait_for_earlier_kernels();
+  // Only now: the next kernel may then rely on all before this one having ended.
+  let_next_kernel_start();
+  produce<C, kShortcut>(p, stages, C::kTilePixels * C::kSpan, [&](const Work& work) {
     const Coordinate at =
         first_tap(p.schedule, work.pixel, p.stride_h, p.stride_w, p.pad_h, p.pad_w);
     Coordinate shortcut_at = {};
     if constexpr (kShortcut)
       shortcut_at =
           first_tap(p.schedule, work.pixel, p.shortcut_stride_h, p.shortcut_stride_w, 0, 0);
-    Step step = step_at(p.reduction, work.begin);
-#pragma unroll 1
-    for (int i = work.begin; i < work.end; ++i) {
-      const uint32_t full = stages.full(ring.stage);
-      if (early > 0) {
-        --early;
-      } else {
-        barrier_wait(stages.empty(ring.stage), empty_parity(ring));
-        barrier_expect(full, C::kStageBytes);
-        load_weights(ring.stage, step, work.channel);
-      }
-      const uint32_t to = stages.at(ring.stage) + C::kPixelRows;
+    return [&p, at, shortcut_at](uint32_t stage, uint32_t full, const Step& step) {
+      const uint32_t to = stage + C::kPixelRows;
       if (kShortcut && step.shortcut) {
         tma_im2col(to, &p.shortcut_x, full, step.c, shortcut_at.w, shortcut_at.h, shortcut_at.n, 0,
                    0);
@@ -117,10 +126,8 @@ RF_DEVICE void produce(const KernelParams& p, const Stages<C>& stages) {
         tma_im2col(to, &p.x, full, step.c, at.w, at.h, at.n, uint16_t(step.s * p.dilation_w),
                    uint16_t(step.r * p.dilation_h));
       }
-      step_next(p.reduction, i, step);
-      ring_next(ring, C::kStages);
-    }
-  }
+    };
+  });
 }
 
 // One warpgroup, number `warpgroup` of the consumers. `shared` is the generic address of the
@@ -136,18 +143,21 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
   float sum[C::kMBlocks][C::kN / 2];
   uint32_t iteration = 0;  // of this block, in the producer's order: the ring's clock
 
-  wait_for_earlier_kernels();  // the workspace, the residual and y may be in use before
+  wait_for_earlier_kernels();  // the residual and y may be in use before
+  Place<place_pixels(C::kT), C::kChannelsOnM ? C::kMBlocks : C::kN / 64> place{
+      stages.place(warpgroup), stages.landed(warpgroup), 0};
 #pragma unroll 1
   for (int i = 0, item = blockIdx.x; item < items; item += gridDim.x, ++i) {
     const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, item);
     Ring ring = ring_at(iteration, C::kStages);
     iteration += work.end - work.begin;
     if (C::kPingPong && (i & 1) != warpgroup) continue;
-    if (C::kPingPong && i > 0) barrier_wait(stages.turn(warpgroup), turn_parity(i));
-
     const int tile_row = C::kChannelsOnM ? work.channel + row : work.pixel + row;
     const int channel = C::kChannelsOnM ? tile_row : work.channel;
     const int pixel = C::kChannelsOnM ? work.pixel : tile_row;
+    if constexpr (C::kStaged)
+      if (tid == 0) place.begin(p, channel, pixel, 0, 0);
+    if (C::kPingPong && i > 0) barrier_wait(stages.turn(warpgroup), turn_parity(i));
 
     // Steps `begin` to `end` of the reduction; all that they read is released at the end.
     const auto multiply = [&](int begin, int end, auto before_products) {
@@ -202,15 +212,20 @@ RF_DEVICE void consume(const KernelParams& p, const Stages<C>& stages, uint8_t* 
     }
 
     if constexpr (kSplitK) {
-      volatile uint32_t* const word = reinterpret_cast<uint32_t*>(shared + C::kWords) + warpgroup;
-      if (!add_splits<C>(sum, p, work, warpgroup, tid, word, kWarpgroup0 + warpgroup)) continue;
+      if (!add_splits<C>(sum, p.schedule.splits, work.split, stages.base, shared, tid,
+                         team_barrier))
+        continue;
     }
-    if constexpr (C::kChannelsOnM) {
-      store_channels_on_m<T, C, kShortcut>(sum, p, pixel, channel, tid);
+    if constexpr (C::kStaged) {
+      store_by_tma<T, C, kShortcut>(sum, p, place, channel, pixel, 0, 0, tid,
+                                    kWarpgroup0 + warpgroup);
     } else {
-      store_pixels_on_m<T, C, kShortcut>(sum, p, pixel, channel, tid);
+      store_at_once<T, C, kShortcut>(sum, p, pixel, channel, tid);
     }
   }
+  if constexpr (C::kStaged)
+    if (tid == 0) wait_for_stores();
+  if constexpr (kSplitK) cluster_wait();
 }
 
 template <typename T, int kTile, bool kShortcut, bool kSplitK>
@@ -228,7 +243,8 @@ __global__ void __launch_bounds__(Config<kTile>::kThreads, Config<kTile>::kBlock
 
   if (warpgroup == 0) {
     if constexpr (C::kConsumers == 2) give_registers<40>();
-    if (warp == 0 && elect_one()) produce<C, kShortcut>(p, stages);
+    if (warp == 0 && elect_one()) produce_pixels<C, kShortcut>(p, stages);
+    if (warp == 1 && elect_one()) produce_weights<C, kShortcut>(p, stages);
   } else {
     if constexpr (C::kConsumers == 2) take_registers<232>();
     consume<T, C, kShortcut, kSplitK>(p, stages, raw + (stages.base - start), warpgroup - 1);

@@ -1,12 +1,10 @@
-// From accumulators to the output: y = act(sum * scale + shift + residual), in float32, 16 bytes a
-// thread, without shared memory.
+// From accumulators to the output in registers alone: y = act(sum * scale + shift + residual), in
+// float32, 16 bytes a thread. For tiles of one consumer, pixels on M, whose blocks end right behind
+// it: two warpgroups that go on have staged_store.cuh.
 //
-// A thread's accumulators are pairs of neighbouring columns. With pixels on M those are channels,
-// and a 4 x 4 transposition of words among the four lanes of a quad gives each lane eight channels
-// of one pixel. With channels on M movmatrix turns the 8 x 8 blocks first. The residual comes in
-// the same way, backwards. Both are registers only, so that one warpgroup's epilogue disturbs
-// nothing that the other's sums need; the shared-memory way would need a staging buffer per
-// warpgroup.
+// A thread's accumulators are pairs of neighbouring channels. A 4 x 4 transposition of words among
+// the four lanes of a quad gives each lane eight channels of one pixel. The residual comes in the
+// same way, backwards.
 #pragma once
 
 #include "cuda/sm90/shortcut.cuh"
@@ -53,15 +51,11 @@ template <typename T>
 RF_DEVICE void store(const uint32_t (&w)[4], const KernelParams& p, int64_t offset) {
   if (offset >= 0) store_16(static_cast<T*>(p.y) + offset, make_uint4(w[0], w[1], w[2], w[3]));
 }
-RF_DEVICE float finish(float sum, const Affine& a, float residual, bool relu) {
-  const float v = fmaf(sum, a.scale, a.shift) + residual;
-  return relu ? relu_keeping_nan(v) : v;
-}
 
 // One warpgroup's share of a tile whose first pixel and channel these are.
 template <typename T, typename C, bool kShortcut>
-RF_DEVICE void store_pixels_on_m(const float (&sum)[C::kMBlocks][C::kN / 2], const KernelParams& p,
-                                 int pixel, int channel, int tid) {
+RF_DEVICE void store_at_once(const float (&sum)[C::kMBlocks][C::kN / 2], const KernelParams& p,
+                             int pixel, int channel, int tid) {
   constexpr int kHalves = 2 * C::kMBlocks;  // of 64 rows: eight pixels each warp
   const int lane = tid & 31;
 #pragma unroll
@@ -94,46 +88,6 @@ RF_DEVICE void store_pixels_on_m(const float (&sum)[C::kMBlocks][C::kN / 2], con
       }
       quad_transpose(w[h], lane);
       store<T>(w[h], p, offset[h]);
-    }
-  }
-}
-
-template <typename T, typename C, bool kShortcut>
-RF_DEVICE void store_channels_on_m(const float (&sum)[C::kMBlocks][C::kN / 2],
-                                   const KernelParams& p, int pixel, int channel, int tid) {
-  constexpr int kGroup = (C::kN / 16) % 4 ? 2 : 4;  // residual vectors in flight
-  const int lane = tid & 31;
-#pragma unroll
-  for (int m = 0; m < C::kMBlocks; ++m) {
-    Affine affine[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      affine[half] = affine_of<kShortcut>(p, channel + 64 * m + fragment_row(tid, 2 * half));
-#pragma unroll
-    for (int j = 0; j < C::kN / 16; j += kGroup) {
-      if (pixel + 16 * j >= p.schedule.pixels) break;
-      uint32_t w[kGroup][4];
-      int64_t offset[kGroup];
-#pragma unroll
-      for (int g = 0; g < kGroup; ++g) {
-        const Vector v = vector_channels_on_m(tid, j + g);
-        offset[g] = offset_of(p.schedule, pixel + v.pixel, channel + 64 * m + v.channel);
-        load_residual<T>(w[g], p, offset[g]);
-      }
-#pragma unroll
-      for (int g = 0; g < kGroup; ++g) {
-        if (p.residual) quad_transpose(w[g], lane);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* const s = &sum[m][4 * (2 * (j + g) + (i >> 1)) + 2 * (i & 1)];
-          float2 r = make_float2(0.f, 0.f);
-          if (p.residual) r = Pair<T>::unpack(transpose_8x8(w[g][i]));
-          w[g][i] = transpose_8x8(Pair<T>::pack(finish(s[0], affine[i & 1], r.x, p.relu),
-                                                finish(s[1], affine[i & 1], r.y, p.relu)));
-        }
-        quad_transpose(w[g], lane);
-        store<T>(w[g], p, offset[g]);
-      }
     }
   }
 }

@@ -11,11 +11,12 @@ template <typename T, int kTile = 0>
 const void* kernel_of(int tile, bool shortcut, bool split) {
   if constexpr (kTile < kTileCount) {
     if (tile != kTile) return kernel_of<T, kTile + 1>(tile, shortcut, split);
-    if (shortcut)
-      return split ? reinterpret_cast<const void*>(&conv_kernel<T, kTile, true, true>)
-                   : reinterpret_cast<const void*>(&conv_kernel<T, kTile, true, false>);
-    return split ? reinterpret_cast<const void*>(&conv_kernel<T, kTile, false, true>)
-                 : reinterpret_cast<const void*>(&conv_kernel<T, kTile, false, false>);
+    if constexpr (splits_reduction(kTiles[kTile].tile))
+      if (split)
+        return shortcut ? reinterpret_cast<const void*>(&conv_kernel<T, kTile, true, true>)
+                        : reinterpret_cast<const void*>(&conv_kernel<T, kTile, false, true>);
+    return shortcut ? reinterpret_cast<const void*>(&conv_kernel<T, kTile, true, false>)
+                    : reinterpret_cast<const void*>(&conv_kernel<T, kTile, false, false>);
   } else {
     return nullptr;
   }

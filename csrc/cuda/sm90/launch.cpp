@@ -1,64 +1,17 @@
 #include "cuda/sm90/launch.h"
 
-#include <cuda_runtime_api.h>
-
-#include <mutex>
-#include <set>
-#include <utility>
-
 #include "cuda/sm90/kernels.h"
-#include "cuda/sm90/overlap.h"
+#include "cuda/sm90/launch_help.h"
 #include "cuda/sm90/tap_shift.h"
 
 namespace resnet_fused::sm90 {
 namespace {
-
-std::string error(const char* what, cudaError_t code) {
-  cudaGetLastError();
-  return std::string(what) + ": " + cudaGetErrorString(code);
-}
 
 struct Start {
   const void* kernel = nullptr;
   void* params = nullptr;
   int threads = 0, shared_bytes = 0, allowed = 0;
 };
-
-// Shared memory beyond 48 KiB is asked for once per kernel and device.
-cudaError_t allow_shared(const void* kernel, int bytes) {
-  static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
-  int device = 0;
-  if (cudaError_t code = cudaGetDevice(&device)) return code;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (allowed.count({kernel, device})) return cudaSuccess;
-  const cudaError_t code =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (code == cudaSuccess) allowed.insert({kernel, device});
-  return code;
-}
-
-StreamEnd end_of(CUstream_st* stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  unsigned long long capture = 0;
-  const cudaGraphNode_t* nodes = nullptr;
-  size_t count = 0;
-#if CUDART_VERSION >= 13000
-  const cudaError_t code =
-      cudaStreamGetCaptureInfo(stream, &status, &capture, nullptr, &nodes, nullptr, &count);
-#else
-  const cudaError_t code =
-      cudaStreamGetCaptureInfo_v2(stream, &status, &capture, nullptr, &nodes, &count);
-#endif
-  if (code != cudaSuccess) cudaGetLastError();  // an edge of a special kind, among others
-  const bool captured = code == cudaSuccess && status == cudaStreamCaptureStatusActive;
-  return {code == cudaSuccess && status == cudaStreamCaptureStatusNone, capture,
-          captured && count == 1 ? nodes[0] : nullptr};
-}
-Range range_of(const void* at, int64_t bytes) {
-  const auto begin = reinterpret_cast<uintptr_t>(at);
-  return {begin, begin + bytes};
-}
 
 }  // namespace
 
@@ -68,7 +21,7 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   if (!why.empty()) return why;
   const bool shortcut = p.shortcut_c > 0;
   const int64_t pixels = int64_t(p.n) * out_h(p) * out_w(p);
-  static CapturedLaunches captured;
+  CapturedLaunches& captured = captured_launches();
   const StreamEnd before = end_of(stream);
   const Overlap allowed =
       captured.allowed(before, range_of(o.weight, int64_t(2) * p.k * p.r * p.s * p.c),
@@ -96,16 +49,23 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   if (cudaError_t code = allow_shared(start.kernel, start.allowed))
     return error("shared memory", code);
 
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  int count = 0;
+  if (allowed.launch) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (choice.splits > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {unsigned(choice.splits), 1, 1};
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks(p, choice, device));
   config.blockDim = dim3(start.threads);
   config.dynamicSmemBytes = start.shared_bytes;
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = allowed.launch;
+  config.attrs = attributes;
+  config.numAttrs = count;
   if (cudaError_t code = cudaLaunchKernelExC(&config, start.kernel, &start.params))
     return error("launch", code);
   if (!before.runs) captured.add(end_of(stream), range_of(o.y, 2 * pixels * p.k));

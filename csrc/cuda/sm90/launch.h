@@ -14,8 +14,6 @@ struct Operands {
   const float *scale, *shift, *shortcut_scale, *shortcut_shift;
   const void* residual;
   void* y;
-  float* partial;     // partial_floats(), where there are splits
-  uint32_t* tickets;  // tickets(), zero; the kernel leaves them zero
 };
 
 // Starts the kernel on the current device, of capability 9.0. Empty, or the sentence that says why

@@ -30,6 +30,13 @@ RF_HD uint64_t operand_descriptor(uint32_t address, int span) {
   return d;
 }
 
+// Of an operand without swizzle: rows of 16 bytes, eight of them 128 bytes; `leading` bytes from
+// those to the same rows' next 8 elements, `stride` to the next eight rows. Any multiples of 16:
+// rows may overlap.
+RF_HD uint64_t plain_descriptor(uint32_t address, int leading, int stride) {
+  return (address & 0x3FFFF) >> 4 | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32;
+}
+
 // Accumulator register r (0 .. n/2 - 1) of thread t (0 .. 127) of a warpgroup in m64nNk16.
 RF_HD int fragment_row(int t, int r) {
   return (t >> 5) * 16 + ((t & 31) >> 2) + 8 * ((r >> 1) & 1);
@@ -44,12 +51,6 @@ struct Vector {
 // Pixels on M: the words are column groups 4 * j .. 4 * j + 3 of one half of the rows.
 RF_HD Vector vector_pixels_on_m(int t, int half, int j) {
   return {(t >> 5) * 16 + ((t & 31) >> 2) + 8 * half, (4 * j + (t & 3)) * 8};
-}
-// Channels on M: the words, each an 8 x 8 block turned by movmatrix, are
-// [pixel group 2 * j + (m >> 1)][row half m & 1].
-RF_HD Vector vector_channels_on_m(int t, int j) {
-  const int q = t & 3;
-  return {8 * (2 * j + (q >> 1)) + ((t & 31) >> 2), (t >> 5) * 16 + (q & 1) * 8};
 }
 
 }  // namespace resnet_fused::sm90

@@ -8,6 +8,8 @@ namespace resnet_fused::sm90 {
 
 struct KernelParams {
   TensorMap x, weight, shortcut_x, shortcut_weight;
+  TensorMap y_map, residual_map;  // where there are two consumers
+  int place_pixels;               // of their boxes
   Schedule schedule;
   Reduction reduction;
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -18,8 +20,6 @@ struct KernelParams {
   const float *shortcut_scale, *shortcut_shift;  // [K], with a shortcut
   const void* residual;                          // [pixels][K] or null
   void* y;                                       // [pixels][K]
-  float* partial;                                // split-K: every split's sums, tile by tile
-  uint32_t* tickets;  // split-K: one per tile and warpgroup; zero before a launch and after it
 };
 
 // Null, or why TMA refused a tensor.
@@ -44,11 +44,16 @@ inline const char* fill(KernelParams* k, const Problem& p, const Choice& choice,
   k->shortcut_shift = o.shortcut_shift;
   k->residual = o.residual;
   k->y = o.y;
-  k->partial = o.partial;
-  k->tickets = o.tickets;
   const bool b = o.bfloat16;
   const char* why = encode(input_fields(o.x, b, p, t), &k->x);
   if (!why) why = encode(weight_fields(o.weight, b, p.k, p.r * p.s, p.c, t), &k->weight);
+  if (!why && t.consumers == 2) {
+    const int pixels = k->schedule.pixels, box = place_pixels(t);
+    k->place_pixels = box;
+    why = encode(output_fields(o.y, b, 1, 1, pixels, p.k, 1, 1, box), &k->y_map);
+    if (!why && o.residual)
+      why = encode(output_fields(o.residual, b, 1, 1, pixels, p.k, 1, 1, box), &k->residual_map);
+  }
   if (!p.shortcut_c) return why;
   if (!why) why = encode(shortcut_fields(o.shortcut_x, b, p, t), &k->shortcut_x);
   if (!why)

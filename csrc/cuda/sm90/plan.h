@@ -10,7 +10,7 @@
 namespace resnet_fused::sm90 {
 
 // A tile of kTiles and the number of parts that the reduction is cut into; or the tap-shift kernel,
-// in one part, which must be asked for by name (tap_shift.h says why).
+// in one part.
 struct Choice {
   int tile, splits;
 };
@@ -20,28 +20,23 @@ struct Device {
   int multiprocessors;
 };
 struct Cost {
-  double microseconds;  // modelled, never measured
+  double microseconds;  // modelled; plan.cpp says by which measurements
   int blocks;
-  const char* bound;  // the busiest unit
 };
 
 // Empty where the kernel serves this convolution, else one sentence.
 std::string refuses(const Problem& p);
 // Empty where this choice serves it.
 std::string refuses(const Problem& p, const Choice& choice);
-Cost cost(const Problem& p, const Choice& choice, const Device& device);  // of tiles only
+Cost cost(const Problem& p, const Choice& choice, const Device& device);
 Choice choose(const Problem& p, const Device& device);
-// What is worth measuring: tap-shift where it serves, which is not modelled, then every tile of the
-// right chunk with its best number of splits, the least cost first.
+// What is worth measuring: tap-shift where it serves and every tile of the right chunk with its
+// best number of splits, the least cost first.
 std::vector<Choice> ranked(const Problem& p, const Device& device);
 int blocks(const Problem& p, const Choice& choice, const Device& device);
 
 // "sm90 c128x256 split 4", or "sm90 tap-shift split 1", and back; false where the text names none.
 std::string text(const Choice& choice);
 bool parse(const std::string& text, Choice* choice);
-
-// Split-K's workspace: one ticket per tile and warpgroup, zero between launches, and the sums.
-int64_t tickets(const Problem& p, const Choice& choice);
-int64_t partial_floats(const Problem& p, const Choice& choice);
 
 }  // namespace resnet_fused::sm90

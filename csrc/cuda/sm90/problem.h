@@ -45,12 +45,19 @@ struct Tile {
   Sharing sharing;
   int consumers;  // warpgroups; 1: two blocks share an SM
 };
+// Only where a block has one warpgroup that sums: it meets those of the other blocks.
+RF_HD constexpr bool splits_reduction(const Tile& t) { return t.consumers == 1; }
 RF_HD constexpr int tile_m(const Tile& t) {
   return 64 * t.m_blocks * (t.sharing == kSplitM ? 2 : 1);
 }
 RF_HD constexpr int tile_pixels(const Tile& t) { return t.channels_on_m ? t.n : tile_m(t); }
 RF_HD constexpr int tile_channels(const Tile& t) { return t.channels_on_m ? tile_m(t) : t.n; }
 RF_HD constexpr int stage_bytes(const Tile& t) { return (tile_m(t) + t.n) * t.chunk * 2; }
+// Where a warpgroup of two puts its part of the outputs, for TMA to store (staged_store.cuh).
+RF_HD constexpr int place_pixels(const Tile& t) { return t.channels_on_m ? t.n : 64 * t.m_blocks; }
+RF_HD constexpr int place_bytes(const Tile& t) {
+  return t.consumers == 2 ? 64 * t.m_blocks * t.n * 2 : 0;
+}
 
 // ---- the reduction ----
 struct Reduction {
@@ -111,18 +118,16 @@ RF_HD int work_items(const Schedule& s) { return tiles_of(s) * s.splits; }
 struct Work {
   int pixel, channel;  // the tile's first
   int begin, end;      // steps of the reduction, never empty
-  int tile, split;
+  int split;
 };
-// The split is the slowest index and the channel tile the fastest: neighbours in time share
-// activations in L2.
+// The splits of a tile are neighbours, a cluster; then the channel tile is the fastest index:
+// neighbours in time share activations in L2.
 RF_HD Work work_at(const Schedule& s, int tile_pixels, int tile_channels, int index) {
   Work w;
-  const int tiles = tiles_of(s);
-  w.split = index / tiles;
-  w.tile = index - w.split * tiles;
-  const int pixel_tile = w.tile / s.channel_tiles;
+  const int tile = index / s.splits, pixel_tile = tile / s.channel_tiles;
+  w.split = index - tile * s.splits;
   w.pixel = pixel_tile * tile_pixels;
-  w.channel = (w.tile - pixel_tile * s.channel_tiles) * tile_channels;
+  w.channel = (tile - pixel_tile * s.channel_tiles) * tile_channels;
   w.begin = int(int64_t(w.split) * s.steps / s.splits);
   w.end = int(int64_t(w.split + 1) * s.steps / s.splits);
   return w;

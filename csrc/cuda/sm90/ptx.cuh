@@ -87,6 +87,20 @@ RF_DEVICE void tma_window(uint32_t to, const TensorMap* map, uint32_t barrier, i
       "l"(map), "r"(barrier), "r"(c), "r"(w), "r"(h), "r"(n)
       : "memory");
 }
+// Stores are this thread's, in groups.
+RF_DEVICE void tma_store(uint32_t from, const TensorMap* map, int c, int w, int h, int n) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::
+          "l"(map),
+      "r"(from), "r"(c), "r"(w), "r"(h), "r"(n)
+      : "memory");
+}
+RF_DEVICE void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until they have read shared memory; until they are done.
+RF_DEVICE void wait_for_stores_to_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+RF_DEVICE void wait_for_stores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // Orders this thread's plain accesses to shared memory before later ones of TMA and wgmma.
 RF_DEVICE void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -121,11 +135,63 @@ RF_DEVICE bool group_any(int id, bool value) {
   return any != 0;
 }
 
+// ---- clusters ----
+// A barrier of all threads of the cluster's blocks but those that have ended. What was stored
+// before an arrival is seen behind the wait.
+RF_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+RF_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// 16 bytes of the shared memory of the cluster's block number `rank`, at this block's address.
+RF_DEVICE float4 load_from_block(int rank, uint32_t address) {
+  float4 v;
+  asm volatile(
+      "{\n .reg .u32 there;\n"
+      " mapa.shared::cluster.u32 there, %4, %5;\n"
+      " ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}\n"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(address), "r"(rank));
+  return v;
+}
+
 // ---- small data movement ----
-RF_DEVICE uint32_t transpose_8x8(uint32_t a) {
-  uint32_t d;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
-  return d;
+// Four 8 x 8 matrices of 16-bit values, or with kHalf two, whose rows are where the lanes say.
+template <bool kTransposed, bool kHalf>
+RF_DEVICE void load_matrices(uint32_t (&w)[4], uint32_t row) {
+#define RF_LOAD(TRANS)                                                                    \
+  if constexpr (kHalf)                                                                    \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2" TRANS ".shared.b16 {%0,%1}, [%2];"       \
+                 : "=r"(w[0]), "=r"(w[1])                                                 \
+                 : "r"(row)                                                               \
+                 : "memory");                                                             \
+  else                                                                                    \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" TRANS ".shared.b16 {%0,%1,%2,%3}, [%4];" \
+                 : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])                         \
+                 : "r"(row)                                                               \
+                 : "memory");
+  if constexpr (kTransposed) {
+    RF_LOAD(".trans")
+  } else {
+    RF_LOAD("")
+  }
+#undef RF_LOAD
+}
+template <bool kTransposed, bool kHalf>
+RF_DEVICE void store_matrices(uint32_t row, const uint32_t (&w)[4]) {
+#define RF_STORE(TRANS)                                                                         \
+  if constexpr (kHalf)                                                                          \
+    asm volatile("stmatrix.sync.aligned.m8n8.x2" TRANS ".shared.b16 [%0], {%1,%2};" ::"r"(row), \
+                 "r"(w[0]), "r"(w[1])                                                           \
+                 : "memory");                                                                   \
+  else                                                                                          \
+    asm volatile("stmatrix.sync.aligned.m8n8.x4" TRANS                                          \
+                 ".shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row),                                 \
+                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])                                     \
+                 : "memory");
+  if constexpr (kTransposed) {
+    RF_STORE(".trans")
+  } else {
+    RF_STORE("")
+  }
+#undef RF_STORE
 }
 RF_DEVICE float relu_keeping_nan(float v) {
   float r;

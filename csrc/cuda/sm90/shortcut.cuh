@@ -22,6 +22,10 @@ RF_DEVICE Affine affine_of(const KernelParams& p, int channel) {
     return {joint_scale(p, channel).factor, p.shift[channel] + p.shortcut_shift[channel]};
   return {p.scale[channel], p.shift[channel]};
 }
+RF_DEVICE float finish(float sum, const Affine& a, float residual, bool relu) {
+  const float v = fmaf(sum, a.scale, a.shift) + residual;
+  return relu ? relu_keeping_nan(v) : v;
+}
 
 // Multiplies a warpgroup's accumulators by their channels' ratios. `channel`: its first.
 template <typename C>

@@ -92,6 +92,14 @@ const char* fill(TapShiftParams* k, const Problem& p, const Window& g, const Ope
   const bool b = o.bfloat16;
   const char* why = encode(window_fields(o.x, b, p.n, p.h, p.w, p.c, g, 1), &c.x);
   if (!why) why = encode(weight_fields(o.weight, b, p.k, p.r * p.s, p.c, weights), &c.weight);
+  const auto output = [&](const void* to, TensorMap* map) {
+    return encode(
+        output_fields(to, b, p.n, c.schedule.p, c.schedule.q, p.k, g.images, g.place_rows, g.pitch),
+        map);
+  };
+  c.place_pixels = g.images * g.place_rows * g.pitch;
+  if (!why) why = output(o.y, &c.y_map);
+  if (!why && o.residual) why = output(o.residual, &c.residual_map);
   if (!p.shortcut_c) return why;
   if (!why)
     why =

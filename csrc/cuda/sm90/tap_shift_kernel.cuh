@@ -19,12 +19,13 @@ struct TapShiftConfig {
 
 template <typename C>
 struct TapShiftMemory {
-  uint32_t base, window_bytes;
+  uint32_t base, window_bytes, place_bytes;
   RF_DEVICE uint32_t weights(uint32_t s) const { return base + s * C::kWeightBytes; }
   RF_DEVICE uint32_t window(uint32_t s) const {
     return base + C::kWeightStages * C::kWeightBytes + s * window_bytes;
   }
-  RF_DEVICE uint32_t barrier(uint32_t i) const { return window(C::kWindowStages) + 8 * i; }
+  RF_DEVICE uint32_t place(uint32_t w) const { return window(C::kWindowStages) + w * place_bytes; }
+  RF_DEVICE uint32_t barrier(uint32_t i) const { return place(2) + 8 * i; }
   RF_DEVICE uint32_t weights_full(uint32_t s) const { return barrier(2 * s); }
   RF_DEVICE uint32_t weights_empty(uint32_t s) const { return barrier(2 * s + 1); }
   RF_DEVICE uint32_t window_full(uint32_t s) const { return weights_full(C::kWeightStages + s); }
@@ -32,6 +33,7 @@ struct TapShiftMemory {
   RF_DEVICE uint32_t turn(uint32_t w) const {
     return barrier(2 * (C::kWeightStages + C::kWindowStages) + w);
   }
+  RF_DEVICE uint32_t landed(uint32_t w) const { return turn(2 + w); }
 };
 
 // One thread.
@@ -70,49 +72,6 @@ RF_DEVICE void produce_windows(const TapShiftParams& p, const TapShiftMemory<C>&
   }
 }
 
-// One warpgroup's 64 channels of all positions.
-template <typename T, typename C, bool kShortcut>
-RF_DEVICE void store_positions(const float (&sum)[1][C::kN / 2], const TapShiftParams& p,
-                               const WindowTile& t, int channel, int tid) {
-  constexpr int kVectors = (C::kN + 15) / 16, kGroup = 2;
-  const KernelParams& conv = p.conv;
-  const int lane = tid & 31;
-  Affine affine[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-    affine[half] = affine_of<kShortcut>(conv, channel + fragment_row(tid, 2 * half));
-#pragma unroll
-  for (int j = 0; j < kVectors; j += kGroup) {
-    uint32_t w[kGroup][4];
-    int64_t offset[kGroup];
-#pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-      const Vector v = vector_channels_on_m(tid, j + g);
-      const int pixel = v.pixel < C::kN ? pixel_of(p.window, t, v.pixel, p.batch, conv.schedule.p,
-                                                   conv.schedule.q)
-                                        : -1;
-      offset[g] = pixel < 0 ? -1 : offset_of(conv.schedule, pixel, channel + v.channel);
-      load_residual<T>(w[g], conv, offset[g]);
-    }
-#pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-      if (conv.residual) quad_transpose(w[g], lane);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int first = 4 * (2 * (j + g) + (i >> 1)) + 2 * (i & 1);
-        if (first >= C::kN / 2) continue;  // behind the last group of eight positions
-        const float* const s = &sum[0][first];
-        float2 r = make_float2(0.f, 0.f);
-        if (conv.residual) r = Pair<T>::unpack(transpose_8x8(w[g][i]));
-        w[g][i] = transpose_8x8(Pair<T>::pack(finish(s[0], affine[i & 1], r.x, conv.relu),
-                                              finish(s[1], affine[i & 1], r.y, conv.relu)));
-      }
-      quad_transpose(w[g], lane);
-      store<T>(w[g], conv, offset[g]);
-    }
-  }
-}
-
 template <typename T, typename C, bool kShortcut>
 RF_DEVICE void consume_windows(const TapShiftParams& p, const TapShiftMemory<C>& memory,
                                uint8_t* shared, int warpgroup) {
@@ -128,6 +87,7 @@ RF_DEVICE void consume_windows(const TapShiftParams& p, const TapShiftMemory<C>&
   uint32_t step = 0, chunk_count = 0;  // of this block, in the producer's order
 
   wait_for_earlier_kernels();
+  Place<C::kN, 1> place{memory.place(warpgroup), memory.landed(warpgroup), 0};
 #pragma unroll 1
   for (int i = 0, item = blockIdx.x; item < p.items; item += gridDim.x, ++i) {
     Ring weights = ring_at(step, C::kWeightStages),
@@ -135,9 +95,10 @@ RF_DEVICE void consume_windows(const TapShiftParams& p, const TapShiftMemory<C>&
     step += steps;
     chunk_count += chunks;
     if (C::kPingPong && (i & 1) != warpgroup) continue;
-    if (C::kPingPong && i > 0) barrier_wait(memory.turn(warpgroup), turn_parity(i));
     const WindowTile t = window_tile(p.window, p.channel_tiles, C::kTileChannels, item);
     const int channel = t.channel + row;
+    if (tid == 0) place.begin(conv, channel, 0, t.row, t.image);
+    if (C::kPingPong && i > 0) barrier_wait(memory.turn(warpgroup), turn_parity(i));
 
     // Chunks `begin` to `end`, each under all its taps; all that they read is released at the end.
     const auto multiply = [&](int begin, int end, bool shortcut, auto before_products) {
@@ -199,8 +160,11 @@ RF_DEVICE void consume_windows(const TapShiftParams& p, const TapShiftMemory<C>&
                              team_barrier);
       });
     }
-    store_positions<T, C, kShortcut>(sum, p, t, channel, tid);
+    // Positions lie as the output's map has them, those without a pixel outside the tensor.
+    store_by_tma<T, C, kShortcut>(sum, conv, place, channel, 0, t.row, t.image, tid,
+                                  kWarpgroup0 + warpgroup);
   }
+  if (tid == 0) wait_for_stores();
 }
 
 template <typename T, int kN, bool kShared, bool kShortcut>
@@ -209,7 +173,8 @@ __global__ void __launch_bounds__(384, 1)
   using C = TapShiftConfig<kN, kShared>;
   RF_DYNAMIC_SHARED(raw);
   const uint32_t start = shared_address(raw);
-  const TapShiftMemory<C> memory{(start + 1023u) & ~1023u, uint32_t(p.window.bytes)};
+  const TapShiftMemory<C> memory{(start + 1023u) & ~1023u, uint32_t(p.window.bytes),
+                                 uint32_t(p.window.place_bytes)};
   const int warpgroup = __shfl_sync(0xffffffffu, int(threadIdx.x) >> 7, 0);
   const int warp = __shfl_sync(0xffffffffu, int(threadIdx.x) >> 5, 0);
 
@@ -221,6 +186,8 @@ __global__ void __launch_bounds__(384, 1)
     }
     barrier_init(memory.turn(0), 4);
     barrier_init(memory.turn(1), 4);
+    barrier_init(memory.landed(0), 1);
+    barrier_init(memory.landed(1), 1);
     barrier_init_fence();
   }
   // The zeros behind the windows, which wgmma will read: hence the fence.
@@ -228,6 +195,11 @@ __global__ void __launch_bounds__(384, 1)
     for (int at = 128 * p.window.box_positions + 16 * int(threadIdx.x); at < p.window.bytes;
          at += 16 * C::kThreads)
       *reinterpret_cast<uint4*>(raw + (memory.window(s) - start) + at) = make_uint4(0, 0, 0, 0);
+  // Positions behind the outputs' boxes have no residual.
+  for (int w = 0; w < 2; ++w)
+    for (int at = 128 * p.conv.place_pixels + 16 * int(threadIdx.x); at < p.window.place_bytes;
+         at += 16 * C::kThreads)
+      *reinterpret_cast<uint4*>(raw + (memory.place(w) - start) + at) = make_uint4(0, 0, 0, 0);
   async_proxy_fence();
   __syncthreads();
 

@@ -84,6 +84,29 @@ RF_HD MapFields weight_fields(const void* weight, bool bfloat16, int k, int taps
   return f;
 }
 
+// The output, or the residual: boxes of 64 channels. Pixels are one dimension, q of them, or three.
+RF_HD MapFields output_fields(const void* y, bool bfloat16, int n, int p, int q, int k, int box_n,
+                              int box_p, int box_q) {
+  MapFields f = {};
+  f.base = y;
+  f.bfloat16 = bfloat16;
+  f.rank = 4;
+  f.size[0] = k;
+  f.size[1] = q;
+  f.size[2] = p;
+  f.size[3] = n;
+  f.stride_bytes[0] = 2ull * k;
+  f.stride_bytes[1] = 2ull * k * q;
+  f.stride_bytes[2] = 2ull * k * q * p;
+  f.box[0] = 64;
+  f.box[1] = box_q;
+  f.box[2] = box_p;
+  f.box[3] = box_n;
+  f.stride[0] = f.stride[1] = f.stride[2] = f.stride[3] = 1;
+  f.swizzle_bytes = 128;
+  return f;
+}
+
 #ifdef RESNET_FUSED_EMULATE
 using TensorMap = MapFields;
 #else

@@ -51,6 +51,8 @@ RF_DEVICE void hold_registers(float (&d)[kCount]) {
   RF_TEXT_5 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
 #define RF_TEXT_7 \
   RF_TEXT_6 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+// 56 registers: N of 112, a row of the stem's convolution
+#define RF_TEXT_56 RF_TEXT_2 ",%48,%49,%50,%51,%52,%53,%54,%55"
 // 104, 108 and 116 registers: N of 208, 216 and 232, which the rows of tap_shift.h fill best
 #define RF_TEXT_104 RF_TEXT_5 ",%96,%97,%98,%99,%100,%101,%102,%103"
 #define RF_TEXT_108 RF_TEXT_104 ",%104,%105,%106,%107"
@@ -65,6 +67,7 @@ RF_DEVICE void hold_registers(float (&d)[kCount]) {
 #define RF_LIST_5 RF_LIST_4, RF_16(80)
 #define RF_LIST_6 RF_LIST_5, RF_16(96)
 #define RF_LIST_7 RF_LIST_6, RF_16(112)
+#define RF_LIST_56 RF_LIST_2, RF_4(48), RF_4(52)
 #define RF_LIST_104 RF_LIST_5, RF_4(96), RF_4(100)
 #define RF_LIST_108 RF_LIST_104, RF_4(104)
 #define RF_LIST_116 RF_LIST_6, RF_4(112)
@@ -84,6 +87,7 @@ RF_DEVICE void hold_registers(float (&d)[kCount]) {
 #define RF_WGMMA_SIZES(T, TYPE)                    \
   RF_WGMMA(T, TYPE, 32, 0, "16", "17", "18")       \
   RF_WGMMA(T, TYPE, 64, 1, "32", "33", "34")       \
+  RF_WGMMA(T, TYPE, 112, 56, "56", "57", "58")     \
   RF_WGMMA(T, TYPE, 128, 3, "64", "65", "66")      \
   RF_WGMMA(T, TYPE, 192, 5, "96", "97", "98")      \
   RF_WGMMA(T, TYPE, 208, 104, "104", "105", "106") \

@@ -1,0 +1,55 @@
+#include "cuda/sm90/launch_help.h"
+
+#include <mutex>
+#include <set>
+#include <utility>
+
+namespace resnet_fused::sm90 {
+
+std::string error(const char* what, cudaError_t code) {
+  cudaGetLastError();
+  return std::string(what) + ": " + cudaGetErrorString(code);
+}
+
+cudaError_t allow_shared(const void* kernel, int bytes) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0;
+  if (cudaError_t code = cudaGetDevice(&device)) return code;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, device})) return cudaSuccess;
+  const cudaError_t code =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (code == cudaSuccess) allowed.insert({kernel, device});
+  return code;
+}
+
+StreamEnd end_of(CUstream_st* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long capture = 0;
+  const cudaGraphNode_t* nodes = nullptr;
+  size_t count = 0;
+#if CUDART_VERSION >= 13000
+  const cudaError_t code =
+      cudaStreamGetCaptureInfo(stream, &status, &capture, nullptr, &nodes, nullptr, &count);
+#else
+  const cudaError_t code =
+      cudaStreamGetCaptureInfo_v2(stream, &status, &capture, nullptr, &nodes, &count);
+#endif
+  if (code != cudaSuccess) cudaGetLastError();  // an edge of a special kind, among others
+  const bool captured = code == cudaSuccess && status == cudaStreamCaptureStatusActive;
+  return {code == cudaSuccess && status == cudaStreamCaptureStatusNone, capture,
+          captured && count == 1 ? nodes[0] : nullptr};
+}
+
+Range range_of(const void* at, int64_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(at);
+  return {begin, begin + bytes};
+}
+
+CapturedLaunches& captured_launches() {
+  static CapturedLaunches captured;
+  return captured;
+}
+
+}  // namespace resnet_fused::sm90
