@@ -536,6 +536,29 @@ def test_families_from_end_to_end(tmp_path, monkeypatch):
     assert late == {"cuda stem": smoke.UNFINISHED}
 
 
+def named_item(name, slow=False):
+    return types.SimpleNamespace(
+        nodeid=f"tests/test_cuda_ops.py::{name}",
+        get_closest_marker=lambda mark: mark if slow and mark == "slow" else None,
+    )
+
+
+def in_order(folder, items):
+    watched.Watch(folder, 9, False).pytest_collection_modifyitems(items)
+    return [item.nodeid.partition("::")[2] for item in items]
+
+
+def test_slow_tests_come_behind_others_and_tritons_among_them(tmp_path):
+    names = [f"test_{i}[{plan}]" for plan in ("triton", "cuda") for i in range(20)]
+    items = [named_item(name, slow) for slow in (True, False) for name in names]
+    found = in_order(tmp_path, list(items))
+    for half in (found[:40], found[40:]):
+        assert half[:20] == names[20:]
+        assert sorted(half[20:]) == sorted(names[:20])
+        assert half[20:] != names[:20]
+    assert found == in_order(tmp_path, list(items))  # as pytest-xdist's workers must agree
+
+
 def test_tests_of_families_that_cost_a_process_come_last(tmp_path):
     outcomes = {"sm90 stride 1": smoke.HUNG, "cuda stem": smoke.OK, "triton conv": smoke.WRONG}
     found = {name: {"outcome": outcome} for name, outcome in outcomes.items()}
@@ -543,10 +566,8 @@ def test_tests_of_families_that_cost_a_process_come_last(tmp_path):
     (tmp_path / smoke.FILE).write_text(json.dumps(found))
     assert smoke.suspects(tmp_path) == {"sm90", "cuda"}
     tests = ["test_sm90[1]", "test_conv[triton]", "test_conv[cuda]", "test_graph"]
-    items = [types.SimpleNamespace(nodeid=f"tests/test_cuda_ops.py::{name}") for name in tests]
-    watched.Watch(tmp_path, 9, False).pytest_collection_modifyitems(items)
-    named = [item.nodeid.partition("::")[2] for item in items]
-    assert named == ["test_conv[triton]", "test_graph", "test_sm90[1]", "test_conv[cuda]"]
+    named = in_order(tmp_path, [named_item(name) for name in tests])
+    assert named == ["test_graph", "test_conv[triton]", "test_sm90[1]", "test_conv[cuda]"]
 
 
 def test_every_kind_of_kernel_is_a_family():

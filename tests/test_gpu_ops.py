@@ -55,6 +55,14 @@ _ops = torch.ops.resnet_fused
 EPILOGUES = list(itertools.product((True, False), ("relu", "none")))
 
 
+def in_turn(cases, modes):
+    """Every case in every mode; with Triton, which compiles each, only one a case is not slow."""
+    return [
+        pytest.param(case, mode, marks=() if i % len(modes) == j else pytest.mark.compiles)
+        for (i, case), (j, mode) in itertools.product(enumerate(cases), enumerate(modes))
+    ]
+
+
 def check_whole(plan, device, case, mode, config="", layout="contiguous"):
     """One convolution of whole numbers, exactly."""
     with multiplied(mode) as dtype:
@@ -100,14 +108,16 @@ def test_whole_numbers_in_every_dtype(case, device, gpu_plan):
 ALIGNED = square(2, 64, 5, 128, padding=ONE)  # the one that every tile can be for
 
 
-def fits(config, case, mode, device, shortcut):
-    """Whether the rule could take a Triton configuration: others spill, or find no room."""
+def fits(config, case, mode, device, shortcut=0):
+    """Whether the rule could take a Triton configuration: others spill, or find no room. shortcut:
+    the channels of one that joins."""
     from resnet_fused.triton_kernels.launch import problem_of
 
     x = torch.empty(1, dtype=MODES[mode]).expand(case.x_shape)
     branch = None
     if shortcut:
-        branch = x[:1, :1, :1, :1].expand(case.n, 24, 2 * case.y_shape[2], 2 * case.y_shape[3])
+        size = (case.n, shortcut, 2 * case.y_shape[2], 2 * case.y_shape[3])
+        branch = x[:1, :1, :1, :1].expand(size)
     with multiplied(mode):
         problem = problem_of(
             x,
@@ -126,22 +136,56 @@ def fits(config, case, mode, device, shortcut):
     return configs.fits(configs.fitted(config, problem), problem, facts)
 
 
+# A case, and the channels of a shortcut that joins it: whole chunks where the case has them, too.
+JOINED = [(ALIGNED, 0), (ALIGNED, 64), *itertools.product(SMALL, (0, 24))]
+JOINED = [(case, channels) for case, channels in JOINED if case.groups == 1 or not channels]
+
+
+def check_triton_configuration(tile, split, device, rows, turn, modes):
+    """Over rows of JOINED, each in the first modes that the tile is for; how many ran."""
+    ran = 0
+    for i, (case, channels) in enumerate(rows):
+        first = (turn + i) % len(MODES)
+        turned = [*MODES][first:] + [*MODES][:first]
+        able = [mode for mode in turned if fits(tile, case, mode, device, channels)]
+        for mode in able[:modes]:
+            depth = tile.depth // 2 if MODES[mode] == torch.float32 else tile.depth
+            config = str(replace(tile, depth=depth, split=split))
+            if channels:
+                check_joined("triton", device, case, mode, config, channels)
+            else:
+                check_whole("triton", device, case, mode, config)
+            ran += 1
+    return ran
+
+
+def is_for(tile, device):
+    """Whether any of JOINED can be cut into the tile on a GPU."""
+    rows = itertools.product(JOINED, MODES)
+    return any(fits(tile, case, mode, device, channels) for (case, channels), mode in rows)
+
+
 @pytest.mark.parametrize("split", [1, 3])
 @pytest.mark.parametrize("tile", configs.TILES, ids=str)
 def test_every_triton_configuration(tile, split, device):
-    """Each tile alone and shared, forced by its text; more parts than steps leave some empty."""
-    ran = 0
-    for i, (case, joins) in enumerate(itertools.product([ALIGNED, *SMALL], (False, True))):
-        mode = list(MODES)[(i + configs.TILES.index(tile) + split) % len(MODES)]
-        if (joins and case.groups > 1) or not fits(tile, case, mode, device, joins):
-            continue
-        depth = tile.depth // 2 if MODES[mode] == torch.float32 else tile.depth
-        config = str(replace(tile, depth=depth, split=split))
-        (check_joined if joins else check_whole)("triton", device, case, mode, config)
-        ran += 1
-    if ran == 0:
-        assert fits(tile, ALIGNED, "bfloat16", device, False) is False
+    """Each tile alone and shared, forced by its text; more parts than steps leave some empty.
+
+    Whole chunks, and of the others one in turn: tiles share the code for those.
+    """
+    turn = configs.TILES.index(tile) + split
+    rows = [*JOINED[:2], JOINED[2 + turn % (len(JOINED) - 2)]]
+    ran = check_triton_configuration(tile, split, device, rows, turn, modes=1)
+    assert (ran > 0) == is_for(tile, device)
+    if not ran:
         pytest.skip("the tile is for other GPUs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize("tile", configs.TILES, ids=str)
+def test_every_triton_configuration_in_every_mode(tile, split, device):
+    ran = check_triton_configuration(tile, split, device, JOINED, 0, modes=len(MODES))
+    assert (ran > 0) == is_for(tile, device)
 
 
 # What the CUDA kernels say of a tile that is not for a convolution.
@@ -245,15 +289,19 @@ def test_unknown_configurations(config, device, gpu_plan):
 # ---- shortcuts ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("channels", "mode"), in_turn([1, 16, 40, 70], MODES))
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("channels", [1, 16, 40, 70])
-def test_shortcuts(channels, stride, device, gpu_plan):
-    case = square(2, 20, 4, 33, padding=ONE, residual=False)
-    for mode in MODES:
-        check_joined(gpu_plan, device, case, mode, "", channels, stride)
-    check_joined(gpu_plan, device, case.but(act="none"), "bfloat16", "", channels, stride)
-    whole = square(2, 64, 4, 128, padding=ONE, residual=False)  # no ragged channels
-    check_joined(gpu_plan, device, whole, "float16", "", 64, stride)
+def test_shortcuts(stride, channels, mode, device, gpu_plan):
+    act = "none" if mode == "bfloat16" else "relu"
+    case = square(2, 20, 4, 33, padding=ONE, residual=False, act=act)
+    check_joined(gpu_plan, device, case, mode, "", channels, stride)
+
+
+@pytest.mark.parametrize("mode", ["tf32", "float16"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_shortcuts_of_whole_chunks(stride, mode, device, gpu_plan):
+    case = square(2, 64, 4, 128, padding=ONE, residual=False)
+    check_joined(gpu_plan, device, case, mode, "", 64, stride)
 
 
 def scaled_branches(n):
@@ -332,8 +380,7 @@ def tf32_bound(o, case):
     return exact(sizes, case) * (2 * 2.0**-10 + 2.0**-20)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", FLOAT_CASES, ids=str)
+@pytest.mark.parametrize(("case", "mode"), in_turn(FLOAT_CASES, MODES), ids=str)
 def test_errors(case, mode, device, gpu_plan):
     """At most twice eager's; TF32's within what its operands' 11 bits allow."""
     with multiplied(mode) as dtype:
@@ -383,8 +430,7 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["tf32", "bfloat16", "float16"])
-@pytest.mark.parametrize("case", REAL, ids=str)
+@pytest.mark.parametrize(("case", "mode"), in_turn(REAL, ["tf32", "bfloat16", "float16"]), ids=str)
 def test_real_sizes(case, mode, gpu, gpu_plan):
     check_whole(gpu_plan, gpu, case, mode)
     if case.residual and case.stride == ONE:

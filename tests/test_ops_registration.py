@@ -213,6 +213,19 @@ def test_autocast_can_be_disabled_within():
         assert_same(rf.ops.conv_bn_act(*o.args(), **case.keywords), exact(o, case).float())
 
 
+def test_autocast_is_asked_for_in_words_that_dynamo_traces(monkeypatch):
+    """That of torch 2.11 cannot trace is_autocast_available: devices that graphs are of do without.
+
+    fullgraph=True and strict exports failed there.
+    """
+    on = rf.ops.is_autocast_on
+    assert not on(torch.device("meta"))  # about which is_autocast_enabled raises
+    monkeypatch.delattr(torch.amp, "is_autocast_available")
+    assert not any(on(torch.device(name)) for name in ("cpu", "cuda"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert on(torch.device("cpu"))
+
+
 # ---- gradients ---------------------------------------------------------------------------------
 
 GRADIENTS = [

@@ -88,6 +88,41 @@ def test_the_ratios_on_avx2_are_those_the_record_shows():
     assert {(net, batch): rest for net, batch, *rest in listed} == shown
 
 
-def test_no_gpu_figure_without_a_record_from_one():
-    on_gpu = [name for name in RECORDS if not name.startswith("cpu_")]
-    assert ("**On a GPU: everything.**" in PAGE) == (not on_gpu)
+GRAPHED, CUDNN = "fused + CUDA graph", "cuDNN fused ops"
+
+
+def test_the_times_on_a_gpu_are_those_the_record_shows():
+    shown = []
+    for case in record("gpu_h100_resnet18.json")["cases"].values():
+        ms = {r["engine"]: r["median_ms"] for r in case["results"]}
+        times = [f"{ms[CUDNN]:.3f}", f"{ms[GRAPHED]:.3f}", f"{ms[CUDNN] / ms[GRAPHED]:.2f}"]
+        per_second = next(r["images_per_second"] for r in case["results"] if r["engine"] == GRAPHED)
+        shown.append([str(case["batch"]), *times, f"{per_second:.0f}"])
+    assert [row for _, *row in cells("ResNet-18")] == shown
+    readme = (FOLDER.parents[1] / "README.md").read_text()
+    for _, cudnn, ours, _, per_second in shown:
+        assert f"{ours} ms" in readme
+        assert cudnn in readme
+    assert per_second in readme
+
+
+def test_the_layers_on_a_gpu_are_those_the_record_shows():
+    ratios = []
+    for layer in record("gpu_h100_layers.json")["layers"]:
+        us = layer["us"]
+        peers = [time for way, time in us.items() if not way.startswith("sm")]
+        ratios.append(min(peers) / us[layer["chosen"]])
+        assert layer["error"] < 5e-3
+    slower = [ratio for ratio in ratios if ratio < 1]
+    faster = len(ratios) - len(slower)
+    text = f"{faster} of {len(ratios)} are faster;\nthe other {len(slower)} reach "
+    assert text + f"{min(slower):.2f} to {max(slower):.2f}" in PAGE
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name.startswith("gpu_")])
+def test_a_record_of_a_gpu_names_it_and_its_commit(name):
+    (row,) = cells(link(name))
+    content = record(name)
+    assert content["machine"]["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert row[1] == content["when"][:10]
+    assert f"commit {content['machine']['commit'][:7]}" in row[2]

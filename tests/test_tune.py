@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import assert_same, needs_extension, randomize
+from conftest import KERNEL_DTYPES, assert_same, needs_extension, randomize
 from torch import nn
 
 import resnet_fused as rf
@@ -113,6 +113,23 @@ def test_rows(clock):
     assert {row.plan for row in rows} == {"torch"}
     assert rows[1:3] == (rows[1], rows[2])
     assert next(reversed(rows)).shape.in_channels == 512
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_errors_are_beside_eager_of_any_torch(dtype, clock, monkeypatch):
+    """torch 2.11's batch norm refuses an eps of 0; what eager computes has the bits of one."""
+    batch_norm, seen = torch.nn.functional.batch_norm, []
+
+    def refusing(x, mean, var, weight, bias, *, eps):
+        assert eps > 0
+        seen.append(batch_norm(x, mean, var, weight, bias, eps=eps))
+        assert_same(seen[-1], torch.batch_norm(x, weight, bias, mean, var, False, 0.1, 0.0, False))
+        return seen[-1]
+
+    fused, x = block().to(dtype), X.to(dtype)
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", refusing)
+    rf.tune(fused, x)
+    assert seen
 
 
 def test_prints_as_a_table(clock, tuning_file):

@@ -33,8 +33,10 @@ def stages(out: Path, scratch: Path, python: str = sys.executable) -> list[Stage
     pip = ("install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
     pytest = ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=15", "--tb=short")
     watch = ("-p", "benchmarks.gpu_check.watched", "--watched", str(scratch))
-    # Most of the time Triton compiles. A worker that a kernel has hung or broken is replaced.
+    # Most of the time Triton compiles: tests are handed out one by one, or one worker gets all of a
+    # kind that takes long. A worker that a kernel has hung or broken is replaced.
     workers = ("--numprocesses", str(min(os.cpu_count() or 1, 16)), "--max-worker-restart", "200")
+    workers += ("--maxschedchunk", "1")
     if not find_spec("xdist"):
         workers = ()
     bench = (

@@ -1,12 +1,12 @@
 """A pytest plugin that keeps what each test on a GPU has shown, whatever a kernel does to it:
 
-    pytest -p benchmarks.gpu_check.watched --watched FOLDER --numprocesses 16
+    pytest -p benchmarks.gpu_check.watched --watched FOLDER --numprocesses 16 --maxschedchunk 1
 
 A test that hangs ends its process after --watched-seconds, a fault after which CUDA is of no more
 use ends it at once: pytest-xdist starts another one for the tests behind it. Each result is a line
 of FOLDER/tests.jsonl as soon as it is known. Which test a process runs is in a file of its own
-there, together with the last words of a process that ended in the middle. Tests of kernels that
-hung or faulted in the stage `smoke` come last.
+there, together with the last words of a process that ended in the middle. Slow tests come behind
+others, and last those of kernels that hung or faulted in the stage `smoke`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import pytest
 from . import faults, smoke
 
 LOG, LAST_WORDS = "tests.jsonl", ".last"
-SECONDS = 40.0
+SECONDS = 60.0
 SLOW = 2  # times as long for tests marked `slow`: Triton or Inductor compile a lot for them
 # From harmless to worst: a test counts as the worst that was seen of it.
 OUTCOMES = ("passed", "skipped", "unfinished", "failed", "error", "crashed", "hung")
@@ -65,7 +66,7 @@ class Watch:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """What may cost much time comes last, so that all others are run."""
         words = smoke.suspects(self.folder)
-        items.sort(key=lambda item: any(w in item.nodeid.partition("::")[2] for w in words))
+        items.sort(key=lambda item: _turn(item, words))
 
     def pytest_sessionfinish(self) -> None:
         faults.cancel()
@@ -111,6 +112,15 @@ class Watch:
         self.file.truncate()
         self.file.write(text)
         self.file.flush()
+
+
+def _turn(item: pytest.Item, suspects: Iterable[str]) -> tuple[bool, bool, bool, int]:
+    """Tests with the least come first: Triton's behind others, shuffled, so that those that need
+    the same kernels are apart, and the second finds them compiled."""
+    name = item.nodeid.partition("::")[2]
+    slow, compiles = item.get_closest_marker("slow") is not None, "triton" in name
+    suspected = any(word in name for word in suspects)
+    return suspected, slow, compiles, zlib.crc32(name.encode()) if compiles else 0
 
 
 class Log:

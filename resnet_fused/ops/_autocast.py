@@ -18,7 +18,13 @@ _ops = torch.ops.resnet_fused
 
 def is_autocast_on(device: torch.device) -> bool:
     """Whether autocast is on for a device; devices that cannot have it, such as meta, included."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return _can_have_autocast(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def _can_have_autocast(device_type: str) -> bool:
+    # Most calls end here, and so do all that Dynamo traces: that of torch 2.11 cannot trace the
+    # question below.
+    return device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
 
 
 def to_autocast_dtype(tensor: Any) -> Any:

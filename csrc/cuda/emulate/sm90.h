@@ -31,6 +31,7 @@ bool elect(int line);
 void cluster_arrive(int line);
 void cluster_wait(int line);
 void load_from_block(int rank, uint32_t address, void* to, int bytes, int line);
+uint32_t movmatrix(uint32_t word, int line);
 void load_matrices(uint32_t* words, uint32_t row, bool transposed, int count, int line);
 void store_matrices(const uint32_t* words, uint32_t row, bool transposed, int count, int line);
 void tma_store(uint32_t from, const resnet_fused::sm90::MapFields& map, const int (&at)[4],
@@ -104,6 +105,7 @@ inline float4 load_from_block(int rank, uint32_t address, RF_LINE) {
   emu::load_from_block(rank, address, &v, sizeof v, line);
   return v;
 }
+inline uint32_t transpose_8x8(uint32_t a, RF_LINE) { return emu::movmatrix(a, line); }
 template <bool kTransposed, bool kHalf>
 void load_matrices(uint32_t (&w)[4], uint32_t row, RF_LINE) {
   emu::load_matrices(w, row, kTransposed, kHalf ? 2 : 4, line);

@@ -1,7 +1,7 @@
 // Convolution + batch norm + residual or shortcut + ReLU for sm_90a: implicit GEMM, persistent and
 // warp-specialised.
 //
-// Two threads of the first warpgroup ask TMA for the operands of each step of the reduction: the
+// One thread of the first warpgroup asks TMA for the operands of each step of the reduction: the
 // im2col mode collects a tile's input pixels under one filter tap, with zeros for the padding, so
 // that no index arithmetic is left to the other threads. One or two warpgroups multiply with wgmma
 // straight from shared memory. Stages are handed over by mbarriers: `full` completes when the bytes
@@ -55,7 +55,7 @@ RF_DEVICE void prepare_barriers(const KernelParams& p, const Stages<C>& stages) 
   }
 #pragma unroll 1
   for (int s = 0; s < C::kStages; ++s) {
-    barrier_init(stages.full(s), 2);
+    barrier_init(stages.full(s), 1);
     barrier_init(stages.empty(s), C::kEmptyArrivals);
   }
   barrier_init(stages.turn(0), 4);
@@ -65,60 +65,58 @@ RF_DEVICE void prepare_barriers(const KernelParams& p, const Stages<C>& stages) 
   barrier_init_fence();
 }
 
-// Two threads of two warps, one for the weights and one for the pixels: a step takes some 60
-// instructions of a thread that asks for both, longer than the products of small tiles.
-template <typename C, bool kShortcut, typename Load>
-RF_DEVICE void produce(const KernelParams& p, const Stages<C>& stages, int bytes,
-                       const Load& load) {
+// One thread.
+template <typename C, bool kShortcut>
+RF_DEVICE void produce(const KernelParams& p, const Stages<C>& stages) {
+  const uint64_t keep = keep_in_l2();
   const int items = work_items(p.schedule);
+  const auto load_weights = [&](uint32_t stage, const Step& step, int channel) {
+    const uint32_t to = stages.at(stage) + C::kWeightRows, full = stages.full(stage);
+    if (kShortcut && step.shortcut) {
+      tma_tile(to, &p.shortcut_weight, full, step.c, 0, channel, keep);
+    } else {
+      tma_tile(to, &p.weight, full, step.c, step.r * p.reduction.kernel_w + step.s, channel, keep);
+    }
+  };
+
+  // The first stages' weights, where the kernel before this one is known not to write them.
+  int early = 0;
+  if (p.early_weights && int(blockIdx.x) < items) {
+    const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, blockIdx.x);
+    Step step = step_at(p.reduction, work.begin);
+#pragma unroll 1
+    for (; early < C::kStages && work.begin + early < work.end; ++early) {
+      barrier_expect(stages.full(early), C::kStageBytes);
+      load_weights(early, step, work.channel);
+      step_next(p.reduction, work.begin + early, step);
+    }
+  }
+  wait_for_earlier_kernels();
+  // Only now: the next kernel may then rely on all before this one having ended.
+  let_next_kernel_start();
+
   Ring ring{0, 0};
 #pragma unroll 1
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     const Work work = work_at(p.schedule, C::kTilePixels, C::kTileChannels, item);
-    const auto load_step = load(work);
-    Step step = step_at(p.reduction, work.begin);
-#pragma unroll 1
-    for (int i = work.begin; i < work.end; ++i) {
-      const uint32_t full = stages.full(ring.stage);
-      barrier_wait(stages.empty(ring.stage), empty_parity(ring));
-      barrier_expect(full, bytes);
-      load_step(stages.at(ring.stage), full, step);
-      step_next(p.reduction, i, step);
-      ring_next(ring, C::kStages);
-    }
-  }
-}
-template <typename C, bool kShortcut>
-RF_DEVICE void produce_weights(const KernelParams& p, const Stages<C>& stages) {
-  // Where the kernel before this one is known not to write them, they need not wait for its end.
-  if (!p.early_weights) wait_for_earlier_kernels();
-  const uint64_t keep = keep_in_l2();
-  produce<C, kShortcut>(p, stages, C::kTileChannels * C::kSpan, [&](const Work& work) {
-    return [&p, keep, channel = work.channel](uint32_t stage, uint32_t full, const Step& step) {
-      const uint32_t to = stage + C::kWeightRows;
-      if (kShortcut && step.shortcut) {
-        tma_tile(to, &p.shortcut_weight, full, step.c, 0, channel, keep);
-      } else {
-        tma_tile(to, &p.weight, full, step.c, step.r * p.reduction.kernel_w + step.s, channel,
-                 keep);
-      }
-    };
-  });
-}
-template <typename C, bool kShortcut>
-RF_DEVICE void produce_pixels(const KernelParams& p, const Stages<C>& stages) {
-  wait_for_earlier_kernels();
-  // Only now: the next kernel may then rely on all before this one having ended.
-  let_next_kernel_start();
-  produce<C, kShortcut>(p, stages, C::kTilePixels * C::kSpan, [&](const Work& work) {
     const Coordinate at =
         first_tap(p.schedule, work.pixel, p.stride_h, p.stride_w, p.pad_h, p.pad_w);
     Coordinate shortcut_at = {};
     if constexpr (kShortcut)
       shortcut_at =
           first_tap(p.schedule, work.pixel, p.shortcut_stride_h, p.shortcut_stride_w, 0, 0);
-    return [&p, at, shortcut_at](uint32_t stage, uint32_t full, const Step& step) {
-      const uint32_t to = stage + C::kPixelRows;
+    Step step = step_at(p.reduction, work.begin);
+#pragma unroll 1
+    for (int i = work.begin; i < work.end; ++i) {
+      const uint32_t full = stages.full(ring.stage);
+      if (early > 0) {
+        --early;
+      } else {
+        barrier_wait(stages.empty(ring.stage), empty_parity(ring));
+        barrier_expect(full, C::kStageBytes);
+        load_weights(ring.stage, step, work.channel);
+      }
+      const uint32_t to = stages.at(ring.stage) + C::kPixelRows;
       if (kShortcut && step.shortcut) {
         tma_im2col(to, &p.shortcut_x, full, step.c, shortcut_at.w, shortcut_at.h, shortcut_at.n, 0,
                    0);
@@ -126,8 +124,10 @@ RF_DEVICE void produce_pixels(const KernelParams& p, const Stages<C>& stages) {
         tma_im2col(to, &p.x, full, step.c, at.w, at.h, at.n, uint16_t(step.s * p.dilation_w),
                    uint16_t(step.r * p.dilation_h));
       }
-    };
-  });
+      step_next(p.reduction, i, step);
+      ring_next(ring, C::kStages);
+    }
+  }
 }
 
 // One warpgroup, number `warpgroup` of the consumers. `shared` is the generic address of the
@@ -243,8 +243,7 @@ __global__ void __launch_bounds__(Config<kTile>::kThreads, Config<kTile>::kBlock
 
   if (warpgroup == 0) {
     if constexpr (C::kConsumers == 2) give_registers<40>();
-    if (warp == 0 && elect_one()) produce_pixels<C, kShortcut>(p, stages);
-    if (warp == 1 && elect_one()) produce_weights<C, kShortcut>(p, stages);
+    if (warp == 0 && elect_one()) produce<C, kShortcut>(p, stages);
   } else {
     if constexpr (C::kConsumers == 2) take_registers<232>();
     consume<T, C, kShortcut, kSplitK>(p, stages, raw + (stages.base - start), warpgroup - 1);

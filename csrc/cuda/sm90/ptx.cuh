@@ -153,6 +153,11 @@ RF_DEVICE float4 load_from_block(int rank, uint32_t address) {
 }
 
 // ---- small data movement ----
+RF_DEVICE uint32_t transpose_8x8(uint32_t a) {
+  uint32_t d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+  return d;
+}
 // Four 8 x 8 matrices of 16-bit values, or with kHalf two, whose rows are where the lanes say.
 template <bool kTransposed, bool kHalf>
 RF_DEVICE void load_matrices(uint32_t (&w)[4], uint32_t row) {
