@@ -1,4 +1,5 @@
-"""What follows the last block: the global average pool and the linear layer (csrc/cpu/head.h).
+"""What follows the last block: the global average pool and the linear layer (csrc/cpu/head.h, for
+GPUs csrc/cuda/sm80/head.h).
 
 Not fused with anything, only faster for a few images; so they are no rows of the report.
 """
@@ -15,11 +16,12 @@ from . import guard
 from ._links import changed, facts_of, link, run_plainly
 from ._ready import PLAIN
 from ._wrapper import Wrapper
-from .ops import extension_error
+from .ops import _cuda, extension_error
 
 _ops = torch.ops.resnet_fused
 _global_avg_pool, _linear = _ops.global_avg_pool.default, _ops.linear.default
 
+_CHANNELS_LAST = torch.channels_last
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -37,8 +39,8 @@ class HeadLayer(Wrapper):
             and not kwargs
             and not torch.compiler.is_compiling()
             and type(args[0]) is Tensor
-            and self._serves(args[0])
             and self._is_plain()
+            and self._serves(args[0])
         ):
             # Below autograd: nothing needs gradients here.
             with torch._C._AutoDispatchBelowAutograd():
@@ -65,7 +67,13 @@ class GlobalAvgPool(HeadLayer, nn.AdaptiveAvgPool2d):
     """nn.AdaptiveAvgPool2d(1)."""
 
     def _serves(self, x: Tensor) -> bool:
-        return x.dim() == 4 and x.numel() > 0 and _has_kernels(x) and _is_one(self)
+        return (
+            x.dim() == 4
+            and x.numel() > 0
+            and _has_kernels(x)
+            and _is_one(self)
+            and (x.is_cpu or (_in_vectors(x) and x.is_contiguous(memory_format=_CHANNELS_LAST)))
+        )
 
     def _compute(self, x: Tensor) -> Tensor:
         return _global_avg_pool(x)
@@ -80,9 +88,11 @@ class Linear(HeadLayer, nn.Linear):
     def _serves(self, x: Tensor) -> bool:
         held = self._parameters  # a parametrization takes what it computes out of here
         weight = held.get("weight")
-        if x.dim() != 2 or not 0 < x.shape[0] <= _MOST_IMAGES or not _fits(weight, x, 2):
+        if x.dim() != 2 or not 0 < x.shape[0] <= _MOST_IMAGES or not _has_kernels(x):
             return False
-        if x.shape[1] != weight.shape[1] or "bias" not in held:
+        if not _fits(weight, x, 2) or x.shape[1] != weight.shape[1] or "bias" not in held:
+            return False
+        if not (x.is_cpu or (_in_vectors(x) and x.is_contiguous() and weight.is_contiguous())):
             return False
         bias = held["bias"]
         return bias is None or (_fits(bias, x, 1) and bias.shape[0] == weight.shape[0])
@@ -91,8 +101,13 @@ class Linear(HeadLayer, nn.Linear):
         return _linear(x, self._parameters["weight"], self._parameters["bias"])
 
 
-def _has_kernels(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype in _DTYPES
+def _has_kernels(x: Tensor) -> bool:
+    return x.dtype in _DTYPES and (x.is_cpu or (x.is_cuda and _cuda.cuda_error(x.device) is None))
+
+
+def _in_vectors(x: Tensor) -> bool:
+    """Whether a GPU's 16-byte loads take the channels, or inputs, whole."""
+    return x.shape[1] * x.element_size() % 16 == 0
 
 
 def _fits(tensor: Any, x: Tensor, dims: int) -> bool:
@@ -100,7 +115,7 @@ def _fits(tensor: Any, x: Tensor, dims: int) -> bool:
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.dtype is x.dtype
         and tensor.dim() == dims
-        and _has_kernels(tensor)
+        and tensor.device == x.device
     )
 
 

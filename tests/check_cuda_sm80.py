@@ -49,7 +49,8 @@ def name_of(kind: str, mangled: str) -> str:
         r"sm80\d+(\w+?)_kernelI(?:\d+(__half|__nv_bfloat16)|f)(\w*)", mangled
     ).groups()
     element = _ELEMENTS.get(element, "float32")
-    return f"{name} {element} {''.join(re.findall('Lb([01])E', rest)) or 0}"
+    arguments = "".join(re.findall(r"L[bi](\d+)E", rest)) or 0
+    return f"{name} {element} {arguments}"
 
 
 def rows_of(file: build_cuda.Compiled) -> dict[str, list[int]]:

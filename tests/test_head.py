@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import KERNEL_DTYPES, LAYOUTS, assert_same, needs_extension
+from gpu_cases import multiplied
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import resnet_fused as rf
 from resnet_fused import head
+from resnet_fused.ops import _cuda
 
 pytestmark = [needs_extension, pytest.mark.kernels]
 
@@ -415,3 +417,78 @@ def test_copies(copier, monkeypatch):
     with torch.no_grad():
         twin[3].weight.mul_(2)
         assert_same(fused(X), want)
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_what_the_kernels_of_a_gpu_take(dtype, monkeypatch):
+    """Asked with tensors of the device "meta", as if it had kernels."""
+    monkeypatch.setattr(head, "_has_kernels", lambda x: x.dtype in head._DTYPES)
+    vector = 16 // dtype.itemsize
+    pool = head.GlobalAvgPool(nn.AdaptiveAvgPool2d(1), "avgpool")
+    image = torch.empty(1, 2 * vector, 7, 7, device="meta", dtype=dtype)
+    last = image.to(memory_format=torch.channels_last)
+    assert pool._serves(last)
+    assert pool._serves(last[..., :1, :1].contiguous())
+    odd = torch.empty_like(last[:, 1:], memory_format=torch.channels_last)
+    for other in (image, last[:, :vector], odd, last.double(), last[:0], last[0]):
+        assert not pool._serves(other)
+
+    fc = head.Linear(nn.Linear(2 * vector, 5, device="meta", dtype=dtype), "fc")
+    x = torch.empty(head._MOST_IMAGES, 2 * vector, device="meta", dtype=dtype)
+    assert fc._serves(x)
+    assert fc._serves(x[:1])
+    for other in (x.repeat(2, 1), x[:0], x[:, :vector], x.t().contiguous().t(), x.double(), x[0]):
+        assert not fc._serves(other)
+    narrow = head.Linear(nn.Linear(2 * vector - 1, 5, device="meta", dtype=dtype), "fc")
+    assert not narrow._serves(torch.empty(1, 2 * vector - 1, device="meta", dtype=dtype))
+    fc.weight = nn.Parameter(torch.empty(2 * vector, 5, device="meta", dtype=dtype).t())
+    assert not fc._serves(x)
+    fc.weight = nn.Parameter(torch.empty(5, 2 * vector, dtype=dtype))
+    assert not fc._serves(x), "on another device"
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fused_on_a_gpu(mode, dtype, monkeypatch):
+    net = Net().eval()
+    net.block = rf.reference.Residual(64, 64)
+    net.fc = nn.Linear(64, 50)
+    net = net.eval().to(GPU, dtype)
+    fused = rf.fuse(net)
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(2, 64, 7, 7, device=GPU).to(dtype)
+    fused(x).sum().backward()
+    assert fused.fc.weight.grad.abs().sum() > 0
+    with mode(), multiplied("ieee"):
+        y, seen = calls(fused, x, monkeypatch)
+        assert seen == BOTH
+        assert_near(y, exact(x.double()), dtype, slack=3)
+        graphed = rf.graph(fused, x)
+        for i in range(3):
+            y = graphed(x + i)
+            assert graphed.reason is None
+            assert_near(y, exact((x + i).double()), dtype, slack=3)
+    with mode():
+        y, seen = calls(fused, x.repeat(5, 1, 1, 1), monkeypatch)
+        assert seen == BOTH[:1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
+def test_other_channels_on_a_gpu(monkeypatch):
+    """PyTorch computes what is not in whole vectors."""
+    net = Net().eval()
+    net.block, net.fc = rf.reference.Residual(12, 12), nn.Linear(12, 5)
+    net = net.eval().to(GPU, torch.bfloat16)
+    x = torch.randn(2, 12, 7, 7, device=GPU).bfloat16()
+    y, seen = calls(rf.fuse(net), x, monkeypatch)
+    assert seen == []
+    assert_near(y, copy.deepcopy(net).double()(x.double()), torch.bfloat16, slack=3)

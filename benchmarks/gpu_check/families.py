@@ -18,6 +18,7 @@ from .ops_once import (
     Check,
     add_relu,
     conv,
+    head,
     rewritten,
     run_all,
     scale_shift_act,
@@ -79,6 +80,7 @@ def families() -> Mapping[str, Sequence[Check]]:
         ],
         "cuda stem": [stem(41), stem(320)],
         "cuda tail": [tail(64), tail(128)],
+        "cuda head": [head(1, bf16), head(6, bf16), head(1, full)],
         "triton add_relu": [add_relu("triton")],
         "triton conv": [
             _triton("", bf16, extra="residual"),

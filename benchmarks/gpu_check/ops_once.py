@@ -1,9 +1,10 @@
 """Every GPU kernel once on small data, for sanitizers: python -m benchmarks.gpu_check.ops_once
 
 Each Triton tile, each CUDA C++ tile that this GPU has, alone and sharing a reduction, with residual
-or joined shortcut or neither; a stem with its max-pool; a bottleneck's tail; the epilogue alone;
-add_relu. Inputs are made on the CPU, so that no kernels but ours run, and each answer is held
-against float64. Each call is announced before it runs. `--device cpu` takes Triton's interpreter.
+or joined shortcut or neither; a stem with its max-pool; a bottleneck's tail; a head; the epilogue
+alone; add_relu. Inputs are made on the CPU, so that no kernels but ours run, and each answer is
+held against float64. Each call is announced before it runs. `--device cpu` takes Triton's
+interpreter.
 """
 
 from __future__ import annotations
@@ -287,6 +288,25 @@ def tail(between: int) -> Check:
     return Check(f"cuda, a bottleneck's tail with {between} channels between", run_once)
 
 
+def head(images: int, dtype: torch.dtype) -> Check:
+    """Global average pool and linear layer; several images share the loads of weights."""
+
+    def run_once(device: torch.device) -> tuple[float, float]:
+        g = torch.Generator().manual_seed(images)
+        shapes = ((images, 7, 7, 64), (100, 64), (100,))
+        x, weight, bias = (torch.randn(shape, generator=g).to(dtype) for shape in shapes)
+        x = x.permute(0, 3, 1, 2)
+        tensors = (tensor.to(device) for tensor in (x, weight, bias))
+        x_on, *layer = tensors
+        pooled = _ops.global_avg_pool(x_on)
+        y, pooled = _ops.linear(pooled.flatten(1), *layer).cpu(), pooled.cpu()
+        mean = x.double().mean((2, 3), keepdim=True)
+        products = pooled.flatten(1).double() @ weight.double().t() + bias.double()
+        return max(error(pooled, mean), error(y, products)), ALLOWED[dtype]
+
+    return Check(f"cuda, a head of {images} images, {dtype}", run_once)
+
+
 def checks(device: torch.device) -> Iterator[Check]:
     """What can run on the device."""
     yield from map(conv, calls(device))
@@ -295,6 +315,7 @@ def checks(device: torch.device) -> Iterator[Check]:
             yield add_relu(backend)
     if works_here("cuda", device):
         yield from (scale_shift_act(), *map(stem, (41, 320)), *map(tail, (64, 128)))
+        yield from (head(images, dtype) for dtype in DTYPES for images in (1, 6))
 
 
 def run_all(todo: Sequence[Check], device: torch.device, each_s: float = 0.0) -> int:

@@ -1,5 +1,5 @@
 """conv_bn_act_cuda, conv_bn_act_pool_cuda, bottleneck_tail_cuda, add_relu_cuda and
-scale_shift_act_cuda: the CUDA C++ kernels as ops.
+scale_shift_act_cuda: the CUDA C++ kernels as ops. Also loads those of global_avg_pool and linear.
 
 The kernels are in an extension of their own, `_C_cuda`, which only a torch with CUDA can load.
 """
