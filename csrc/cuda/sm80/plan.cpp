@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <sstream>
 
+#include "cuda/remembered.h"
 #include "cuda/split_sum.h"
 
 namespace resnet_fused::sm80 {
@@ -150,8 +151,16 @@ bool is_cheaper(const Priced& a, const Priced& b) { return a.clocks < b.clocks; 
 }  // namespace
 
 Choice choose(const Problem& p, Type type, const Device& device) {
-  const std::vector<Priced> all = priced(p, type, device);
-  return std::min_element(all.begin(), all.end(), is_cheaper)->choice;
+  struct Asked {
+    Problem problem;
+    Type type;
+    Device device;
+  };
+  thread_local cuda::Remembered<Asked, Choice> known;
+  return known.get({p, type, device}, [&] {
+    const std::vector<Priced> all = priced(p, type, device);
+    return std::min_element(all.begin(), all.end(), is_cheaper)->choice;
+  });
 }
 
 std::vector<Choice> ranked(const Problem& p, Type type, const Device& device) {
