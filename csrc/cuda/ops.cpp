@@ -305,7 +305,8 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& scale, c
   return batched ? y : torch::stable::squeeze(y, 0);
 }
 
-// One configuration a line: a name that `config` takes with any number of splits, threads of a
+// One configuration a line: a name that `config` takes with a number of splits (of sm90's, only p64
+// tiles with more than one), threads of a
 // block, and bytes of shared memory.
 std::string configurations() {
   std::ostringstream text;

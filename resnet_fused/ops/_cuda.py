@@ -112,13 +112,17 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def has_wgmma(device: torch.device) -> bool:
-    """Whether the kernels of csrc/cuda/sm90 can run there."""
-    return torch.cuda.get_device_capability(device) == (9, 0)
+    """Whether the kernels of csrc/cuda/sm90 are built and can run there."""
+    built = any(each.name.startswith("sm90 ") for each in configurations())
+    return built and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A tile of a CUDA C++ kernel; f"{name} split {n}" is what conv_bn_act_cuda's config takes."""
+    """A tile of a CUDA C++ kernel; f"{name} split {n}" is what conv_bn_act_cuda's config takes.
+
+    Of sm90's tiles only p64x32, p64x64 and p64x128 take another n than 1: 2, 4 or 8.
+    """
 
     name: str
     threads: int  # of a block

@@ -43,8 +43,8 @@ RF_HD int fragment_row(int t, int r) {
 }
 RF_HD int fragment_column(int t, int r) { return (r >> 2) * 8 + (t & 3) * 2 + (r & 1); }
 
-// The epilogue writes 16 bytes a thread: eight channels of one pixel. After quad_transpose (in
-// epilogue.cuh) lane q of a quad holds in word i what lane i held in word q.
+// epilogue.cuh writes 16 bytes a thread: eight channels of one pixel. After quad_transpose lane q
+// of a quad holds in word i what lane i held in word q.
 struct Vector {
   int pixel, channel;
 };

@@ -41,7 +41,8 @@ int tiles_of_w(const Problem& p, const StemTile& tile) {
   return more <= 0 ? 1 : 1 + ceil_div(more, pairs - 1);
 }
 
-// Clocks of the busiest multiprocessor. Modelled: nothing of it was measured on a GPU.
+// Clocks of the busiest multiprocessor, modelled. They order the cuts as an H100's times do, but
+// come to 55 us where it took 100 (ResNet's stem, 128 images).
 double clocks(const Problem& p, const StemChoice& choice, const Device& device) {
   constexpr double kMacsPerClock = 2048;                  // documented
   constexpr double kBandClocks = 1500, kRowClocks = 300;  // assumed: first rows; all but products

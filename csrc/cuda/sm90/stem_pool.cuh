@@ -3,7 +3,7 @@
 // keeps order and NaN as rounding does, comes behind both.
 #pragma once
 
-#include "cuda/sm90/epilogue.cuh"
+#include "cuda/sm90/quad_transpose.cuh"
 #include "cuda/sm90/stem_multiply.cuh"
 
 namespace resnet_fused::sm90 {
