@@ -271,22 +271,20 @@ def test_what_is_worth_measuring(library, conv, batch):
     """The chosen configuration first, then other tiles, and tap-shift where it serves."""
     problem = draw(conv).problem()
     problem.n = batch
-    names = ctypes.create_string_buffer(2000)
-    library.sm90_ranked(ctypes.byref(problem), 132, names, 2000)
-    ranked = names.value.decode().splitlines()
-    assert ("sm90 tap-shift split 1" in ranked) == (conv.stride == 1)
+    found = ranked(library, problem)
+    assert ("sm90 tap-shift split 1" in found) == (conv.stride == 1)
     choice, blocks, us = Choice(), ctypes.c_int(), ctypes.c_double()
     name = ctypes.create_string_buffer(80)
     library.sm90_choose(
         *map(ctypes.byref, (problem,)), 132, *map(ctypes.byref, (choice, blocks, us)), name, 80
     )
-    assert ranked[0] == name.value.decode()
-    tiles = [text.split()[1] for text in ranked]
+    assert found[0] == name.value.decode()
+    tiles = [text.split()[1] for text in found]
     assert len(set(tiles)) == len(tiles) > 3
-    assert all(library.sm90_parse(text.encode(), ctypes.byref(choice)) for text in ranked)
+    assert all(library.sm90_parse(text.encode(), ctypes.byref(choice)) for text in found)
 
 
-LAYER = re.compile(r"(\w+) (\d+) (\d+) (\d)x\d(?:/(\d))? (\d+)>(\d+) (\d+) \| (.*)")
+LAYER = re.compile(r"(\w+) (\d+) (\d+) (\d)x\d(?:/(\d))? (\d+)>(\d+) (\d+)( \+res)? \| (.*)")
 
 
 @dataclass(frozen=True)
@@ -296,6 +294,7 @@ class Timed:
     net: tuple[str, int]  # and the batch
     count: int  # in the net
     problem: Problem
+    residual: bool
     times: dict[str, float]
 
 
@@ -304,58 +303,62 @@ def timed() -> list[Timed]:
     for line in (ROOT / "tests" / "sm90_times.txt").read_text().splitlines():
         if line.startswith("#"):
             continue
-        net, *numbers, times = LAYER.fullmatch(line).groups()
+        net, *numbers, residual, times = LAYER.fullmatch(line).groups()
         n, count, kernel, stride, c, k, size = (int(number or 1) for number in numbers)
         data = draw(Conv(1, 1, 1, 8, 8, kernel=kernel, stride=stride))
         problem = data.problem()
         problem.n, problem.h, problem.w, problem.c, problem.k = n, size, size, c, k
         words = times.split()
-        us = dict(zip(words[::2], map(float, words[1::2]), strict=True))
-        found.append(Timed((net, n), count, problem, us))
+        texts = ("sm90 " + " split ".join((*word.split("/"), "1")[:2]) for word in words[::2])
+        us = dict(zip(texts, map(float, words[1::2]), strict=True))
+        found.append(Timed((net, n), count, problem, residual is not None, us))
     return found
 
 
-def modelled(library, one: Timed) -> dict[str, float]:
-    choice, us = Choice(), {}
-    for tile in one.times:
-        assert library.sm90_parse(f"sm90 {tile} split 1".encode(), ctypes.byref(choice))
-        us[tile] = library.sm90_cost(ctypes.byref(one.problem), ctypes.byref(choice), 132)
-    return us
+def ranked(library, problem: Problem) -> list[str]:
+    names = ctypes.create_string_buffer(2000)
+    library.sm90_ranked(ctypes.byref(problem), 132, names, 2000)
+    return names.value.decode().splitlines()
 
 
 def test_choices_are_near_the_best_that_was_measured(library):
-    """Without splits: within 10% for every layer, 2% over a net."""
+    """Within 10% for every layer, 1.5% over a net, though no choice knows of a residual."""
     chosen, best = Counter(), Counter()
     for one in timed():
-        us = modelled(library, one)
-        took, least = one.times[min(us, key=us.get)], min(one.times.values())
-        assert took <= 1.1 * least, (one.net, us, one.times)
-        chosen[one.net] += one.count * took
+        choice = ranked(library, one.problem)[0]
+        least = min(one.times.values())
+        assert one.times[choice] <= 1.1 * least, (one.net, choice, one.times)
+        chosen[one.net] += one.count * one.times[choice]
         best[one.net] += one.count * least
     assert len(best) == 6
     for net, least in best.items():
-        assert chosen[net] <= 1.02 * least, net
+        assert chosen[net] <= 1.015 * least, net
 
 
 def test_modelled_times_are_near_those_measured(library):
-    """Of configurations up to half slower than the best."""
+    """Without a residual, of configurations up to half slower than the best."""
     ratios = []
+    choice = Choice()
     for one in timed():
-        us, most = modelled(library, one), 1.5 * min(one.times.values())
-        ratios += [math.log(us[tile] / took) for tile, took in one.times.items() if took <= most]
+        most = 1.5 * min(one.times.values())
+        for text, took in one.times.items():
+            if not one.residual and took <= most:
+                assert library.sm90_parse(text.encode(), ctypes.byref(choice))
+                us = library.sm90_cost(ctypes.byref(one.problem), ctypes.byref(choice), 132)
+                ratios.append(math.log(us / took))
     assert abs(statistics.mean(ratios)) < 0.02
-    assert statistics.pstdev(ratios) < 0.1
-    assert max(map(abs, ratios)) < 0.35
+    assert statistics.pstdev(ratios) < 0.12
+    assert max(map(abs, ratios)) < 0.4
 
 
-@pytest.mark.parametrize(("batch", "wins"), [(1, False), (8, True), (32, True), (128, True)])
-def test_tap_shift_is_chosen_where_it_won(library, batch, wins):
-    """64 channels at 56 x 56."""
-    names = ctypes.create_string_buffer(2000)
-    problem = draw(Conv(1, 56, 56, 64, 64)).problem()
-    problem.n = batch
-    library.sm90_ranked(ctypes.byref(problem), 132, names, 2000)
-    assert names.value.startswith(b"sm90 tap-shift split 1\n") == wins
+@pytest.mark.parametrize(
+    ("channels", "size", "wins"), [(64, 56, (8, 32, 128)), (128, 28, (32, 128)), (512, 7, ())]
+)
+def test_tap_shift_is_chosen_where_it_won(library, channels, size, wins):
+    problem = draw(Conv(1, size, size, channels, channels)).problem()
+    for problem.n in (1, 8, 32, 128):
+        won = ranked(library, problem)[0] == "sm90 tap-shift split 1"
+        assert won == (problem.n in wins), problem.n
 
 
 def test_names_that_are_none(library):

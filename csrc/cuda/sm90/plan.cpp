@@ -18,26 +18,29 @@ std::string sentence(const Parts&... parts) {
   return text.str();
 }
 
-// Fitted to what an H100 (SXM) took for the convolutions of ResNet-18 and 50 in one part, without a
-// residual, in bfloat16 at batch 1 to 128 (tests/sm90_times.txt): the ratios to measured times have
-// a standard deviation of 9%, and choices cost a net up to 1.5% more than the best. Read elsewhere:
-// the clock (ncu, in these kernels; 1.46 under large matrix products), memory (a copy's). Assumed:
-// that other cards differ in the number of SMs alone.
-constexpr double kGhz = 1.755, kMacsPerClock = 1950;
-// Bytes a clock that L2 brings to an SM: where all load, and at most where few do.
-constexpr double kL2BytesPerClock = 44, kL2BytesAlone = 90, kMemoryTBs = 3.0;
-// Clocks of a step of the reduction at least, for itself and for each row of the operands.
-constexpr double kStepClocks = 175, kRowClocks = 0.36;
-// Clocks of an epilogue, for itself and for each sum of a warpgroup that has its own tile, that
-// shares one, or of tap-shift.
-constexpr double kEpilogueClocks = 1200, kSumClocks = 0.28, kSharedSumClocks = 0.26,
-                 kTapShiftSumClocks = 0.30;
+// Fitted to what an H100 (SXM) took for the convolutions of ResNet-18 and 50 in bfloat16 at batch 1
+// to 128 (tests/sm90_times.txt): the ratios to measured times without a residual have a standard
+// deviation of 11%, and choices cost a net up to 1% more than the best, residuals included. Read
+// elsewhere: the clock (ncu, in these kernels; 1.46 under large matrix products), memory (the data
+// sheet). Assumed: that other cards differ in the number of SMs alone.
+constexpr double kGhz = 1.755, kMemoryTBs = 3.35, kMacsPerClock = 2020;
+// Bytes a clock that L2 brings to an SM: where all load, and at most where few do. All stages but
+// one are on their way, and where all load that takes so many clocks: three of 48 KB are too few.
+constexpr double kL2BytesPerClock = 44, kL2BytesAlone = 76, kLoadClocks = 2800;
+// Clocks of a step of the reduction at least, for each row of the operands.
+constexpr double kRowClocks = 1.3;
+// Clocks of an epilogue for each sum of a warpgroup: by way of shared memory, with channels or with
+// pixels on M; in registers, with what such an epilogue takes besides.
+constexpr double kChannelSumClocks = 0.26, kPixelSumClocks = 0.44, kRegisterSumClocks = 0.225,
+                 kRegisterClocks = 1050;
+// What two warpgroups that take turns need of the time of one; 0.5 would be if they never met.
+constexpr double kTurns = 0.56;
 // Clocks that a window of 64 channels takes at least.
-constexpr double kWindowClocks = 1400;
-constexpr double kLaunchUs = 1.5;
-// Clocks that a cluster's launch, barriers and sums take, for themselves and for each of the
-// convolution's blocks: 1.9 us with 64, 3 with 128. Far more where not all blocks are resident.
-constexpr double kSplitClocks = 1500, kSplitBlockClocks = 28;
+constexpr double kWindowClocks = 1450;
+constexpr double kLaunchUs = 1.8;
+// Clocks that clusters take, for each of the convolution's blocks and each sum of a block. Far more
+// where not all blocks are resident.
+constexpr double kSplitBlockClocks = 16, kSplitSumClocks = 0.68;
 
 int chunk_for(int c) { return c > 32 ? 64 : c > 16 ? 32 : 16; }
 int slots(const Tile& t, const Device& d) { return d.multiprocessors * (t.consumers == 1 ? 2 : 1); }
@@ -109,6 +112,7 @@ namespace {
 struct Demand {
   int tiles;                 // of the convolution, each of its parts for itself
   double products, bytes;    // clocks of the tensor cores; from L2
+  double in_flight;          // bytes, of the SM
   double latency, epilogue;  // clocks: of its steps at least, and behind them
   int blocks_per_sm;
   bool turns;  // the next tile's steps run under the epilogue
@@ -118,8 +122,8 @@ struct Demand {
 double clocks_of(const Demand& t, const Device& device) {
   const int sms = device.multiprocessors, full = t.tiles / sms, rest = t.tiles % sms;
   const auto steps = [&](int loading) {
-    const double rate = std::min(kL2BytesAlone, kL2BytesPerClock * sms / loading);
-    return std::max(t.products, t.bytes / rate);
+    const double all = std::min(kL2BytesPerClock, t.in_flight / kLoadClocks);
+    return std::max(t.products, t.bytes / std::min(kL2BytesAlone, all * sms / loading));
   };
   const double busy = steps(sms), last = rest ? steps(rest) : 0, first = full ? busy : last;
   if (t.blocks_per_sm > 1)
@@ -127,24 +131,30 @@ double clocks_of(const Demand& t, const Device& device) {
                                                          (std::max(first, t.latency) + t.epilogue));
   const auto tile = [&](double clocks) {
     clocks = std::max(clocks, t.latency);
-    return t.turns ? std::max(clocks, (clocks + t.epilogue) / 2) : clocks + t.epilogue;
+    return t.turns ? std::max(clocks, (clocks + t.epilogue) * kTurns) : clocks + t.epilogue;
   };
   return full * tile(busy) + (rest ? tile(last) : 0) +
          (t.turns ? std::max(first, t.latency) - tile(first) + t.epilogue : 0);
 }
 
+// Of a warpgroup's tile.
+double sums_of(const Problem& p, const Tile& t, const Schedule& s) {
+  return 64. * t.m_blocks * std::min(t.n, t.channels_on_m ? s.pixels : p.k);
+}
+
 Demand demand_of(const Problem& p, const Tile& t, const Schedule& s) {
-  const double steps = double(s.steps) / s.splits, m = tile_m(t);
+  const double steps = double(s.steps) / s.splits, m = tile_m(t), sums = sums_of(p, t, s);
+  const int blocks = t.consumers == 1 ? 2 : 1;
   // Rows of weights that are not there cost twice what others do.
   const double missing = tile_channels(t) - double(p.k) / s.channel_tiles;
-  const double sum_clocks = t.sharing == kSplitM ? kSharedSumClocks : kSumClocks;
-  const int columns = std::min(t.n, t.channels_on_m ? s.pixels : p.k);
   return {work_items(s),
           steps * m * t.n * t.chunk / kMacsPerClock,
           steps * t.chunk * 2 * (m + t.n + missing),
-          steps * (kStepClocks + kRowClocks * (m + t.n)),
-          kEpilogueClocks + sum_clocks * 64 * t.m_blocks * columns,
-          t.consumers == 1 ? 2 : 1,
+          double(blocks) * (t.stages - 1) * stage_bytes(t),
+          steps * kRowClocks * (m + t.n),
+          t.consumers == 1 ? kRegisterClocks + kRegisterSumClocks * sums
+                           : (t.channels_on_m ? kChannelSumClocks : kPixelSumClocks) * sums,
+          blocks,
           t.sharing == kPingPong};
 }
 
@@ -152,13 +162,15 @@ Demand demand_of(const Problem& p, const Tile& t, const Schedule& s) {
 Demand tap_shift_demand(const Problem& p) {
   const Window g = tap_shift_window(p);
   const bool shared = p.k > 64;
-  const int channels = tap_shift_stages(shared).channels;
+  const TapShiftStages stages = tap_shift_stages(shared);
+  const int channels = stages.channels;
   const int windows = (p.c + p.shortcut_c) / 64, taps = p.c / 64 * p.r * p.s + p.shortcut_c / 64;
   return {window_tiles(g, p.n) * ceil_div(p.k, channels),
           double(taps) * channels * g.n * 64 / kMacsPerClock,
           128. * (double(windows) * g.box_positions + double(taps) * channels),
+          128. * (stages.windows * g.box_positions + (stages.weights - 1) * channels),
           windows * kWindowClocks,
-          kEpilogueClocks + kTapShiftSumClocks * 64 * g.n,
+          kChannelSumClocks * 64 * g.n,
           1,
           !shared};
 }
@@ -189,7 +201,8 @@ Cost cost(const Problem& p, const Choice& choice, const Device& device) {
     const Tile& t = kTiles[choice.tile].tile;
     const Schedule s = schedule_of(p, t, choice.splits);
     clocks = clocks_of(demand_of(p, t, s), device);
-    if (s.splits > 1) clocks += kSplitClocks + kSplitBlockClocks * work_items(s);
+    if (s.splits > 1)
+      clocks += kSplitBlockClocks * work_items(s) + kSplitSumClocks * sums_of(p, t, s);
   }
   return {std::hypot(clocks / (kGhz * 1e3), memory_bytes(p) / (kMemoryTBs * 1e6)) + kLaunchUs,
           blocks(p, choice, device)};

@@ -12,10 +12,10 @@
 // 128-byte swizzle by the address bits (base offset 0, since the pattern itself begins at a
 // multiple of 1024). The documents do not say so; an H100 does.
 //
-// With plain im2col every input travels nine times from L2 to shared memory. That is not the bound
-// of most layers, and the epilogue here is longer: on an H100 tap-shift wins with 64 channels at
-// 56 x 56 from 8 images on (62 us against 79 at 128) and with 128 at 28 x 28 and 32 images (15.6
-// against 16.5), about ties with 128 channels and more at 128 images, and loses elsewhere.
+// With plain im2col every input travels nine times from L2 to shared memory, which is not the bound
+// of most layers. On an H100 tap-shift wins with 64 channels at 56 x 56 from 8 images on (51 us
+// against 79 at 128) and with 128 at 28 x 28 from 32 images on (51 against 55 at 128), ties with
+// 256 channels at 128 images, and loses elsewhere.
 #pragma once
 
 #include <string>

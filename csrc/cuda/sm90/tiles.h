@@ -1,8 +1,8 @@
 // The tiles that are compiled.
 //
 // 128-byte rows (chunk 64) where there are 64 channels or more. What the choice between them
-// weighs is in plan.cpp, fitted to times of an H100. There each of chunk 64 but p128x256 was best
-// for some convolution of ResNet-18 or 50.
+// weighs is in plan.cpp, fitted to times of an H100. There each of chunk 64 was best for some
+// convolution of ResNet-18 or 50, but p128x256 and p128x64.
 #pragma once
 
 #include "cuda/sm90/problem.h"
@@ -16,7 +16,7 @@ struct NamedTile {
 // channels on M, blocks of M, N, chunk, stages, sharing, consumers
 constexpr NamedTile kTiles[] = {
     {"c128x256", {true, 1, 256, 64, 3, kSplitM, 2}},   // 128 channels by 256 pixels
-    {"c128x192", {true, 1, 192, 64, 4, kSplitM, 2}},   // where 256 leave SMs idle
+    {"c128x192", {true, 1, 192, 64, 4, kSplitM, 2}},   // mostly the best of the large: four stages
     {"p128x256", {false, 1, 256, 64, 3, kSplitM, 2}},  // 128 pixels by 256 channels
     {"c64x256", {true, 1, 256, 64, 4, kPingPong, 2}},
     {"p128x128", {false, 2, 128, 64, 5, kPingPong, 2}},
