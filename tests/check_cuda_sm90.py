@@ -21,8 +21,8 @@ TABLE = Path(__file__).with_name("sm90_resources.txt")
 # two warpgroups share a tile, shortcut; or of the stem's: tile.
 _INSTANCE = r"(conv|tap_shift|stem)_kernelI\d*__(\w+?)Li(\d+)E(?:Lb(\d)ELb(\d)E)?"
 _DTYPES = {"half": "float16", "nv_bfloat16": "bfloat16"}
-# Products, copies to shared memory, spills, loads on the non-coherent path.
-_COUNTED = ("HGMMA", "UTMALDG", "LDL", "STL", "CONSTANT")
+# Products, copies to shared memory and from there, spills, loads on the non-coherent path.
+_COUNTED = ("HGMMA", "UTMALDG", "UTMASTG", "LDL", "STL", "CONSTANT")
 
 
 def _names(header: str, pattern: str) -> list[str]:
@@ -76,19 +76,24 @@ def main() -> None:
     rows = dict(sorted({key: row for part in parts for key, row in part.items()}.items()))
     failures = []
     for key, (_, stack, spilled, *counts) in rows.items():
+        count = dict(zip(_COUNTED, counts, strict=False))
         if stack or spilled:
             failures.append(f"{key}: {stack} bytes of stack, {spilled} spilled")
-        if counts and not (counts[0] and (counts[1] or key[1].startswith("stem"))):
+        is_stem, in_registers = key[1].startswith("stem"), key[1].startswith("p64x")
+        if count and not (count["HGMMA"] and (count["UTMALDG"] or is_stem)):
             failures.append(f"{key}: no wgmma or no TMA in the machine code")
-        if counts and (counts[2] or counts[3]):
+        if count and bool(count["UTMASTG"]) == (is_stem or in_registers):
+            failures.append(f"{key}: {count['UTMASTG']} stores by TMA")
+        if count and (count["LDL"] or count["STL"]):
             failures.append(f"{key}: local memory is used")
-        if counts and counts[4]:
+        if count and count["CONSTANT"]:
             failures.append(f"{key}: a non-coherent load of what the kernel before may still write")
     if "--write" in sys.argv:
         TABLE.write_text(table(rows))
     elif (held := TABLE.read_text()) != table(rows):
-        new = set(table(rows).splitlines()) - set(held.splitlines())
-        failures += [f"differs from {TABLE.name}: {line}" for line in sorted(new)]
+        new, old = set(table(rows).splitlines()), set(held.splitlines())
+        failures += [f"not in {TABLE.name}: {line}" for line in sorted(new - old)]
+        failures += [f"in {TABLE.name} alone: {line}" for line in sorted(old - new)]
     print(f"{len(rows)} kernels, {len(failures)} failures", *failures, sep="\n")
     raise SystemExit(bool(failures))
 

@@ -215,6 +215,9 @@ def check_cuda_configuration(config, device, modes):
     return ran
 
 
+# Several of the largest tiles for each block, some of whose warpgroups have no residual in some.
+MANY_TILES = square(24, 64, 56, 136, 1)
+
 SM80_TILES = ("128x128", "128x64", "64x64", "64x64k64", "64x32", "any64x64")
 
 
@@ -244,6 +247,8 @@ def test_every_sm90_configuration(tile, split, gpu):
     if torch.cuda.get_device_capability(gpu) != (9, 0):
         pytest.skip("its kernel is for sm_90")
     assert check_cuda_configuration(f"sm90 {tile} split {split}", gpu, ("bfloat16", "float16")) >= 2
+    if split == 1 and "k" not in tile:
+        check_whole("cuda", gpu, MANY_TILES, "bfloat16", f"sm90 {tile} split 1")
 
 
 @pytest.mark.usefixtures("cuda_kernels")
@@ -252,6 +257,7 @@ def test_tap_shift(gpu):
         pytest.skip("its kernel is for sm_90")
     modes = ("bfloat16", "float16")
     assert check_cuda_configuration("sm90 tap-shift split 1", gpu, modes) >= 2
+    check_whole("cuda", gpu, MANY_TILES, "bfloat16", "sm90 tap-shift split 1")
 
 
 POOLED = [
@@ -419,7 +425,7 @@ def test_tf32_only_where_torch_says_so(gpu, gpu_plan):
         flags.fp32_precision = before
 
 
-# ResNet's own sizes; the first with more tiles than any GPU has multiprocessors.
+# ResNet's own sizes; the first with more tiles of 64 pixels than any GPU has multiprocessors.
 REAL = [
     square(8, 64, 56, 64, padding=ONE),
     square(8, 64, 56, 128, stride=TWO, padding=ONE),
