@@ -533,7 +533,12 @@ BUGS = (
     Bug("one ticket for all tiles", _SPLIT, "p.tickets + tile", "p.tickets"),
     Bug("the last split left out", _SUM, "split + s < splits", "split + s < splits - 1"),
     Bug("a split too many", _SUM, "split + s < splits", "split + s <= splits"),
-    Bug("all of a round's loads from its first split", _SUM, "from + s * between", "from"),
+    Bug(
+        "all of a round's loads from its first split",
+        _SUM,
+        "load(split + s, quad + i)",
+        "load(split, quad + i)",
+    ),
     Bug("the first of a round's splits alone added", _SUM, "part[s][i].x", "part[0][i].x"),
 )
 
