@@ -77,13 +77,15 @@ def cuda_error(device: torch.device) -> str | None:
     """Why the CUDA C++ kernels cannot serve a device; None where they can."""
     if extension_error is not None:
         return extension_error
-    if device.type != "cuda" or not torch.cuda.is_available():
+    if device.type != "cuda" or (device.index is None and not torch.cuda.is_available()):
         return "there is no GPU"
     return _error_on(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@functools.cache
+@functools.cache  # asking whether there is a GPU takes microseconds, too
 def _error_on(index: int) -> str | None:
+    if not torch.cuda.is_available():
+        return "there is no GPU"
     if torch.version.hip is not None:
         return "the CUDA C++ kernels are for NVIDIA's GPUs"
     capability = torch.cuda.get_device_capability(index)
