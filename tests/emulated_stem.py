@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,6 +75,51 @@ def whole(conv: Conv) -> Stem:
     data.scale = torch.where(data.scale < 0, -1.0, 2.0)
     data.shift = data.shift.round()
     return data
+
+
+def below_zero(conv: Conv) -> Stem:
+    """All outputs of the convolution are negative, and nothing is cut off."""
+    data = whole(replace(conv, relu=False))
+    data.scale = -data.scale.abs()
+    data.shift = data.shift - 200
+    assert data.exact.max() < 0
+    return data
+
+
+def overflowing(conv: Conv) -> Stem:
+    data = whole(replace(conv, dtype=torch.float16, relu=False))
+    data.scale = data.scale * 4096
+    assert data.exact.isinf().any()
+    return data
+
+
+def not_finite_anywhere(conv: Conv, dtype: torch.dtype) -> Stem:
+    """An image for each place of one value: the corners, the middle, and beside each window."""
+    nan, inf, last = float("nan"), torch.inf, conv.c - 1
+    places = [(0, 0, 0, nan), (last, 0, -1, nan), (0, -1, 0, nan), (last, -1, -1, nan)]
+    places += [(0, conv.h // 2, conv.w // 2, value) for value in (inf, -inf)]
+    places += [(c, 3 + column, column, nan) for c in {0, last} for column in range(4, 10)]
+    data = drawn(replace(conv, n=len(places), dtype=dtype))
+    for image, (channel, row, column, value) in enumerate(places):
+        data.x[image, channel, row, column] = value
+    return data
+
+
+NOT_FINITE_CHANNELS = [3, 10, 20, 30]
+
+
+def not_finite_channels(conv: Conv) -> Stem:
+    """For 72 output channels; those of the list become NaN, the last one -Inf and so 0."""
+    data = drawn(conv)
+    data.weight[3, 2, 6, 6] = float("nan")
+    data.weight[10, 0, 0, 0] = torch.inf
+    data.scale[20], data.shift[30], data.shift[71] = float("nan"), float("nan"), -torch.inf
+    return data
+
+
+def not_finite_of(y: Tensor) -> list[int]:
+    """Output channels with a NaN."""
+    return y.isnan().any((0, 2, 3)).nonzero().flatten().tolist()
 
 
 def run(

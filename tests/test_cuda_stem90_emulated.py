@@ -12,7 +12,17 @@ from dataclasses import replace
 import pytest
 import torch
 from emulated_sm90 import ROOT, Conv, beyond_allowed, why_not
-from emulated_stem import Stem, drawn, whole
+from emulated_stem import (
+    NOT_FINITE_CHANNELS,
+    Stem,
+    below_zero,
+    drawn,
+    not_finite_anywhere,
+    not_finite_channels,
+    not_finite_of,
+    overflowing,
+    whole,
+)
 from emulated_stem90 import TILES, Choice, Grid, build, run
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -88,12 +98,7 @@ def test_schedules_and_blocks_do_not_change_a_bit(library, columns, order):
 @every_tile
 @pytest.mark.parametrize("conv", [RESNET, Conv(2, 11, 13, 4, 24, stride=2)], ids=str)
 def test_what_is_outside_of_the_map_is_no_zero(library, conv, columns):
-    """All outputs of the convolution are negative, and nothing is cut off."""
-    data = whole(replace(conv, relu=False))
-    data.scale = -data.scale.abs()
-    data.shift = data.shift - 200
-    assert data.exact.max() < 0
-    is_exact(library, data, columns)
+    is_exact(library, below_zero(conv), columns)
     for size in (31, 33):
         data = whole(replace(conv, relu=False, h=size, w=size + 1))
         data.shift = data.shift - 200
@@ -101,10 +106,7 @@ def test_what_is_outside_of_the_map_is_no_zero(library, conv, columns):
 
 
 def test_float16_overflows_as_it_does_in_eager(library):
-    data = whole(replace(RESNET, dtype=torch.float16, relu=False))
-    data.scale = data.scale * 4096
-    assert data.exact.isinf().any()
-    is_exact(library, data)
+    is_exact(library, overflowing(RESNET))
 
 
 # ---- what is not finite ------------------------------------------------------------------------
@@ -124,15 +126,7 @@ def test_float16_overflows_as_it_does_in_eager(library):
     ids=str,
 )
 def test_one_value_spreads_no_further_than_in_eager(library, conv, dtype, columns):
-    """An image for each place of it: the corners, the middle, and beside each window in turn."""
-    nan, inf, last = float("nan"), torch.inf, conv.c - 1
-    places = [(0, 0, 0, nan), (last, 0, -1, nan), (0, -1, 0, nan), (last, -1, -1, nan)]
-    places += [(0, conv.h // 2, conv.w // 2, value) for value in (inf, -inf)]
-    places += [(c, 3 + column, column, nan) for c in {0, last} for column in range(4, 10)]
-    data = drawn(replace(conv, n=len(places), dtype=dtype))
-    for image, (channel, row, column, value) in enumerate(places):
-        data.x[image, channel, row, column] = value
-    agrees(library, data, columns, blocks=2)
+    agrees(library, not_finite_anywhere(conv, dtype), columns, blocks=2)
 
 
 @every_tile
@@ -148,12 +142,8 @@ def test_what_is_not_finite_changes_no_other_band(library, columns):
 
 
 def test_a_channel_keeps_what_is_not_finite_to_itself(library):
-    data = drawn(replace(RESNET, k=72))
-    data.weight[3, 2, 6, 6] = float("nan")
-    data.weight[10, 0, 0, 0] = torch.inf
-    data.scale[20], data.shift[30], data.shift[71] = float("nan"), float("nan"), -torch.inf
-    y = agrees(library, data)
-    assert y.isnan().any((0, 2, 3)).nonzero().flatten().tolist() == [3, 10, 20, 30]
+    y = agrees(library, not_finite_channels(replace(RESNET, k=72)))
+    assert not_finite_of(y) == NOT_FINITE_CHANNELS
 
 
 # ---- the plan ----------------------------------------------------------------------------------
