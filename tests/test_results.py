@@ -104,6 +104,8 @@ def test_the_times_on_a_gpu_are_those_the_record_shows():
         assert f"{ours} ms" in readme
         assert cudnn in readme
     assert shown[-1][-1] in readme
+    first, last = sorted(float(ratio) for *_, ratio, _ in shown)
+    assert f"[{first:.1f} to\n{last:.1f} times as fast as cuDNN's" in readme
 
 
 def test_the_layers_on_a_gpu_are_those_the_record_shows():
