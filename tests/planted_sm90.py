@@ -343,6 +343,15 @@ BUGS = [
         "without an arrival",
         context="cluster_arrive(); return adds;",
     ),
+    Bug(
+        "sums overwritten while others read them",
+        _SPLIT,
+        "cluster_arrive();",
+        "{ mine[0] = make_float4(0.f, 0.f, 0.f, 0.f); cluster_arrive(); }",
+        "since another block read it",
+        ci=True,
+        context="cluster_arrive(); return adds;",
+    ),
     Bug("all blocks add all rows", _SPLIT, "(tid >> 5) % min(splits, 4) == split", "true", "twice"),
     Bug(
         "two blocks of eight add the same rows",

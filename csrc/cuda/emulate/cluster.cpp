@@ -1,7 +1,8 @@
 // Clusters: neighbouring blocks that have a barrier together and read each other's shared memory.
 //
 // Reported: a read of a block that has ended or not begun, or of bytes that no barrier of the
-// cluster orders behind their store; threads that arrive twice, or wait without having arrived.
+// cluster orders behind their store; a store that none orders behind such a read; threads that
+// arrive twice, or wait without having arrived.
 #include <algorithm>
 #include <cstring>
 
@@ -85,6 +86,7 @@ void load_from_block(int rank, uint32_t address, void* to, int bytes, int line) 
   }
   Block* const there = resident_block(index);
   if (!there) fail("distributed shared memory of block %d, which has ended or not begun", index);
+  if (there->lent.empty()) there->lent.resize(there->bytes / 2 + 1);
   const Knowledge& known = B->warps[F->id / 32].others;
   for (int64_t cell = offset / 2; cell < (offset + bytes) / 2; ++cell) {
     const Cell& s = there->cells[cell];
@@ -93,6 +95,7 @@ void load_from_block(int rank, uint32_t address, void* to, int bytes, int line) 
     if (writer >= known.size() || known[writer] < s.clock)
       fail("block %d's shared memory read, and no barrier of the cluster since it was written",
            index);
+    there->lent[cell] = F->cluster_waits + 1;
   }
   memcpy(to, there->base() + offset, bytes);
 }

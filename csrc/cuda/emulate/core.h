@@ -87,6 +87,9 @@ struct Block {
   std::vector<unsigned char> mem;
   Zeros<Cell> cells;
   Zeros<Reader> readers;  // [cell][warp]
+  // By cell: the barrier of the cluster behind which the block may write it, since others have read
+  // it; 0 for any.
+  std::vector<uint32_t> lent;
   std::shared_ptr<Async> async;
   std::shared_ptr<CopyQueues> copies;
   bool running = false;

@@ -127,6 +127,7 @@ void start(Block& b, int index, dim3 grid, dim3 block) {
   b.at = {index % grid.x, index / grid.x % grid.y, index / (grid.x * grid.y)};
   std::fill(b.mem.begin(), b.mem.end(), 0xff);  // NaN in every format
   b.cells.clear();
+  b.lent.clear();
   b.readers.clear();
   for (Warp& w : b.warps) w = Warp{};
   memset(b.bars, 0, sizeof b.bars);

@@ -31,6 +31,11 @@ void touch(int64_t offset, int bytes, bool write, int me) {
            me);
     if (!s.written && !write && B->opt.uninit)
       fail("shared offset %ld read by thread %d before any write", long(offset), me);
+    if (write && !B->lent.empty() && B->lent[c] > B->fibers[me].cluster_waits)
+      fail(
+          "shared offset %ld written by thread %d, and no barrier of the cluster since another "
+          "block read it",
+          long(offset), me);
     if (B->opt.race) {
       if (s.written && !ordered(me, s.writer / 32, s.writer == me, s.clock))
         fail("race: shared offset %ld %s by thread %d, written by thread %d, no barrier between",
