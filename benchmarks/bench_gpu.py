@@ -40,6 +40,9 @@ NETS = ("resnet18", "resnet50")
 @click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES))
 @click.option("--cases", type=Cases(dtypes=DTYPES), help="These, like resnet18-bfloat16-128.")
 @click.option("--layers/--no-layers", default=True, help="Whether each layer is timed, too.")
+@click.option(
+    "--configurations", is_flag=True, help="Time every configuration of ours in each layer, too."
+)
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--seconds", type=click.FloatRange(min=0), default=6.0, help="Timed, per case.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds, not --seconds.")
@@ -54,6 +57,7 @@ def main(
     dtypes: tuple[str, ...],
     cases: tuple[Case, ...] | None,
     layers: bool,
+    configurations: bool,
     size: int,
     seconds: float,
     rounds: int | None,
@@ -76,7 +80,7 @@ def main(
     for path in filter(None, (json_path, chart)):
         path.parent.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # everybody's cuDNN takes the algorithm it measures best
-    setup = Setup(only, dry_run, layers, size, seconds, rounds)
+    setup = Setup(only, dry_run, layers, configurations, size, seconds, rounds)
     if cases is None:
         cases = tuple(Case(m, d, b) for m in names for d in dtypes for b in batches)
 

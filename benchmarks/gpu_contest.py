@@ -43,6 +43,7 @@ class Setup:
     only: tuple[str, ...]
     dry_run: bool = False
     layers: bool = True
+    configurations: bool = False  # of each layer, too
     size: int = 224
     seconds: float = 6.0
     rounds: int | None = None
@@ -60,6 +61,7 @@ class Setup:
             "rounds": self.rounds,
             "engines": [TITLES[word] for word in self.only],
             "layers": self.layers,
+            "configurations": self.configurations,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
         }
 
@@ -93,6 +95,7 @@ def measure(case: Case, setup: Setup, on_stage: OnStage) -> record.Record:
                 clock,
                 l2_bytes=_l2_bytes(clock),
                 rounds=1 if setup.dry_run else setup.rounds,
+                configurations=setup.configurations,
             )
         except Exception as error:
             entry["failures"].append(f"{layer.text}: {one_line(error)}")

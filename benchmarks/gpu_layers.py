@@ -1,4 +1,5 @@
-"""One convolution on a GPU with all that is behind it: ours, PyTorch's ops, cuDNN's fused op.
+"""One convolution on a GPU with all that is behind it: ours, PyTorch's ops, cuDNN's fused op; and
+where asked for, ours in each configuration that tune would measure.
 
 Each is timed as replays of a CUDA graph in which inputs and residuals at different addresses,
 together more than the level 2 cache holds twice, take turns; weights and outputs stay in that cache
@@ -19,6 +20,7 @@ from torch import Tensor
 from resnet_fused import packing, select
 from resnet_fused.measure.compare import WrongResult
 from resnet_fused.measure.gpu_timing import GRAPH_CALLS
+from resnet_fused.ops import _cuda, _gpu
 from resnet_fused.recipe import ConvUnit
 
 from .common import Samples, Unavailable, error_limit, interleave, one_line, relative_error
@@ -46,6 +48,7 @@ class Row:
     errors: Mapping[str, float]  # relative L2 against fp64
     failed: Mapping[str, str]  # ways that could not run, and why
     seconds: Mapping[str, float]
+    configurations: tuple[str, ...] = ()  # that are ways, too
 
     @property
     def work(self) -> Work:
@@ -64,8 +67,18 @@ class Row:
             "multiplications": self.work.multiplications,
             "errors": dict(self.errors),
             "failed": dict(self.failed),
-            "us": {way: 1e6 * seconds for way, seconds in self.seconds.items()},
+            "us": {
+                way: 1e6 * seconds
+                for way, seconds in self.seconds.items()
+                if way not in self.configurations
+            },
         }
+        if self.configurations:
+            us = {
+                name: 1e6 * self.seconds[name]
+                for name in set(self.configurations) & self.seconds.keys()
+            }
+            entry["configurations_us"] = dict(sorted(us.items(), key=lambda item: item[1]))
         if ceilings is not None and OURS in self.seconds:
             ours = self.seconds[OURS]
             floor = self.work.floor(self.dtype.itemsize, ceilings)
@@ -93,9 +106,11 @@ def measure(
     l2_bytes: int,
     seconds: float = 0.3,
     rounds: int | None = None,
+    configurations: bool = False,
 ) -> Row:
     """Checks each way against fp64 and, on a GPU, times all for about `seconds` (or `rounds`).
 
+    configurations: of the plan, if it is "cuda", are ways too; one that is wrong has failed.
     Raises WrongResult where ours is further from fp64 than twice PyTorch's own distance.
     """
     unit = _on(layer.unit(), clock.device, dtype)
@@ -113,6 +128,8 @@ def measure(
         }
         if not clock.is_gpu or (layer.act == "none" and residual is None):
             del ways[CUDNN_FUSED]  # there is no such op
+        configured = _configured(packed, x) if configurations and choice.plan == "cuda" else {}
+        ways |= configured
         calls = max(GRAPH_CALLS, len(sets))
         errors, failed, runners = {}, {}, {}
         for way, function in ways.items():
@@ -126,6 +143,10 @@ def measure(
                 runners.pop(way, None)
                 failed[way] = one_line(error)
         _verify(layer, dtype, errors)
+        for name in configured.keys() & runners.keys():
+            if not errors[name] <= error_limit(errors[PYTORCH], dtype):
+                failed[name] = f"its error against fp64 is {errors[name]:.2g}"
+                del runners[name]
         samples: Mapping[str, Samples] = interleave(
             runners,
             budget_s=seconds,
@@ -143,7 +164,24 @@ def measure(
         errors=errors,
         failed=failed,
         seconds={way: s.median for way, s in samples.items()} if clock.is_gpu else {},
+        configurations=tuple(configured),
     )
+
+
+def _configured(
+    packed: packing.PackedUnit, x: Tensor
+) -> dict[str, Callable[[Tensor, Tensor | None], Tensor]]:
+    """The plan "cuda" in each configuration that is worth measuring."""
+    given = {name: v for name, v in packed.keywords.items() if name not in ("plan", "pool")}
+    geometry = (given[name] for name in ("kernel_size", "stride", "padding", "dilation", "groups"))
+    kind = _cuda.kind_of(x.dtype)
+    channels = packed.scale.numel()
+    sizes = _cuda.Sizes(tuple(x.shape), channels, *geometry, (), (1, 1), kind, x.device.index or 0)
+    op = _gpu.conv_op("cuda")
+    return {
+        name: lambda x, residual, name=name: op(x, *packed.operands, residual, config=name, **given)
+        for name in _cuda.ranked(sizes)
+    }
 
 
 def in_turn(

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -269,6 +270,47 @@ def test_layers_of_ours_must_be_as_close_to_fp64_as_pytorch(monkeypatch):
         gpu_layers.measure(layer, 2, torch.bfloat16, CPU, l2_bytes=0, rounds=1)
 
 
+def test_configurations_are_ways_of_which_a_wrong_one_fails_alone(monkeypatch):
+    """With the CPU's kernels in the place of those of the plan "cuda"."""
+    from resnet_fused import select
+
+    layer = distinct_layers(tiny_net("resnet18"), 32)[2]
+    assert layer.residual
+    names, asked = ["sm90 p64x64 split 1", "sm80 64x64 split 4"], []
+
+    def ranked(sizes):
+        asked.append(sizes)
+        return names
+
+    def op(x, weight, scale, shift, residual, *, config, **given):
+        given |= {"plan": "torch", "pool": False}
+        y = torch.ops.resnet_fused.conv_bn_act_packed(x, weight, scale, shift, residual, **given)
+        return y if config == names[0] else 1.05 * y
+
+    monkeypatch.setattr(gpu_layers._cuda, "ranked", ranked)
+    monkeypatch.setattr(gpu_layers._gpu, "conv_op", lambda plan: op)
+    how = {"l2_bytes": 0, "rounds": 1, "configurations": True}
+    with select.forced("torch"):
+        row = gpu_layers.measure(layer, 2, torch.bfloat16, CPU, **how)
+        assert row.configurations == ()  # another plan's
+        choose = select.choose
+        monkeypatch.setattr(
+            gpu_layers.select, "choose", lambda shape: replace(choose(shape), plan="cuda")
+        )
+        pack = gpu_layers.packing.pack
+        monkeypatch.setattr(
+            gpu_layers.packing,
+            "pack",
+            lambda u, d, choice: pack(u, d, replace(choice, plan="torch")),
+        )
+        row = gpu_layers.measure(layer, 2, torch.bfloat16, CPU, **how)
+    assert row.configurations == tuple(names)
+    assert list(row.failed) == [names[1]]
+    assert row.errors[names[0]] == row.errors[gpu_layers.OURS]
+    assert asked[0].x == (2, 16, 8, 8)
+    assert (asked[0].out_channels, asked[0].kind) == (16, "bfloat16")
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_folded_net_is_the_net(name):
     net, x = tiny_net(name), random_images(2, size=32)
@@ -376,6 +418,15 @@ def test_rows_of_layers_have_shares_and_ratios():
     assert entry["share_of_matmul"] == pytest.approx(entry["tflops"] / 790)
     assert (entry["ratio_to_pytorch"], entry["ratio_to_cudnn"]) == (2.0, None)
     assert entry["share_of_floor"] == pytest.approx(entry["floor_us"] / 100)
+    assert "configurations_us" not in entry
+    seconds |= {"a split 1": 3e-4, "b split 1": 1e-4}
+    row = replace(row, seconds=seconds, configurations=("a split 1", "b split 1", "wrong"))
+    entry = row.record(H200)
+    assert entry["us"] == pytest.approx({gpu_layers.OURS: 100.0, gpu_layers.PYTORCH: 200.0})
+    assert list(entry["configurations_us"].items()) == [
+        ("b split 1", pytest.approx(100.0)),
+        ("a split 1", pytest.approx(300.0)),
+    ]
 
 
 # ---- timing --------------------------------------------------------------------------------------
