@@ -1,4 +1,6 @@
 // The entry for the tests of the stem's kernel: convolution and max-pool in one.
+#include "cuda/emulate/run_stem.h"
+
 #include <cstring>
 
 #include "cuda/sm80/stem.cuh"
@@ -36,18 +38,7 @@ extern "C" void stem_run(Run* r) {
     snprintf(r->error, sizeof r->error, "refused: %s", why.c_str());
     return;
   }
-  emu::dev_reset();
-  const auto in = [](const void* from, size_t bytes, const char* name) {
-    void* const d = emu::dev_alloc(bytes, name, emu::kReadOnly);
-    memcpy(d, from, bytes);
-    return d;
-  };
-  StemOperands o{};
-  o.relu = r->relu;
-  o.x = in(r->x, size_t(2) * p.n * p.h * p.w * p.c, "x");
-  o.weight = in(r->weight, size_t(2) * p.k * p.r * p.s * p.c, "weight");
-  o.scale = static_cast<const float*>(in(r->scale, 4 * p.k, "scale"));
-  o.shift = static_cast<const float*>(in(r->shift, 4 * p.k, "shift"));
+  const auto o = guarded_stem<StemOperands>(*r, 0);
   StemParams params = stem_params(p, tile, o);
   const size_t y_bytes = size_t(2) * p.n * params.pool_h * params.pool_w * p.k;
   params.y = emu::dev_alloc(y_bytes, "y", emu::kWriteOnce);
