@@ -10,7 +10,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from emulated_sm80 import Problem, problem_of
-from emulated_sm90 import CSRC, UNITS, Conv, Data, build_library, draw, nhwc, words
+from emulated_sm90 import (
+    CSRC,
+    UNITS,
+    Conv,
+    Data,
+    beyond_allowed,
+    build_library,
+    draw,
+    nhwc,
+    words,
+)
 from torch import Tensor
 
 TILES = (8, 4)  # pooled rows, in the order of csrc/cuda/sm80/stem.h
@@ -122,15 +132,36 @@ def not_finite_of(y: Tensor) -> list[int]:
     return y.isnan().any((0, 2, 3)).nonzero().flatten().tolist()
 
 
+def tensors_of(data: Stem) -> dict[str, Tensor]:
+    """As a kernel takes them: NHWC, the output poisoned."""
+    c = data.conv
+    size = [(n - 1) // 2 + 1 for n in data.out_size()]
+    y = torch.full((c.n, *size, c.k), float("nan"), dtype=c.dtype)
+    weights = {"weight": nhwc(data.weight), "scale": data.scale, "shift": data.shift}
+    return {"x": nhwc(data.x), **weights, "y": y}
+
+
+def agreeing(data: Stem, outcome: tuple[Tensor, str]) -> Tensor:
+    """What a run gave, if it is near enough to float64 and the emulator has nothing to say."""
+    y, report = outcome
+    assert not report
+    assert not beyond_allowed(data, y)
+    return y
+
+
+def check_exact(data: Stem, outcome: tuple[Tensor, str]) -> None:
+    """The same, bit for bit what eager PyTorch computes."""
+    y, report = outcome
+    assert not report
+    assert torch.equal(y, data.exact)
+
+
 def run(
     library: ctypes.CDLL, data: Stem, rows: int = 8, blocks: int = 2, order: int = 0
 ) -> tuple[Tensor, str]:
     """The output (NCHW), poisoned before, and the emulator's report, empty where it has none."""
     c = data.conv
-    x, weight = nhwc(data.x), nhwc(data.weight)
-    size = [(n - 1) // 2 + 1 for n in data.out_size()]
-    y = torch.full((c.n, *size, c.k), float("nan"), dtype=c.dtype)
-    tensors = {"x": x, "weight": weight, "scale": data.scale, "shift": data.shift, "y": y}
+    tensors = tensors_of(data)
     call = Run(
         problem=problem_of(data),
         tile=TILES.index(rows),
@@ -141,4 +172,4 @@ def run(
         **{name: t.data_ptr() for name, t in tensors.items()},
     )
     library.stem_run(ctypes.byref(call))
-    return y.permute(0, 3, 1, 2), call.error.decode()
+    return tensors["y"].permute(0, 3, 1, 2), call.error.decode()

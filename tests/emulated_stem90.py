@@ -6,8 +6,8 @@ import ctypes
 from pathlib import Path
 
 import torch
-from emulated_sm90 import CSRC, Problem, build_library, nhwc, words
-from emulated_stem import Stem
+from emulated_sm90 import CSRC, Problem, build_library, words
+from emulated_stem import Stem, tensors_of
 from torch import Tensor
 
 TILES = (112, 64)  # columns of the convolution, in the order of csrc/cuda/sm90/stem.h
@@ -51,10 +51,7 @@ def run(
     columns: of the convolution, a tile's. rows: of the pool, a band's.
     """
     c = data.conv
-    x, weight = nhwc(data.x), nhwc(data.weight)
-    size = [(n - 1) // 2 + 1 for n in data.out_size()]
-    y = torch.full((c.n, *size, c.k), float("nan"), dtype=c.dtype)
-    tensors = {"x": x, "weight": weight, "scale": data.scale, "shift": data.shift, "y": y}
+    tensors = tensors_of(data)
     call = Run(
         problem=data.problem(),
         tile=TILES.index(columns),
@@ -66,4 +63,4 @@ def run(
         **{name: t.data_ptr() for name, t in tensors.items()},
     )
     library.stem90_run(ctypes.byref(call))
-    return y.permute(0, 3, 1, 2), call.error.decode()
+    return tensors["y"].permute(0, 3, 1, 2), call.error.decode()

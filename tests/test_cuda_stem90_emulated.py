@@ -15,7 +15,9 @@ from emulated_sm90 import ROOT, Conv, beyond_allowed, why_not
 from emulated_stem import (
     NOT_FINITE_CHANNELS,
     Stem,
+    agreeing,
     below_zero,
+    check_exact,
     drawn,
     not_finite_anywhere,
     not_finite_channels,
@@ -39,16 +41,11 @@ def library() -> ctypes.CDLL:
 
 
 def agrees(library: ctypes.CDLL, data: Stem, columns: int = 112, **how) -> torch.Tensor:
-    y, report = run(library, data, columns, **how)
-    assert not report
-    assert not beyond_allowed(data, y)
-    return y
+    return agreeing(data, run(library, data, columns, **how))
 
 
 def is_exact(library: ctypes.CDLL, data: Stem, columns: int = 112, **how) -> None:
-    y, report = run(library, data, columns, **how)
-    assert not report
-    assert torch.equal(y, data.exact)
+    check_exact(data, run(library, data, columns, **how))
 
 
 # ---- every geometry ----------------------------------------------------------------------------

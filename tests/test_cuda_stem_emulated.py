@@ -12,13 +12,15 @@ from dataclasses import replace
 import pytest
 import torch
 from emulated_sm80 import Grid
-from emulated_sm90 import ROOT, Conv, beyond_allowed, why_not
+from emulated_sm90 import ROOT, Conv, why_not
 from emulated_stem import (
     NOT_FINITE_CHANNELS,
     TILES,
     Stem,
+    agreeing,
     below_zero,
     build,
+    check_exact,
     drawn,
     not_finite_anywhere,
     not_finite_channels,
@@ -43,16 +45,11 @@ def library() -> ctypes.CDLL:
 
 
 def agrees(library: ctypes.CDLL, data: Stem, rows: int = 8, **how) -> torch.Tensor:
-    y, report = run(library, data, rows, **how)
-    assert not report
-    assert not beyond_allowed(data, y)
-    return y
+    return agreeing(data, run(library, data, rows, **how))
 
 
 def is_exact(library: ctypes.CDLL, data: Stem, rows: int = 8, **how) -> None:
-    y, report = run(library, data, rows, **how)
-    assert not report
-    assert torch.equal(y, data.exact)
+    check_exact(data, run(library, data, rows, **how))
 
 
 # ---- every geometry ----------------------------------------------------------------------------

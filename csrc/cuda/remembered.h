@@ -1,6 +1,5 @@
 // The last results of a pure function, a slot for each hash of its argument: a net asks for the
-// same few convolutions again and again, and choosing a configuration takes longer than launching
-// it.
+// same few convolutions again and again, and choosing a configuration takes some 7 us.
 #pragma once
 
 #include <cstdint>

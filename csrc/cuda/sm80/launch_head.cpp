@@ -1,5 +1,6 @@
 #include "cuda/sm80/head.h"
 #include "cuda/sm80/launch_help.h"
+#include "cuda/stream_end.h"
 
 namespace resnet_fused::sm80 {
 namespace {
@@ -29,20 +30,13 @@ bool has_wait(const void* kernel) {
 // Whether a launch may overlap what is ahead of it in the stream, for which it waits before it
 // reads: in a graph that must be a kernel, and a single one.
 bool may_overlap(CUstream_st* stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const cudaGraphNode_t* nodes = nullptr;
-  size_t count = 0;
-#if CUDART_VERSION >= 13000
-  cudaError_t code =
-      cudaStreamGetCaptureInfo(stream, &status, nullptr, nullptr, &nodes, nullptr, &count);
-#else
-  cudaError_t code = cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, nullptr, &nodes, &count);
-#endif
+  const cuda::StreamEnd end = cuda::end_of(stream);
+  if (end.runs || !end.node) return end.runs;
   cudaGraphNodeType type = cudaGraphNodeTypeEmpty;
-  const bool captured = status != cudaStreamCaptureStatusNone;
-  if (code == cudaSuccess && captured && count == 1) code = cudaGraphNodeGetType(nodes[0], &type);
-  if (code != cudaSuccess) cudaGetLastError();  // an edge of a special kind, among others
-  return code == cudaSuccess && (!captured || type == cudaGraphNodeTypeKernel);
+  const auto node = static_cast<cudaGraphNode_t>(const_cast<void*>(end.node));
+  if (cudaGraphNodeGetType(node, &type) == cudaSuccess) return type == cudaGraphNodeTypeKernel;
+  cudaGetLastError();
+  return false;
 }
 
 std::string launch(const void* kernel, dim3 grid, int shared_bytes, void* operands,

@@ -22,7 +22,7 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   const bool shortcut = p.shortcut_c > 0;
   const int64_t pixels = int64_t(p.n) * out_h(p) * out_w(p);
   CapturedLaunches& captured = captured_launches();
-  const StreamEnd before = end_of(stream);
+  const StreamEnd before = cuda::end_of(stream);
   const Overlap allowed =
       captured.allowed(before, range_of(o.weight, int64_t(2) * p.k * p.r * p.s * p.c),
                        range_of(o.shortcut_weight, int64_t(2) * p.k * p.shortcut_c));
@@ -68,7 +68,7 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   config.numAttrs = count;
   if (cudaError_t code = cudaLaunchKernelExC(&config, start.kernel, &start.params))
     return error("launch", code);
-  if (!before.runs) captured.add(end_of(stream), range_of(o.y, 2 * pixels * p.k));
+  if (!before.runs) captured.add(cuda::end_of(stream), range_of(o.y, 2 * pixels * p.k));
   return "";
 }
 

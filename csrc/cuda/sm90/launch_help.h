@@ -1,5 +1,5 @@
-// What the launches share: the runtime's errors as text, shared memory beyond 48 KiB, and where a
-// stream is.
+// What the launches share: the runtime's errors as text, shared memory beyond 48 KiB, and what was
+// captured.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,7 +13,6 @@ namespace resnet_fused::sm90 {
 std::string error(const char* what, cudaError_t code);
 // Asked for once per kernel and device; bytes: the most that any launch of the kernel will need.
 cudaError_t allow_shared(const void* kernel, int bytes);
-StreamEnd end_of(CUstream_st* stream);
 Range range_of(const void* at, int64_t bytes);
 // Of all kernels of this folder.
 CapturedLaunches& captured_launches();

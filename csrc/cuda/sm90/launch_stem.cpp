@@ -14,7 +14,7 @@ std::string launch_stem(const Problem& p, const StemOperands& o, const Device& d
   StemParams params = stem_params(p, choice, o);
 
   // The next convolution's launch may overlap this one's end; it reads nothing early besides.
-  const StreamEnd before = end_of(stream);
+  const StreamEnd before = cuda::end_of(stream);
   const Range none{};
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -30,7 +30,7 @@ std::string launch_stem(const Problem& p, const StemOperands& o, const Device& d
   if (cudaError_t code = cudaLaunchKernelExC(&config, kernel, arguments))
     return error("launch", code);
   const int64_t outputs = int64_t(p.n) * params.pool_h * params.pool_w * p.k;
-  if (!before.runs) captured_launches().add(end_of(stream), range_of(o.y, 2 * outputs));
+  if (!before.runs) captured_launches().add(cuda::end_of(stream), range_of(o.y, 2 * outputs));
   return "";
 }
 

@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <mutex>
 
+#include "cuda/stream_end.h"
+
 namespace resnet_fused::sm90 {
 
 struct Range {  // of addresses
@@ -23,12 +25,8 @@ struct Range {  // of addresses
 };
 inline bool apart(const Range& a, const Range& b) { return a.end <= b.begin || b.end <= a.begin; }
 
-// Where a stream is. Node: what the next one will depend on; null where that is none or several.
-struct StreamEnd {
-  bool runs;         // it is not captured
-  uint64_t capture;  // unique in the process
-  const void* node;
-};
+using cuda::StreamEnd;
+
 struct Overlap {
   bool launch, weights;  // whether the launch may overlap, and load its weights early
 };

@@ -5,7 +5,9 @@
 // Before, the sums went through a workspace in global memory, and whoever drew the last ticket
 // added them. On an H100 that took 3.5 to 4.5 us more than no split, batch 1 of 128 channels of
 // 28 x 28 for one (8.1 us in 2 splits, 4.6 in one): sums, fence, ticket and loads each go to L2 and
-// back, and in a captured graph the tickets' memset took the overlap of launches away.
+// back, and in a captured graph the tickets' memset took the overlap of launches away. A cluster of
+// two takes 0.7 us more (5.5 us), and where the reduction is long it pays: 512 channels of 7 x 7
+// went from 9.0 to 6.5 us.
 #pragma once
 
 #include "cuda/sm90/config.cuh"
