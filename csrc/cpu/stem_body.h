@@ -118,10 +118,9 @@ constexpr int64_t kStemBlock = kBlockChunks * kChunk;
 template <int kCols>
 static __attribute__((noinline)) void run_stem_tile(const StemTile& tile) {
   const int64_t step = tile.step;
-  for (int col = 0; col < tile.columns; col += 2 * Vec::kWidth) {
-    Reg sum[kCols][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < kCols; ++r) sum[r][0] = sum[r][1] = Vec::zero();
+  for (int col = 0; col < tile.columns; col += kPass) {
+    Sums<kCols> sum;
+    clear<kCols>(sum);
     float* sums = tile.sums + col;
     const float* panel = tile.panel + col;
     bool first = true;
@@ -132,24 +131,16 @@ static __attribute__((noinline)) void run_stem_tile(const StemTile& tile) {
         if (summed >= kStemBlock) {
           add_partial<kCols>(sums, first, sum);
           store_partial<kCols>(sums, sum);
-#pragma GCC unroll 16
-          for (int r = 0; r < kCols; ++r) sum[r][0] = sum[r][1] = Vec::zero();
+          clear<kCols>(sum);
           first = false;
           summed = 0;
         }
         const int64_t terms = min_of(left, kStemBlock);
         left -= terms;
         summed += terms;
-#pragma GCC unroll 1
-        for (int64_t k = 0; k < terms; ++k, ++window, panel += kPanel) {
-          const Reg w0 = Vec::load(panel), w1 = Vec::load(panel + Vec::kWidth);
-#pragma GCC unroll 16
-          for (int r = 0; r < kCols; ++r) {
-            const Reg value = Vec::set1(window[r * step]);
-            sum[r][0] = Vec::fma(value, w0, sum[r][0]);
-            sum[r][1] = Vec::fma(value, w1, sum[r][1]);
-          }
-        }
+        multiply_steps<FloatProduct, false, kCols>(window, step, panel, terms, sum);
+        window += terms;
+        panel += terms * kPanel;
       }
     }
     add_partial<kCols>(sums, first, sum);
@@ -325,7 +316,7 @@ static void run_stem(const ConvArgs& args, const StemJob& job, float* rows) {
       for (int64_t i = 0; i < kPanel; ++i) tail[0][i] = tail[1][i] = tail[2][i] = -__builtin_inff();
       StemBlock block{image, strip, 0, 0, panel};
       for (int64_t b = 0; b < blocks; ++b, block.begin = block.end) {
-        block.end = block.begin + next_rows(out_w - block.begin, blocks - b);
+        block.end = block.begin + ceil_div(out_w - block.begin, blocks - b);
         stem_multiply(args, block, at, rows, sums);
         if (job.pool) {
           stem_write_pooled<T>(args, block, sums, carry, tail);

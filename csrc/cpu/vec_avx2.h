@@ -9,11 +9,13 @@ namespace RESNET_FUSED_ISA_NAMESPACE {
 struct Vec {
   typedef __m256 Reg;
   static constexpr int kWidth = 8;
-  static constexpr int kRows =
-      6;  // 6 x 2 accumulators, 2 weights and 1 broadcast fill 15 of 16 registers
-  // How the register tile is fed (gemm_body.h): chunks of the reduction after which the next tile
-  // has its turn, and whether weights are fetched with every step.
+  // A register tile (gemm_body.h): 3 rows of 4 vectors, the weights of 3 of which are loaded, and a
+  // broadcast fill all 16 registers.
+  static constexpr int kRows = 3, kVectors = 4;
+  // How it is fed: chunks of the reduction after which the next tile has its turn, steps of it in
+  // an iteration of the loop, and whether weights are fetched with every step.
   static constexpr int64_t kSlab = 8;
+  static constexpr int kSteps = 4;
   static constexpr bool kFetchesEachStep = false;
 
   static Reg set1(float value) { return _mm256_set1_ps(value); }
@@ -60,10 +62,42 @@ struct Vec {
     for (int64_t i = 0; i < count && i < kWidth; ++i) target[i] = padded[i];
   }
 
+  // The weights of a step of the reduction but for the first vector, which stays in memory: no
+  // register is left for it. In assembly, and in this order, because gcc 12 moves loads ahead of
+  // their use and, out of registers, sums from one to another.
+  typedef Reg Weights[kVectors - 1];
+  static inline __attribute__((always_inline)) void load_weights(const float* panel,
+                                                                 Weights& weights) {
+#pragma GCC unroll 4
+    for (int v = 1; v < kVectors; ++v) {
+      __asm__ volatile("vmovups %1, %0"
+                       : "=x"(weights[v - 1])
+                       : "m"(vector_at(panel + v * kWidth)));
+    }
+  }
+  // sum[v] += *value * vector v of the weights at `panel`.
+  static inline __attribute__((always_inline)) void multiply_row(Reg (&sum)[kVectors],
+                                                                 const float* value,
+                                                                 const float* panel,
+                                                                 const Weights& weights) {
+    Reg broadcast;
+    __asm__ volatile(
+        "vbroadcastss %5, %4\n\t"
+        "vfmadd231ps %6, %4, %0\n\t"
+        "vfmadd231ps %7, %4, %1\n\t"
+        "vfmadd231ps %8, %4, %2\n\t"
+        "vfmadd231ps %9, %4, %3"
+        : "+x"(sum[0]), "+x"(sum[1]), "+x"(sum[2]), "+x"(sum[3]), "=&x"(broadcast)
+        : "m"(*value), "m"(vector_at(panel)), "x"(weights[0]), "x"(weights[1]), "x"(weights[2]));
+  }
+
  private:
   static __m256i lanes(int64_t count) {
     const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), index);
+  }
+  static const __m256_u& vector_at(const float* source) {
+    return *reinterpret_cast<const __m256_u*>(source);
   }
   static __m128i load_128(const void* source) {
     return _mm_loadu_si128(static_cast<const __m128i*>(source));

@@ -9,10 +9,11 @@ namespace RESNET_FUSED_ISA_NAMESPACE {
 struct Vec {
   typedef float Reg __attribute__((vector_size(16)));
   static constexpr int kWidth = 4;
-  static constexpr int kRows = 6;  // rows of a register tile: 6 x 2 accumulators of 16 registers
-  // How the register tile is fed (gemm_body.h): chunks of the reduction after which the next tile
-  // has its turn, and whether weights are fetched with every step.
+  static constexpr int kRows = 6, kVectors = 2;  // of a register tile (gemm_body.h)
+  // How it is fed: chunks of the reduction after which the next tile has its turn, steps of it in
+  // an iteration of the loop, and whether weights are fetched with every step.
   static constexpr int64_t kSlab = 8;
+  static constexpr int kSteps = 1;
   static constexpr bool kFetchesEachStep = false;
 
   static Reg set1(float value) { return Reg{value, value, value, value}; }
@@ -61,6 +62,21 @@ struct Vec {
     for (int i = 0; i < kWidth && i < count; ++i) target[i] = from_float<T>(value[i]);
   }
   static void store(float* target, Reg value) { std::memcpy(target, &value, sizeof value); }
+  // The weights of a step of the reduction.
+  typedef Reg Weights[kVectors];
+  static inline __attribute__((always_inline)) void load_weights(const float* panel,
+                                                                 Weights& weights) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) weights[v] = load(panel + v * kWidth);
+  }
+  // sum[v] += *value * weights[v]
+  static inline __attribute__((always_inline)) void multiply_row(Reg (&sum)[kVectors],
+                                                                 const float* value, const float*,
+                                                                 const Weights& weights) {
+    const Reg broadcast = set1(*value);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[v] = fma(broadcast, weights[v], sum[v]);
+  }
 };
 
 }  // namespace RESNET_FUSED_ISA_NAMESPACE
