@@ -270,6 +270,9 @@ def test_every_way_to_cut_the_work(count, isa, threads):
         square(2, 96, 13, 140, padding=ONE),  # and several blocks of tiles
         square(1, 128, 5, 200, stride=TWO, padding=ONE),
         square(2, 96, 25, 140, stride=TWO, padding=ONE),
+        square(3, 40, 13, 300, 1),  # rows that a thread keeps for the jobs of its next panels
+        square(2, 64, 11, 260, 1, groups=2),
+        square(1, 40, 9, 300, padding=ONE),
     ):
         operands, want = oracle(case)
         for dtype in (torch.float32, torch.bfloat16):

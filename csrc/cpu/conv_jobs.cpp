@@ -44,8 +44,13 @@ void ConvJobs::run(int64_t index, int64_t previous) const {
                       range.panel_end, false,         nullptr};
     isa->stem_job(args, job, scratch);
   } else {
-    const DirectJob job{range.row_begin,   range.row_end,   range.group,
-                        range.panel_begin, range.panel_end, cut.slice};
+    const DirectJob job{range.row_begin,
+                        range.row_end,
+                        range.group,
+                        range.panel_begin,
+                        range.panel_end,
+                        cut.slice,
+                        same_rows(cut, index, previous)};
     isa->direct_job(args, job, scratch);
   }
 }

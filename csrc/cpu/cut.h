@@ -20,7 +20,15 @@ struct Cut {
   int64_t row_jobs() const { return ceil_div(rows, job_rows); }
   int64_t panel_jobs() const { return ceil_div(panels, job_panels); }
   int64_t count() const { return groups * row_jobs() * panel_jobs(); }
+
+  // Halves the panels of a job until there are so many jobs, or one panel in each.
+  void split_panels(int64_t wanted) {
+    while (count() < wanted && job_panels > 1) job_panels = ceil_div(job_panels, 2);
+  }
 };
+
+// Jobs that let all threads end together, though another process may slow one of them down.
+inline int64_t jobs_wanted(int64_t threads) { return threads > 1 ? 8 * threads : 1; }
 
 // The part of the product that one job computes.
 struct JobRange {

@@ -72,6 +72,7 @@ struct DirectJob {
   int64_t group;
   int64_t panel_begin, panel_end;
   int64_t slice;
+  bool rows_ready;  // the scratch memory holds what the last job gathered, of the same rows
 };
 
 // How a convolution with at least one output pixel is cut into jobs for `threads` threads; `pack`:

@@ -122,6 +122,7 @@ static void run_direct(const ConvArgs& args, const DirectJob& job, float* scratc
   const int64_t panels = panels_of(s.group_out());
   float* rows = scratch;
   float* partial = scratch + count * job.slice * segments.chunks() * kChunk;
+  const bool ready = job.rows_ready && job.slice >= segments.count;  // gathered in one slice
   // Slices of one segment may be dead; if all are, the last one, gathered as zeros, still runs.
   int64_t last_live = segments.count - 1;
   while (job.slice == 1 && last_live > 0 && !segments.live(s, last_live)) --last_live;
@@ -129,7 +130,7 @@ static void run_direct(const ConvArgs& args, const DirectJob& job, float* scratc
   for (int64_t begin = 0; begin <= last_live; begin += job.slice) {
     if (job.slice == 1 && begin < last_live && !segments.live(s, begin)) continue;
     const int64_t end = min_of(begin + job.slice, segments.count);
-    gather<Product, T>(args, segments, job, begin, end, rows);
+    if (!ready) gather<Product, T>(args, segments, job, begin, end, rows);
     const auto weights = [&](int64_t panel, int64_t segment) {
       return args.packed +
              ((job.group * panels + panel) * segments.count + segment) * segments.words() * kPanel;

