@@ -38,15 +38,24 @@ inline std::ostream& operator<<(std::ostream& text, const OpName& name) {
   return name.convolution < 0 ? text : text << ": convolution " << name.convolution;
 }
 
-// "(1, 64, 56, 56)", as Python prints a shape; works for any range of integers.
+// "(1, 64, 56, 56)", as Python prints a shape; works for any range of integers. Written only where
+// a check fails: as text it took a third of an op's 24 us on a GPU. Holds a reference to the range.
 template <typename Range>
-inline std::string shape_text(const Range& range) {
-  std::ostringstream text;
+struct ShapeText {
+  const Range& range;
+};
+
+template <typename Range>
+inline ShapeText<Range> shape_text(const Range& range) {
+  return {range};
+}
+
+template <typename Range>
+inline std::ostream& operator<<(std::ostream& text, const ShapeText<Range>& shape) {
   text << "(";
   int64_t count = 0;
-  for (const auto value : range) text << (count++ ? ", " : "") << value;
-  text << (count == 1 ? ",)" : ")");
-  return text.str();
+  for (const auto value : shape.range) text << (count++ ? ", " : "") << value;
+  return text << (count == 1 ? ",)" : ")");
 }
 
 }  // namespace resnet_fused
