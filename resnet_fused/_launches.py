@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import reference
 from .ops import _gpu, _triton
-from .packing import PackedUnit
+from .packing import PackedUnit, at_once
 
 Launch = Callable[[Tensor], Tensor]
 
@@ -43,6 +43,74 @@ def prepare_unit(
     return run
 
 
+def prepare_at_once(
+    main: Sequence[PackedUnit], shortcut: PackedUnit | None, x: Tensor, *, adds: bool
+) -> Launch | None:
+    """A convolution, or with `adds` a residual block without pooling, for inputs like x
+    (N, C, H, W), by one op; None where that cannot launch it."""
+    units = [*main, shortcut] if shortcut is not None else list(main)
+    if any(unit.keywords["plan"] != "cuda" for unit in units):
+        return None
+    size, device = tuple(x.shape), x.device
+    pool = main[0].keywords["pool"]
+    if pool and not main[0].pools_at_once(size, device):
+        return None
+    sizes = _input_sizes(main, size)
+    if adds and _tails(main, shortcut, sizes, device):
+        return None
+    joined = shortcut is not None and _gpu.joins(main[-1].keywords, shortcut.keywords)
+    if shortcut is not None:
+        sizes.append(size)
+    configs = [_config(unit, at, device) for unit, at in zip(units, sizes, strict=True)]
+    if joined:
+        stride = shortcut.keywords["stride"]
+        configs[len(main) - 1] = _config(main[-1], sizes[len(main) - 1], device, size, stride)
+    lists = at_once(units)
+    keywords = {name: value for name, value in lists.keywords.items() if name != "plans"}
+    return _gpu.AtOnce(
+        x,
+        *lists.tensors,
+        **keywords,
+        configs=configs,
+        has_shortcut=shortcut is not None,
+        joined=joined,
+        adds=adds,
+        pool=pool,
+    )
+
+
+def _config(
+    unit: PackedUnit,
+    size: tuple[int, ...],
+    device: torch.device,
+    branch: tuple[int, ...] | None = None,
+    branch_stride: Sequence[int] = (1, 1),
+) -> str:
+    out_channels, dtype = unit.scale.shape[0], unit.weight.dtype
+    keywords = unit.keywords | {"shortcut_stride": branch_stride}
+    return _gpu.config(size, dtype, device, out_channels, branch, **keywords)
+
+
+def _input_sizes(units: Sequence[PackedUnit], size: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """(N, C, H, W) of each unit's input, the first one's being `size`."""
+    sizes = [size]
+    for unit in units[:-1]:
+        sizes.append(unit.output_size(sizes[-1]))
+    return sizes
+
+
+def _tails(
+    main: Sequence[PackedUnit],
+    shortcut: PackedUnit | None,
+    sizes: Sequence[tuple[int, ...]],
+    device: torch.device,
+) -> bool:
+    """Whether one kernel computes the last two units of a block; sizes: of each one's input."""
+    if len(main) < 2 or shortcut is not None:
+        return False
+    return _gpu.tails(device, sizes[-2], main[-2].arguments, main[-1].arguments)
+
+
 def prepare_block(
     main: Sequence[PackedUnit],
     shortcut: PackedUnit | None,
@@ -50,18 +118,10 @@ def prepare_block(
     device: torch.device,
 ) -> Launch:
     """A residual block without pooling for inputs of `size`, (N, C, H, W)."""
+    sizes = _input_sizes(main, size)
     *before, last = main
-    sizes = [size]
-    for unit in before:
-        sizes.append(unit.output_size(sizes[-1]))
     at = sizes[-1]
-    tail = None
-    if (
-        before
-        and shortcut is None
-        and _gpu.tails(device, sizes[-2], before[-1].arguments, last.arguments)
-    ):
-        tail = before.pop()
+    tail = before.pop() if _tails(main, shortcut, sizes, device) else None
     runs = [prepare_unit(unit, at, device) for unit, at in zip(before, sizes, strict=False)]
     if tail is not None:
         joined = partial(_run_tail, tail.arguments, last.arguments)

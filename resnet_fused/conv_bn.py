@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from . import check, guard, packing
 from ._caller import is_running, running_sequences
 from ._fused import FusedModule, Run
-from ._launches import Launch, prepare_unit
+from ._launches import Launch, prepare_at_once, prepare_unit
 from ._links import (
     changed,
     facts_of,
@@ -59,6 +59,9 @@ class _OneUnit(FusedModule):
     def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
         if x.dim() != 4:
             return None
+        at_once = prepare_at_once(packed.units, None, x, adds=False)
+        if at_once is not None:
+            return at_once
         run = prepare_unit(packed.units[0], tuple(x.shape), x.device)
         return lambda x: run(x, None)
 

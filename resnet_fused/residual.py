@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import check, packing, reference
 from ._fused import FusedModule, Run
-from ._launches import Launch, prepare_block
+from ._launches import Launch, prepare_at_once, prepare_block
 from ._links import links_below
 from .match import match_block
 from .recipe import BlockRecipe, NoMatch
@@ -91,7 +91,9 @@ class FusedResidual(FusedModule):
             return None
         *main, last = packed.units
         shortcut = main.pop() if self._recipe.shortcut is not None else None
-        return prepare_block([*main, last], shortcut, tuple(x.shape), x.device)
+        main.append(last)
+        at_once = prepare_at_once(main, shortcut, x, adds=True)
+        return at_once or prepare_block(main, shortcut, tuple(x.shape), x.device)
 
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         recipe = self._recipe

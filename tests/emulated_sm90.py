@@ -154,6 +154,15 @@ class Choice(ctypes.Structure):
     _fields_ = [("tile", ctypes.c_int), ("splits", ctypes.c_int)]
 
 
+class Device(ctypes.Structure):
+    """csrc/cuda/sm90/plan.h."""
+
+    _fields_ = [(name, ctypes.c_int) for name in words("multiprocessors largest_cluster")]
+
+
+H100 = Device(132, 8)
+
+
 class Run(ctypes.Structure):
     """csrc/cuda/emulate/run_sm90.cpp."""
 

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from emulated_sm90 import CSRC, cuda_headers
+from emulated_sm90 import CSRC, ROOT, alone, cuda_headers
 
 SOURCES = sorted(
     [*CSRC.glob("cuda/*.cpp"), *CSRC.glob("cuda/sm80/*.cpp"), *CSRC.glob("cuda/sm90/*.cpp")]
 )
 NULL_DEVICE = CSRC / "cuda" / "emulate" / "null_device.cpp"
+BUILT = ROOT / "build" / "emulated"
 
 
 def why_not() -> str | None:
@@ -30,7 +31,7 @@ def why_not() -> str | None:
     return None if cuda_headers() else "there are no CUDA headers (CUDA_HOME or nvcc)"
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path = BUILT) -> Path:
     """Compiles it into `folder`, unless it is there."""
     include = Path(torch.__file__).parent / "include"
     flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wno-attributes", "-DUSE_CUDA"]
@@ -50,16 +51,16 @@ def build(folder: Path) -> Path:
         subprocess.run(["g++", *flags, "-c", str(source), "-o", str(made)], check=True)
         return str(made)
 
-    with ThreadPoolExecutor() as pool:
+    with alone(folder, "null"), ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, [*SOURCES, NULL_DEVICE]))
-    subprocess.run(["g++", *objects, *link, "-o", str(library)], check=True)
+        subprocess.run(["g++", *objects, *link, "-o", str(library)], check=True)
     return library
 
 
 @functools.cache
-def load(folder: Path) -> ctypes.CDLL:
+def load() -> ctypes.CDLL:
     """Loads it into this process, for good: conv_bn_act_cuda and its kin then take CPU tensors."""
-    library = build(folder)
+    library = build()
     torch.ops.load_library(str(library))
     loaded = ctypes.CDLL(str(library))
     loaded.null_device_launches.restype = ctypes.c_char_p

@@ -18,12 +18,14 @@ import pytest
 import torch
 from emulated_sm90 import (
     FLOAT16_TILES,
+    H100,
     ROOT,
     SPLIT_TILES,
     TILES,
     Choice,
     Conv,
     Data,
+    Device,
     Problem,
     Range,
     StreamEnd,
@@ -249,9 +251,7 @@ def test_choice(library, conv, batch):
     problem.n = batch
     choice, again, blocks, us = Choice(), Choice(), ctypes.c_int(), ctypes.c_double()
     name = ctypes.create_string_buffer(80)
-    library.sm90_choose(
-        *map(ctypes.byref, (problem,)), 132, *map(ctypes.byref, (choice, blocks, us)), name, 80
-    )
+    library.sm90_choose(*map(ctypes.byref, (problem, H100, choice, blocks, us)), name, 80)
     tile = (*TILES, "tap-shift")[choice.tile]
     assert name.value.decode() == f"sm90 {tile} split {choice.splits}"
     assert library.sm90_parse(name.value, ctypes.byref(again))
@@ -275,9 +275,7 @@ def test_what_is_worth_measuring(library, conv, batch):
     assert ("sm90 tap-shift split 1" in found) == (conv.stride == 1)
     choice, blocks, us = Choice(), ctypes.c_int(), ctypes.c_double()
     name = ctypes.create_string_buffer(80)
-    library.sm90_choose(
-        *map(ctypes.byref, (problem,)), 132, *map(ctypes.byref, (choice, blocks, us)), name, 80
-    )
+    library.sm90_choose(*map(ctypes.byref, (problem, H100, choice, blocks, us)), name, 80)
     assert found[0] == name.value.decode()
     tiles = [text.split()[1] for text in found]
     assert len(set(tiles)) == len(tiles) > 3
@@ -315,10 +313,36 @@ def timed() -> list[Timed]:
     return found
 
 
-def ranked(library, problem: Problem) -> list[str]:
+def ranked(library, problem: Problem, device: Device = H100) -> list[str]:
     names = ctypes.create_string_buffer(2000)
-    library.sm90_ranked(ctypes.byref(problem), 132, names, 2000)
+    library.sm90_ranked(ctypes.byref(problem), ctypes.byref(device), names, 2000)
     return names.value.decode().splitlines()
+
+
+def chosen(library, problem: Problem, device: Device) -> str:
+    name = ctypes.create_string_buffer(80)
+    out = Choice(), ctypes.c_int(), ctypes.c_double()
+    library.sm90_choose(*map(ctypes.byref, (problem, device, *out)), name, 80)
+    return name.value.decode()
+
+
+@pytest.mark.parametrize("largest", [1, 2, 4])
+def test_no_cluster_is_larger_than_the_device_holds(library, largest):
+    """Each tile with the best number of splits that fits, the whole GPU's where that does."""
+    device, too_large = Device(132, largest), Counter()
+    deep = draw(Conv(1, 7, 7, 2048, 64)).problem()  # in eight splits; ResNet's have fewer
+    for problem in (deep, *(one.problem for one in timed())):
+        whole, found = ranked(library, problem), ranked(library, problem, device)
+        assert all(int(text.split()[-1]) <= largest for text in found)
+        fits = [text for text in whole if int(text.split()[-1]) <= largest]
+        assert [text for text in found if text in fits] == fits
+        assert {text.split()[1] for text in found} == {text.split()[1] for text in whole}
+        # In turns: what is remembered of one device is not another's.
+        for asked, best in ((H100, whole[0]), (device, found[0]), (H100, whole[0])):
+            assert chosen(library, problem, asked) == best
+        too_large["ranked"] += len(whole) - len(fits)
+        too_large["chosen"] += whole[0] not in fits
+    assert min(too_large["ranked"], too_large["chosen"]) > 0
 
 
 def test_choices_are_near_the_best_that_was_measured(library):
@@ -344,7 +368,9 @@ def test_modelled_times_are_near_those_measured(library):
         for text, took in one.times.items():
             if not one.residual and took <= most:
                 assert library.sm90_parse(text.encode(), ctypes.byref(choice))
-                us = library.sm90_cost(ctypes.byref(one.problem), ctypes.byref(choice), 132)
+                us = library.sm90_cost(
+                    ctypes.byref(one.problem), ctypes.byref(choice), ctypes.byref(H100)
+                )
                 ratios.append(math.log(us / took))
     assert abs(statistics.mean(ratios)) < 0.02
     assert statistics.pstdev(ratios) < 0.12
@@ -387,21 +413,28 @@ def test_refusals(library, conv, sentence):
     assert run(library, draw(conv), "p64x64")[1] == f"refused: {sentence}"
 
 
-SPLITS_REFUSED = [
-    ("p128x64", 2, "the tile p128x64 does not split the reduction"),
-    ("p64x64", 3, "a cluster has 2, 4 or 8 splits, not 3"),
-    ("p64x64", 16, "a cluster has 2, 4 or 8 splits, not 16"),
-    ("p64x64", 4, "the reduction has 2 steps to split, not 4"),
-    ("tap-shift", 2, "tap-shift does not split the reduction"),
+SPLITS_REFUSED = [  # tile, splits, the device's largest cluster
+    ("p128x64", 2, 8, "the tile p128x64 does not split the reduction"),
+    ("p64x64", 3, 8, "a cluster has 2, 4 or 8 splits, not 3"),
+    ("p64x64", 16, 8, "a cluster has 2, 4 or 8 splits, not 16"),
+    ("p64x64", 4, 8, "the reduction has 2 steps to split, not 4"),
+    ("tap-shift", 2, 8, "tap-shift does not split the reduction"),
+    ("p64x64", 8, 4, "a cluster of 8 blocks does not fit this device: its limit is 4"),
+    ("p64x64", 4, 2, "a cluster of 4 blocks does not fit this device: its limit is 2"),
+    ("p64x64", 2, 1, "a cluster of 2 blocks does not fit this device: its limit is 1"),
+    ("p64x64", 2, 2, ""),
+    ("p64x64", 1, 1, ""),
+    ("tap-shift", 1, 1, ""),
 ]
 
 
-@pytest.mark.parametrize(("tile", "splits", "sentence"), SPLITS_REFUSED)
-def test_refused_splits(library, tile, splits, sentence):
+@pytest.mark.parametrize(("tile", "splits", "largest", "sentence"), SPLITS_REFUSED)
+def test_refused_splits(library, tile, splits, largest, sentence):
     why = ctypes.create_string_buffer(200)
     choice = Choice(TILES.index(tile) if tile in TILES else len(TILES), splits)
     problem = draw(Conv(1, 8, 8, 128, 64, kernel=1)).problem()
-    library.sm90_refuses_choice(ctypes.byref(problem), ctypes.byref(choice), why, 200)
+    device = Device(132, largest)
+    library.sm90_refuses_choice(*map(ctypes.byref, (problem, choice, device)), why, 200)
     assert why.value.decode() == sentence
 
 

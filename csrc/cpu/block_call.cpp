@@ -82,12 +82,6 @@ Tensor run_singly(const std::vector<ConvCall>& calls, bool has_shortcut, const T
 
 }  // namespace
 
-std::vector<std::string> take_strings(const std::vector<StringHandle>& handles) {
-  std::vector<std::string> strings;
-  for (StringHandle handle : handles) strings.push_back(take_string(handle));
-  return strings;
-}
-
 std::vector<ConvCall> check_convs(const char* op, const Image& image, const ConvLists& lists,
                                   bool has_shortcut) {
   const size_t count = lists.packed.size(), least = has_shortcut ? 2 : 1;

@@ -1,8 +1,6 @@
 // A residual block as an op receives it: its arguments, checked, and its run by their plans.
 #pragma once
 
-#include <torch/csrc/stable/c/shim.h>
-
 #include <vector>
 
 #include "cpu/conv_call.h"
@@ -15,8 +13,6 @@ struct ConvLists {
   const std::vector<int64_t>&kernel_sizes, &strides, &paddings, &dilations, &groups;
   std::vector<std::string> acts, plans;
 };
-
-std::vector<std::string> take_strings(const std::vector<StringHandle>& handles);
 
 // Checks every convolution against the one before it; the first and the shortcut's, which is the
 // last, against the image.

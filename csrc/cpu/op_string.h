@@ -21,4 +21,10 @@ inline std::string take_string(StringHandle handle) {
   return result;
 }
 
+inline std::vector<std::string> take_strings(const std::vector<StringHandle>& handles) {
+  std::vector<std::string> strings;
+  for (StringHandle handle : handles) strings.push_back(take_string(handle));
+  return strings;
+}
+
 }  // namespace resnet_fused

@@ -3,13 +3,13 @@
 // their checks; this takes 10.
 #include <torch/csrc/stable/library.h>
 
-#include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 
 #include "cpu/block_call.h"
 #include "cpu/content.h"
+#include "cpu/op_string.h"
+#include "cpu/registry.h"
 
 namespace resnet_fused {
 namespace {
@@ -30,37 +30,8 @@ struct Prepared {
   }
 };
 
-// Everything prepared and not yet released. Never destroyed: at the end of the process torch may be
-// gone before it.
-class Registry {
- public:
-  int64_t add(std::shared_ptr<const Prepared> prepared) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    all_[++last_] = std::move(prepared);
-    return last_;
-  }
-  std::shared_ptr<const Prepared> find(int64_t id) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = all_.find(id);
-    return found == all_.end() ? nullptr : found->second;
-  }
-  void remove(int64_t id) {
-    std::shared_ptr<const Prepared> last_owner;  // its tensors are freed after the lock
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = all_.find(id);
-    if (found == all_.end()) return;
-    last_owner = std::move(found->second);
-    all_.erase(found);
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<int64_t, std::shared_ptr<const Prepared>> all_;
-  int64_t last_ = 0;
-};
-
-Registry& registry() {
-  static Registry* const all = new Registry;
+Registry<Prepared>& registry() {
+  static auto* const all = new Registry<Prepared>;
   return *all;
 }
 

@@ -2,12 +2,16 @@
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <map>
 #include <mutex>
 
 #include "check.h"
+#ifndef RESNET_FUSED_WITHOUT_SM90
+#include "cuda/sm90/cluster.h"
+#endif
 
 namespace resnet_fused::cuda {
 namespace {
@@ -28,10 +32,16 @@ const DeviceFacts& device_facts(int device) {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find(device);
   if (found != known.end()) return found->second;
-  const DeviceFacts facts{attribute(cudaDevAttrMultiProcessorCount, device),
-                          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
-                          attribute(cudaDevAttrComputeCapabilityMajor, device),
-                          attribute(cudaDevAttrComputeCapabilityMinor, device)};
+  DeviceFacts facts{attribute(cudaDevAttrMultiProcessorCount, device),
+                    attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+                    attribute(cudaDevAttrComputeCapabilityMajor, device),
+                    attribute(cudaDevAttrComputeCapabilityMinor, device), 1};
+#ifndef RESNET_FUSED_WITHOUT_SM90
+  if (facts.major == 9 && facts.minor == 0) {
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    facts.largest_cluster = sm90::largest_cluster();
+  }
+#endif
   return known.emplace(device, facts).first->second;
 }
 

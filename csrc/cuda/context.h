@@ -11,6 +11,7 @@ namespace resnet_fused::cuda {
 struct DeviceFacts {
   int multiprocessors, shared_bytes;  // of one multiprocessor
   int major, minor;                   // compute capability
+  int largest_cluster;                // blocks, of a split in sm90/; 1 elsewhere
 };
 // Asked of the driver once per device. Throws where it does not answer.
 const DeviceFacts& device_facts(int device);

@@ -19,14 +19,6 @@ void check_image(const char* op, const char* name, const Tensor& x) {
         " must be 3-D (C, H, W) or 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
 }
 
-// Sizes of `x` from dimension -3 on, behind a batch of 1 where it has none.
-std::vector<int64_t> image_sizes(const Tensor& x) {
-  const auto sizes = x.sizes();
-  std::vector<int64_t> all(sizes.begin(), sizes.end());
-  if (all.size() == 3) all.insert(all.begin(), 1);
-  return all;
-}
-
 int64_t output_size(const char* op, const IntPair& padded, const IntPair& reach,
                     const IntPair& stride, int i) {
   check(padded[0] >= reach[0] && padded[1] >= reach[1], op,
@@ -66,6 +58,13 @@ void check_shortcut(const ConvArguments& a, const std::vector<int64_t>& result) 
 }
 
 }  // namespace
+
+std::vector<int64_t> image_sizes(const Tensor& x) {
+  const auto sizes = x.sizes();
+  std::vector<int64_t> all(sizes.begin(), sizes.end());
+  if (all.size() == 3) all.insert(all.begin(), 1);
+  return all;
+}
 
 void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
                 ScalarType type) {

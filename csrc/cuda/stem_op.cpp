@@ -5,10 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/op_string.h"
-#include "cuda/context.h"
-#include "cuda/conv_arguments.h"
-#include "cuda/conv_problem.h"
-#include "cuda/dense.h"
+#include "cuda/conv_launch.h"
 #include "cuda/sm80/stem.h"
 #ifndef RESNET_FUSED_WITHOUT_SM90
 #include "cuda/sm90/stem.h"
@@ -19,50 +16,17 @@ namespace {
 
 constexpr const char* kOp = "conv_bn_act_pool_cuda";
 
-// Hopper's own kernel where it serves.
-std::string launch(const ConvSizes& sizes, sm80::Type type, const sm80::StemOperands& o,
-                   const DeviceFacts& facts, CUstream_st* stream) {
-  const auto p = problem_of<sm80::Problem>(sizes);
-  const std::string refused = sm80::stem_refuses(p);
-  if (!refused.empty()) return refused;
-#ifndef RESNET_FUSED_WITHOUT_SM90
-  if (facts.major == 9 && facts.minor == 0) {
-    const auto hopper = problem_of<sm90::Problem>(sizes);
-    if (sm90::stem_refuses(hopper).empty())
-      return sm90::launch_stem(
-          hopper, {type == sm80::Type::kBFloat16, o.relu, o.x, o.weight, o.scale, o.shift, o.y},
-          {facts.multiprocessors}, stream);
-  }
-#endif
-  return sm80::launch_stem(p, type, o, {facts.multiprocessors, facts.shared_bytes}, stream);
-}
-
 Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& scale,
                         const Tensor& shift, const IntPair& kernel_size, const IntPair& stride,
                         const IntPair& padding, StringHandle act_handle) {
   const std::string act = take_string(act_handle);
   const MaybeTensor none;
   const IntPair one{1, 1};
-  Sizes sizes = check_arguments({kOp, x, packed, scale, shift, none, none, none, none, none,
-                                 kernel_size, stride, padding, one, 1, act, one});
-  const ScalarType type = x.scalar_type();
-  check(type != ScalarType::Float, kOp, ": x must be bfloat16 or float16, got float32");
-  for (int i = 2; i < 4; ++i) sizes[i] = (sizes[i] - 1) / 2 + 1;
-  const int device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  const Tensor y = empty_nhwc(x, sizes);
-  if (y.numel() > 0) {
-    const Tensor image = dense_image(x), weight = dense_image(packed);
-    const Tensor factors = dense_vector(scale), terms = dense_vector(shift);
-    const std::string failed =
-        launch({sizes_of(image), scale.numel(), kernel_size, stride, padding, one},
-               type == ScalarType::BFloat16 ? sm80::Type::kBFloat16 : sm80::Type::kFloat16,
-               {act == "relu", image.const_data_ptr(), weight.const_data_ptr(),
-                static_cast<const float*>(factors.const_data_ptr()),
-                static_cast<const float*>(terms.const_data_ptr()), y.mutable_data_ptr()},
-               device_facts(device), current_stream(device));
-    check(failed.empty(), kOp, ": ", failed);
-  }
+  const ConvArguments a{kOp,  x,           packed, scale,   shift, none, none, none, none,
+                        none, kernel_size, stride, padding, one,   1,    act,  one};
+  const Sizes out = check_arguments(a);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Tensor y = launch_with_pool(pooled_conv_of(a, out), x);
   return x.dim() == 4 ? y : torch::stable::squeeze(y, 0);
 }
 
@@ -74,7 +38,48 @@ std::string refusal(const Sizes& x, int64_t channels, const IntPair& kernel_size
       problem_of<sm80::Problem>({x, channels, kernel_size, stride, padding, {1, 1}}));
 }
 
+// Hopper's own kernel where it serves.
+std::string run(const Conv& conv, const sm80::StemOperands& o, const DeviceFacts& facts,
+                CUstream_st* stream) {
+  const auto p = problem_of<sm80::Problem>(conv.wanted.sizes);
+  const std::string refused = sm80::stem_refuses(p);
+  if (!refused.empty()) return refused;
+#ifndef RESNET_FUSED_WITHOUT_SM90
+  if (facts.major == 9 && facts.minor == 0) {
+    const auto hopper = problem_of<sm90::Problem>(conv.wanted.sizes);
+    if (sm90::stem_refuses(hopper).empty())
+      return sm90::launch_stem(
+          hopper,
+          {conv.wanted.type == sm80::Type::kBFloat16, o.relu, o.x, o.weight, o.scale, o.shift, o.y},
+          sm90_device(facts), stream);
+  }
+#endif
+  return sm80::launch_stem(p, conv.wanted.type, o, sm80_device(facts), stream);
+}
+
 }  // namespace
+
+Conv pooled_conv_of(const ConvArguments& a, const Sizes& out) {
+  check(a.x.scalar_type() != ScalarType::Float, a.op,
+        ": x must be bfloat16 or float16, got float32");
+  Sizes pooled = out;
+  for (int i = 2; i < 4; ++i) pooled[i] = (pooled[i] - 1) / 2 + 1;
+  return conv_of(a, pooled, "");
+}
+
+Tensor launch_with_pool(const Conv& conv, const Tensor& x) {
+  const Tensor y = empty_nhwc(x, conv.out);
+  if (y.numel() == 0) return y;
+  const int device = x.get_device_index();
+  const Tensor image = dense_image(x);
+  const std::string failed = run(conv,
+                                 {conv.relu, image.const_data_ptr(), conv.packed.const_data_ptr(),
+                                  floats(conv.scale), floats(conv.shift), y.mutable_data_ptr()},
+                                 device_facts(device), current_stream(device));
+  check(failed.empty(), conv.op, ": ", failed);
+  return y;
+}
+
 }  // namespace resnet_fused::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {

@@ -6,9 +6,11 @@ The kernels are in an extension of their own, `_C_cuda`, which only a torch with
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,6 +73,23 @@ library.define(
 
 extension_error: str | None = _load()
 """None where the CUDA C++ kernels are loaded, else why they are not."""
+
+
+def _load_release() -> Callable[[int], None]:
+    found = importlib.util.find_spec("resnet_fused._C_cuda") if extension_error is None else None
+    if found is None or found.origin is None:
+        return lambda prepared: None
+    return release_of(found.origin)
+
+
+def release_of(binary: str) -> Callable[[int], None]:
+    """What frees an answer of the op `prepare_cuda`, from the library that has registered it."""
+    release = ctypes.CDLL(binary).resnet_fused_release_prepared_cuda
+    release.argtypes, release.restype = [ctypes.c_int64], None
+    return release
+
+
+release_prepared = _load_release()
 
 
 def cuda_error(device: torch.device) -> str | None:

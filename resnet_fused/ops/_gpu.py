@@ -7,6 +7,7 @@ bottleneck.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def conv(
     looks for it itself."""
     if plan == "cuda":
         branch = shortcut[0].shape if shortcut else None
-        keywords["config"] = _config(x.shape, x.dtype, x.device, scale.numel(), branch, **keywords)
+        keywords["config"] = config(x.shape, x.dtype, x.device, scale.numel(), branch, **keywords)
     return conv_op(plan)(x, packed, scale, shift, residual, *shortcut, **keywords)
 
 
@@ -49,7 +50,7 @@ def conv_by_rule(plan: str, *operands: Tensor | None, **keywords: Any) -> Tensor
     return conv_op(plan)(*operands, config=config, **keywords)
 
 
-def _config(
+def config(
     size: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
@@ -99,10 +100,24 @@ def prepare(
     if shortcut is not None:
         given["shortcut_stride"] = shortcut_stride
     branch = None if shortcut is None else shortcut_size
-    given["config"] = _config(size, weight.dtype, device, scale.numel(), branch, **given)
+    given["config"] = config(size, weight.dtype, device, scale.numel(), branch, **given)
     if shortcut is None:
         return lambda x, residual=None: op(x, weight, scale, shift, residual, **given)
     return lambda x, other: op(x, weight, scale, shift, None, other, *shortcut, **given)
+
+
+class AtOnce:
+    """Launches a block, or a convolution, by one op: prepare_cuda's, with its arguments."""
+
+    __slots__ = ("__weakref__", "_prepared")
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self._prepared = _ops.prepare_cuda(*arguments, **keywords)
+        # Not at exit: then the whole process ends.
+        weakref.finalize(self, _cuda.release_prepared, self._prepared).atexit = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _ops.run_prepared_cuda.default(x, self._prepared)
 
 
 def joins(last: dict[str, Any], shortcut: dict[str, Any]) -> bool:

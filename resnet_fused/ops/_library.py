@@ -18,10 +18,10 @@ library = torch.library.Library(NAMESPACE, "DEF")
 _CONV_KEYWORDS = (
     'int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, str act="relu"'
 )
-_BLOCK_KEYWORDS = (
-    "int[] kernel_sizes, int[] strides, int[] paddings, int[] dilations, int[] groups, "
-    "str[] acts, str[] plans, bool has_shortcut"
+_LISTS = (
+    "int[] kernel_sizes, int[] strides, int[] paddings, int[] dilations, int[] groups, str[] acts"
 )
+_BLOCK_KEYWORDS = f"{_LISTS}, str[] plans, bool has_shortcut"
 _GPU_CONV = (
     "(Tensor x, Tensor packed, Tensor scale, Tensor shift, Tensor? residual=None, "
     "Tensor? shortcut_x=None, Tensor? shortcut_packed=None, Tensor? shortcut_scale=None, "
@@ -55,6 +55,9 @@ _SCHEMAS = (
     "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "
     f"{_BLOCK_KEYWORDS}, bool adds, bool pool) -> int",
     "run_prepared(Tensor x, Tensor[] watched, int prepared) -> Tensor?",
+    "prepare_cuda(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
+    f"{_LISTS}, str[] configs, bool has_shortcut, bool joined, bool adds, bool pool) -> int",
+    "run_prepared_cuda(Tensor x, int prepared) -> Tensor",
     "global_avg_pool(Tensor x) -> Tensor",
     "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
     "content_sample(Tensor[] tensors) -> Tensor",

@@ -85,6 +85,16 @@ cudaError_t launched(const void* function, dim3 grid, dim3 block, size_t shared_
   return cudaSuccess;
 }
 
+void note_allocation(AtenTensorHandle made) {
+  if (!recording) return;
+  void* data = nullptr;
+  int64_t bytes = 0;
+  aoti_torch_get_data_ptr(made, &data);
+  aoti_torch_get_storage_size(made, &bytes);
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  allocations.push_back({begin, begin + uintptr_t(bytes)});
+}
+
 template <typename Function>
 Function real(const char* name) {
   static void* const torch = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
@@ -166,6 +176,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
                                                                   : 0;
   return cudaSuccess;
 }
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*, const cudaLaunchConfig_t*) {
+  return *count = 1, cudaSuccess;  // of any size
+}
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   *attributes = {};
@@ -226,14 +239,15 @@ AOTITorchError aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const
                                         AtenTensorHandle* made) {
   static const auto empty = real<decltype(&aoti_torch_empty_strided)>("aoti_torch_empty_strided");
   const AOTITorchError error = empty(dim, sizes, strides, dtype, type, -1, made);
-  if (recording && error == AOTI_TORCH_SUCCESS) {
-    void* data = nullptr;
-    int64_t bytes = 0;
-    aoti_torch_get_data_ptr(*made, &data);
-    aoti_torch_get_storage_size(*made, &bytes);
-    const auto begin = reinterpret_cast<uintptr_t>(data);
-    allocations.push_back({begin, begin + uintptr_t(bytes)});
-  }
+  if (error == AOTI_TORCH_SUCCESS) note_allocation(*made);
+  return error;
+}
+AOTITorchError torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
+                                     uint64_t version) {
+  static const auto call = real<decltype(&torch_call_dispatcher)>("torch_call_dispatcher");
+  const AOTITorchError error = call(op, overload, stack, version);
+  if (error == AOTI_TORCH_SUCCESS && !std::strcmp(op, "aten::new_empty"))
+    note_allocation(reinterpret_cast<AtenTensorHandle>(stack[0]));
   return error;
 }
 AOTITorchError aoti_torch_library_init_impl(const char* ns, const char* key, const char* file,

@@ -54,7 +54,7 @@ extern "C" void sm90_run(Sm90Run* r) {
   const Problem& p = r->problem;
   const Choice choice{r->tile, r->splits};
   r->error[0] = 0;
-  const std::string why = refuses(p, choice);
+  const std::string why = refuses(p, choice, {132, 8});  // an H100
   if (!why.empty()) {
     snprintf(r->error, sizeof r->error, "refused: %s", why.c_str());
     return;
@@ -87,23 +87,24 @@ extern "C" int sm90_tile_shared_bytes(int tile) { return shared_bytes(kTiles[til
 extern "C" void sm90_refuses(const Problem* p, char* why, int size) {
   snprintf(why, size, "%s", refuses(*p).c_str());
 }
-extern "C" void sm90_refuses_choice(const Problem* p, const Choice* choice, char* why, int size) {
-  snprintf(why, size, "%s", refuses(*p, *choice).c_str());
+extern "C" void sm90_refuses_choice(const Problem* p, const Choice* choice, const Device* device,
+                                    char* why, int size) {
+  snprintf(why, size, "%s", refuses(*p, *choice, *device).c_str());
 }
-extern "C" void sm90_choose(const Problem* p, int multiprocessors, Choice* choice, int* blocks_out,
+extern "C" void sm90_choose(const Problem* p, const Device* device, Choice* choice, int* blocks_out,
                             double* microseconds, char* name, int size) {
-  *choice = choose(*p, {multiprocessors});
-  *blocks_out = blocks(*p, *choice, {multiprocessors});
-  *microseconds = cost(*p, *choice, {multiprocessors}).microseconds;
+  *choice = choose(*p, *device);
+  *blocks_out = blocks(*p, *choice, *device);
+  *microseconds = cost(*p, *choice, *device).microseconds;
   snprintf(name, size, "%s", text(*choice).c_str());
 }
-extern "C" void sm90_ranked(const Problem* p, int multiprocessors, char* names, int size) {
+extern "C" void sm90_ranked(const Problem* p, const Device* device, char* names, int size) {
   std::string lines;
-  for (const Choice& choice : ranked(*p, {multiprocessors})) lines += text(choice) + "\n";
+  for (const Choice& choice : ranked(*p, *device)) lines += text(choice) + "\n";
   snprintf(names, size, "%s", lines.c_str());
 }
-extern "C" double sm90_cost(const Problem* p, const Choice* choice, int multiprocessors) {
-  return cost(*p, *choice, {multiprocessors}).microseconds;
+extern "C" double sm90_cost(const Problem* p, const Choice* choice, const Device* device) {
+  return cost(*p, *choice, *device).microseconds;
 }
 extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name, choice); }
 

@@ -67,6 +67,7 @@ extern "C" void stem90_why_not(const Problem* p, char* why, int size) {
 }
 extern "C" void stem90_choice(const Problem* p, int multiprocessors, StemChoice* choice,
                               StemGrid* grid) {
-  *choice = choose_stem(*p, {multiprocessors});
-  *grid = stem_grid(*p, *choice, {multiprocessors});
+  const Device device{multiprocessors, 8};
+  *choice = choose_stem(*p, device);
+  *grid = stem_grid(*p, *choice, device);
 }

@@ -17,7 +17,7 @@ struct Start {
 
 std::string launch(const Problem& p, const Choice& choice, const Operands& o, const Device& device,
                    CUstream_st* stream) {
-  const std::string why = refuses(p, choice);
+  const std::string why = refuses(p, choice, device);
   if (!why.empty()) return why;
   const bool shortcut = p.shortcut_c > 0;
   const int64_t pixels = int64_t(p.n) * out_h(p) * out_w(p);

@@ -77,7 +77,7 @@ std::string refuses(const Problem& p) {
   return "";
 }
 
-std::string refuses(const Problem& p, const Choice& choice) {
+std::string refuses(const Problem& p, const Choice& choice, const Device& device) {
   if (choice.tile == kTapShift)
     return choice.splits == 1 ? tap_shift_refuses(p) : "tap-shift does not split the reduction";
   const std::string why = refuses(p);
@@ -89,6 +89,9 @@ std::string refuses(const Problem& p, const Choice& choice) {
     return sentence("the tile ", named.name, " does not split the reduction");
   if (choice.splits != 1 && choice.splits != 2 && choice.splits != 4 && choice.splits != 8)
     return sentence("a cluster has 2, 4 or 8 splits, not ", choice.splits);
+  if (choice.splits != 1 && choice.splits > device.largest_cluster)
+    return sentence("a cluster of ", choice.splits,
+                    " blocks does not fit this device: its limit is ", device.largest_cluster);
   if (choice.splits > s.steps)
     return sentence("the reduction has ", s.steps, " steps to split, not ", choice.splits);
   if (int64_t(tiles_of(s)) * s.splits > 0x7fffffffLL) return "there are more than 2^31 work items";
@@ -224,7 +227,7 @@ std::vector<Priced> priced(const Problem& p, const Device& device) {
     if (t.chunk != chunk_for(p.c)) continue;
     Priced best{{i, 1}, cost(p, {i, 1}, device).microseconds};
     for (int splits : {2, 4, 8}) {
-      if (!splits_reduction(t)) break;
+      if (!splits_reduction(t) || splits > device.largest_cluster) break;
       const Schedule s = schedule_of(p, t, splits);
       if (s.splits != splits || int64_t(work_items(s)) > device.multiprocessors) break;
       const double us = cost(p, {i, splits}, device).microseconds;

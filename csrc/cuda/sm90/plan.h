@@ -18,6 +18,7 @@ constexpr int kTapShift = kTileCount;
 // What of the device the choice depends on.
 struct Device {
   int multiprocessors;
+  int largest_cluster;  // blocks; less than 8 on a small part of a GPU (cluster.h)
 };
 struct Cost {
   double microseconds;  // modelled; plan.cpp says by which measurements
@@ -26,8 +27,8 @@ struct Cost {
 
 // Empty where the kernel serves this convolution, else one sentence.
 std::string refuses(const Problem& p);
-// Empty where this choice serves it.
-std::string refuses(const Problem& p, const Choice& choice);
+// Empty where this choice serves it on this device.
+std::string refuses(const Problem& p, const Choice& choice, const Device& device);
 Cost cost(const Problem& p, const Choice& choice, const Device& device);
 Choice choose(const Problem& p, const Device& device);
 // What is worth measuring: tap-shift where it serves and every tile of the right chunk with its

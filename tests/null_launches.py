@@ -1,0 +1,248 @@
+"""What a GPU would be asked to launch, on a null device: a block prepared as one op launches what
+its ops launch one by one, with the same operands.
+
+Run by test_null_device.py in a process of its own, because the null device takes CPU tensors for
+its own from then on:
+
+    python -m pytest tests/null_launches.py
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+
+import null_device
+import pytest
+import torch
+from conftest import randomize
+from torch import nn
+
+import resnet_fused as rf
+from resnet_fused import conv_bn, packing, residual, select, tuned
+from resnet_fused._fused import FusedModule
+from resnet_fused.ops import _cuda, _gpu
+
+OPS = torch.ops.resnet_fused
+LIBRARY = null_device.load()
+
+
+@pytest.fixture(autouse=True)
+def on_the_null_device(monkeypatch):
+    """As if the CPU were an H100, and every convolution's plan its kernels."""
+
+    def pack(unit, dtype, choice):
+        scale, shift = (t.detach() for t in packing.fold(unit))
+        weight = unit.conv.weight.detach().to(dtype, memory_format=torch.channels_last)
+        keywords = {"kernel_size": packing.kernel_size(unit.conv), "plan": choice.plan}
+        keywords |= packing.conv_keywords(unit) | {"pool": unit.pool}
+        return packing.PackedUnit(weight, scale, shift, keywords, choice)
+
+    def choose_all(module, x, dtype, batch):
+        return tuple(select.Choice("cuda", "") for _ in module._units)
+
+    monkeypatch.setattr(packing, "pack", pack)
+    monkeypatch.setattr(FusedModule, "_choose_all", choose_all)
+    monkeypatch.setattr(_cuda, "extension_error", None)
+    monkeypatch.setattr(_cuda, "cuda_error", lambda device: None)
+    monkeypatch.setattr(_cuda, "has_wgmma", lambda device: True)
+    monkeypatch.setattr(_cuda, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(_cuda, "release_prepared", _cuda.release_of(str(LIBRARY._name)))
+    _cuda._measured.cache_clear()
+
+
+class Grouped(nn.Module):
+    """A block whose shortcut no kernel joins with the last convolution, which has groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(16, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32)
+        self.conv2, self.bn2 = nn.Conv2d(32, 32, 3, 1, 1, groups=2), nn.BatchNorm2d(32)
+        self.conv3 = nn.Conv2d(16, 32, 1, 2)
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.conv3(x))
+
+
+def stem():
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    )
+    return rf.fuse(randomize(net).eval())[0]
+
+
+BUILDS = {
+    "identity": lambda: rf.FusedResidual(16, 16),
+    "joined": lambda: rf.FusedResidual(16, 32, use_1x1conv=True, strides=2),
+    "bottleneck": lambda: rf.FusedBottleneck(16, 4),
+    "bottleneck_joined": lambda: rf.FusedBottleneck(16, 8, use_1x1conv=True, strides=2),
+    "wide_bottleneck": lambda: rf.FusedBottleneck(256, 64),
+    "grouped": lambda: rf.FusedResidual.from_block(Grouped()),
+    "deep": lambda: rf.FusedResidual(512, 512),  # split over clusters, and with float32 in memory
+    "conv_bn": lambda: rf.FusedConvBN(nn.Conv2d(16, 24, 3, 2, 1), nn.BatchNorm2d(24), "none"),
+    "stem": stem,
+}
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def made(name, dtype, batch=2, size=15):
+    module = randomize(BUILDS[name]()).eval().to(dtype)
+    channels = module._units[0].conv.in_channels
+    x = torch.randn(batch, channels, size, size, dtype=dtype)
+    return module, x.to(memory_format=torch.channels_last)
+
+
+def prepared(module, x):
+    with torch.inference_mode():
+        return module._launches(x, module._pack(x, x.dtype))
+
+
+def by_ops(module, x, monkeypatch):
+    with monkeypatch.context() as patch:
+        for place in (residual, conv_bn):
+            patch.setattr(place, "prepare_at_once", lambda *_, **__: None)
+        return prepared(module, x)
+
+
+def launches(run, x):
+    """The output, and what was launched for it."""
+    LIBRARY.null_device_record()
+    with torch.inference_mode():
+        y = run(x)
+    return y, LIBRARY.null_device_launches().decode().splitlines()
+
+
+def forms(x):
+    """x in every form of memory that a kernel must not see."""
+    yield x
+    yield x.contiguous()
+    wide = torch.zeros(*x.shape[:-1], x.shape[-1] + 1, dtype=x.dtype)
+    wide = wide.to(memory_format=torch.channels_last)
+    wide[..., 1:] = x
+    yield wide[..., 1:]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", BUILDS)
+def test_one_op_launches_what_its_parts_do(name, dtype, monkeypatch):
+    module, x = made(name, dtype)
+    one, parts = prepared(module, x), by_ops(module, x, monkeypatch)
+    if name == "stem" and dtype == torch.float32:  # no kernel pools it
+        assert not isinstance(one, _gpu.AtOnce)
+        return
+    assert isinstance(one, _gpu.AtOnce)
+    for form in forms(x):
+        # The first launch of a split in memory makes room for its tickets.
+        want, expected = [launches(parts, form) for _ in range(2)][1]
+        got, seen = launches(one, form)
+        assert seen == expected
+        assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype)
+    joined = name in ("joined", "bottleneck_joined")
+    assert len(expected) == len(module._units) - joined
+
+
+def test_the_comparison_sees_operands(monkeypatch):
+    """Launches of two blocks differ: in the addresses of weights, at least."""
+    (first, x), (second, _) = made("identity", torch.bfloat16), made("identity", torch.bfloat16)
+    assert launches(prepared(first, x), x)[1] != launches(prepared(second, x), x)[1]
+    assert launches(prepared(first, x), x)[1] == launches(prepared(first, x), x)[1]
+    assert launches(prepared(first, x), x + 1)[1] != launches(prepared(first, x), x)[1]
+
+
+@pytest.mark.parametrize("name", ["identity", "joined", "bottleneck_joined"])
+def test_one_op_takes_what_was_measured(name, monkeypatch):
+    module, x = made(name, torch.bfloat16)
+    _, by_rule = launches(prepared(module, x), x)
+    config = "sm90 p128x64 split 1"
+    monkeypatch.setattr(tuned, "config", lambda plan, shape: config if plan == "cuda" else "")
+    _cuda._measured.cache_clear()
+    one, parts = prepared(module, x), by_ops(module, x, monkeypatch)
+    _, seen = launches(one, x)
+    assert seen == launches(parts, x)[1] != by_rule
+
+
+def test_a_tail_is_left_to_its_own_kernel(monkeypatch):
+    monkeypatch.setattr(_cuda, "has_wgmma", lambda device: False)
+    monkeypatch.setattr(_cuda, "multiprocessors", lambda device: 1)
+    module, x = made("wide_bottleneck", torch.bfloat16)
+    run = prepared(module, x)
+    assert not isinstance(run, _gpu.AtOnce)
+    assert "tail_bfloat16" in launches(run, x)[1][-1]
+
+
+def test_other_plans_are_left_to_python(monkeypatch):
+    module, x = made("joined", torch.bfloat16)
+    units = list(module._pack(x, x.dtype).units)
+    order = [units[0], units[2], units[1]]
+    for i in range(3):
+        mixed = list(order)
+        unit = mixed[i]
+        keywords = unit.keywords | {"plan": "torch"}
+        mixed[i] = packing.PackedUnit(*unit.operands, keywords, unit.choice)
+        assert residual.prepare_at_once(mixed[:2], mixed[2], x, adds=True) is None
+
+
+def test_what_was_prepared_is_released(monkeypatch):
+    module, x = made("identity", torch.bfloat16)
+    run = prepared(module, x)
+    handle = run._prepared
+    OPS.run_prepared_cuda(x, handle)
+    del run
+    gc.collect()
+    with pytest.raises(RuntimeError, match=f"not yet released, got {handle}$"):
+        OPS.run_prepared_cuda(x, handle)
+
+
+def test_an_input_that_was_not_prepared():
+    module, x = made("identity", torch.bfloat16)
+    run = prepared(module, x)
+    for other in (x[:1], x.float(), x[0], x[:, :8]):
+        got = f"got shape {tuple(other.shape)} and {str(other.dtype)[6:]}"
+        with pytest.raises(RuntimeError, match=re.escape(got) + "$"):
+            run(other)
+
+
+def lists(**changed):
+    w, v = torch.randn(16, 16, 3, 3, dtype=torch.bfloat16), torch.randn(16)
+    given = {
+        "packed": [w, w],
+        "scales": [v, v],
+        "shifts": [v, v],
+        "kernel_sizes": [3] * 4,
+        "strides": [1] * 4,
+        "paddings": [1] * 4,
+        "dilations": [1] * 4,
+        "groups": [1, 1],
+        "acts": ["relu", "relu"],
+        "configs": ["", ""],
+        "has_shortcut": False,
+        "joined": False,
+        "adds": True,
+        "pool": False,
+    }
+    return given | changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"scales": []}, "scales must have 1 for each of the 2 convolutions, got 0"),
+        ({"paddings": [1]}, "paddings must have 2 for each of the 2 convolutions, got 1"),
+        ({"configs": [""]}, "configs must have 1 for each of the 2 convolutions, got 1"),
+        ({"joined": True}, "joined must be False without a shortcut, got True"),
+        ({"pool": True}, "pool must be False but for one convolution, got 2"),
+        (
+            {"adds": False, "has_shortcut": True},
+            "has_shortcut must be False where nothing is added, got True",
+        ),
+        ({"strides": [1, 1, 2, 2]}, "residual must have shape (2, 16, 8, 8), got (2, 16, 15, 15)"),
+        ({"acts": ["relu", "gelu"]}, 'act must be "relu" or "none", got "gelu"'),
+        ({"packed": [torch.ones(16, 16, 3, 3)] * 2}, "packed must be bfloat16, got float32"),
+    ],
+)
+def test_bad_arguments(changed, sentence):
+    x = torch.randn(2, 16, 15, 15, dtype=torch.bfloat16)
+    OPS.prepare_cuda(x, **lists())
+    with pytest.raises(RuntimeError, match=re.escape(f"prepare_cuda: {sentence}") + "$"):
+        OPS.prepare_cuda(x, **lists(**changed))
