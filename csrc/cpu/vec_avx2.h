@@ -63,9 +63,21 @@ struct Vec {
   }
 
   // The weights of a step of the reduction but for the first vector, which stays in memory: no
-  // register is left for it. In assembly, and in this order, because gcc 12 moves loads ahead of
-  // their use and, out of registers, sums from one to another.
+  // register is left for it.
   typedef Reg Weights[kVectors - 1];
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  // Sanitizers see no loads of assembly.
+  static void load_weights(const float* panel, Weights& weights) {
+    for (int v = 1; v < kVectors; ++v) weights[v - 1] = load(panel + v * kWidth);
+  }
+  static void multiply_row(Reg (&sum)[kVectors], const float* value, const float* panel,
+                           const Weights& weights) {
+    sum[0] = fma(set1(*value), load(panel), sum[0]);
+    for (int v = 1; v < kVectors; ++v) sum[v] = fma(set1(*value), weights[v - 1], sum[v]);
+  }
+#else
+  // In assembly, and in this order, because gcc 12 moves loads ahead of their use and, out of
+  // registers, sums from one to another.
   static inline __attribute__((always_inline)) void load_weights(const float* panel,
                                                                  Weights& weights) {
 #pragma GCC unroll 4
@@ -90,6 +102,7 @@ struct Vec {
         : "+x"(sum[0]), "+x"(sum[1]), "+x"(sum[2]), "+x"(sum[3]), "=&x"(broadcast)
         : "m"(*value), "m"(vector_at(panel)), "x"(weights[0]), "x"(weights[1]), "x"(weights[2]));
   }
+#endif
 
  private:
   static __m256i lanes(int64_t count) {
