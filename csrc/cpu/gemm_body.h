@@ -34,10 +34,9 @@ typedef Vec::Reg Reg;
 constexpr int64_t kLine = 16;                           // floats of a cache line
 constexpr int64_t kPass = Vec::kVectors * Vec::kWidth;  // columns of a register tile
 
-// The accumulators of a register tile's row, and of all its rows.
-typedef Reg Row[Vec::kVectors];
+// The accumulators of a register tile.
 template <int kTileRows>
-using Sums = Row[kTileRows];
+using Sums = Reg[kTileRows][Vec::kVectors];
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -45,12 +44,6 @@ struct FloatProduct {
   typedef float Element;
   static constexpr int64_t kPack = 1;  // elements of a word
   static Reg multiply_add(Reg a, Reg b, Reg sum) { return Vec::fma(a, b, sum); }
-  // sum[v] += *value * vector v of the weights at `panel`, most of which are loaded.
-  static inline __attribute__((always_inline)) void multiply_row(Row& sum, const float* value,
-                                                                 const float* panel,
-                                                                 const Vec::Weights& weights) {
-    Vec::multiply_row(sum, value, panel, weights);
-  }
   // Vec::kWidth words of a row, or the words of the first `count` elements, from a tensor.
   template <typename T>
   static Reg load(const T* source) {
@@ -76,13 +69,6 @@ struct Bf16Product {
   typedef BFloat16 Element;
   static constexpr int64_t kPack = 2;
   static Reg multiply_add(Reg a, Reg b, Reg sum) { return Vec::dot_bf16(a, b, sum); }
-  static inline __attribute__((always_inline)) void multiply_row(Row& sum, const float* value,
-                                                                 const float*,
-                                                                 const Vec::Weights& weights) {
-    const Reg pair = Vec::set1(*value);
-#pragma GCC unroll 4
-    for (int v = 0; v < Vec::kVectors; ++v) sum[v] = multiply_add(pair, weights[v], sum[v]);
-  }
   static Reg load(const BFloat16* source) {
     return Vec::load(reinterpret_cast<const float*>(source));
   }
@@ -124,15 +110,28 @@ struct Tile {
 };
 
 // One word of the reduction, for rows that lie `row_step` words apart.
-template <class Product, int kTileRows>
+template <class Product, int kTileRows, class V = Vec>
 static inline __attribute__((always_inline)) void multiply_step(const float* rows, int64_t row_step,
                                                                 const float* panel,
                                                                 Sums<kTileRows>& sum) {
-  Vec::Weights weights;
-  Vec::load_weights(panel, weights);
+  if constexpr (V::kInAssembly) {
+    typename V::Weights weights;
+    V::load_weights(panel, weights);
 #pragma GCC unroll 16
-  for (int r = 0; r < kTileRows; ++r) {
-    Product::multiply_row(sum[r], rows + r * row_step, panel, weights);
+    for (int r = 0; r < kTileRows; ++r)
+      V::multiply_row(sum[r], rows + r * row_step, panel, weights);
+  } else {
+    Reg weights[Vec::kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vec::kVectors; ++v) weights[v] = Vec::load(panel + v * Vec::kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; ++r) {
+      const Reg value = Vec::set1(rows[r * row_step]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vec::kVectors; ++v) {
+        sum[r][v] = Product::multiply_add(value, weights[v], sum[r][v]);
+      }
+    }
   }
 }
 

@@ -13,9 +13,14 @@ struct Vec {
   // broadcast fill all 16 registers.
   static constexpr int kRows = 3, kVectors = 4;
   // How it is fed: chunks of the reduction after which the next tile has its turn, steps of it in
-  // an iteration of the loop, and whether weights are fetched with every step.
+  // an iteration of the loop, whether a step is in assembly, and whether each fetches weights.
   static constexpr int64_t kSlab = 8;
   static constexpr int kSteps = 4;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  static constexpr bool kInAssembly = false;  // whose loads they do not see
+#else
+  static constexpr bool kInAssembly = true;
+#endif
   static constexpr bool kFetchesEachStep = false;
 
   static Reg set1(float value) { return _mm256_set1_ps(value); }
@@ -65,17 +70,6 @@ struct Vec {
   // The weights of a step of the reduction but for the first vector, which stays in memory: no
   // register is left for it.
   typedef Reg Weights[kVectors - 1];
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  // Sanitizers see no loads of assembly.
-  static void load_weights(const float* panel, Weights& weights) {
-    for (int v = 1; v < kVectors; ++v) weights[v - 1] = load(panel + v * kWidth);
-  }
-  static void multiply_row(Reg (&sum)[kVectors], const float* value, const float* panel,
-                           const Weights& weights) {
-    sum[0] = fma(set1(*value), load(panel), sum[0]);
-    for (int v = 1; v < kVectors; ++v) sum[v] = fma(set1(*value), weights[v - 1], sum[v]);
-  }
-#else
   // In assembly, and in this order, because gcc 12 moves loads ahead of their use and, out of
   // registers, sums from one to another.
   static inline __attribute__((always_inline)) void load_weights(const float* panel,
@@ -102,7 +96,6 @@ struct Vec {
         : "+x"(sum[0]), "+x"(sum[1]), "+x"(sum[2]), "+x"(sum[3]), "=&x"(broadcast)
         : "m"(*value), "m"(vector_at(panel)), "x"(weights[0]), "x"(weights[1]), "x"(weights[2]));
   }
-#endif
 
  private:
   static __m256i lanes(int64_t count) {

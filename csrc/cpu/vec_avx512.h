@@ -13,9 +13,10 @@ struct Vec {
   // registers.
   static constexpr int kRows = 14, kVectors = 2;
   // How it is fed: chunks of the reduction after which the next tile has its turn, steps of it in
-  // an iteration of the loop, and whether weights are fetched with every step.
+  // an iteration of the loop, whether a step is in assembly, and whether each fetches weights.
   static constexpr int64_t kSlab = 1 << 20;
   static constexpr int kSteps = 1;
+  static constexpr bool kInAssembly = false;
   static constexpr bool kFetchesEachStep = true;
 
   static Reg set1(float value) { return _mm512_set1_ps(value); }
@@ -84,22 +85,6 @@ struct Vec {
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, source));
   }
 #endif
-
-  // The weights of a step of the reduction.
-  typedef Reg Weights[kVectors];
-  static inline __attribute__((always_inline)) void load_weights(const float* panel,
-                                                                 Weights& weights) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) weights[v] = load(panel + v * kWidth);
-  }
-  // sum[v] += *value * weights[v]
-  static inline __attribute__((always_inline)) void multiply_row(Reg (&sum)[kVectors],
-                                                                 const float* value, const float*,
-                                                                 const Weights& weights) {
-    const Reg broadcast = set1(*value);
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[v] = fma(broadcast, weights[v], sum[v]);
-  }
 
  private:
   static __mmask16 lanes(int64_t count) {

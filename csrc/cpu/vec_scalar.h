@@ -11,9 +11,10 @@ struct Vec {
   static constexpr int kWidth = 4;
   static constexpr int kRows = 6, kVectors = 2;  // of a register tile (gemm_body.h)
   // How it is fed: chunks of the reduction after which the next tile has its turn, steps of it in
-  // an iteration of the loop, and whether weights are fetched with every step.
+  // an iteration of the loop, whether a step is in assembly, and whether each fetches weights.
   static constexpr int64_t kSlab = 8;
   static constexpr int kSteps = 1;
+  static constexpr bool kInAssembly = false;
   static constexpr bool kFetchesEachStep = false;
 
   static Reg set1(float value) { return Reg{value, value, value, value}; }
@@ -62,21 +63,6 @@ struct Vec {
     for (int i = 0; i < kWidth && i < count; ++i) target[i] = from_float<T>(value[i]);
   }
   static void store(float* target, Reg value) { std::memcpy(target, &value, sizeof value); }
-  // The weights of a step of the reduction.
-  typedef Reg Weights[kVectors];
-  static inline __attribute__((always_inline)) void load_weights(const float* panel,
-                                                                 Weights& weights) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) weights[v] = load(panel + v * kWidth);
-  }
-  // sum[v] += *value * weights[v]
-  static inline __attribute__((always_inline)) void multiply_row(Reg (&sum)[kVectors],
-                                                                 const float* value, const float*,
-                                                                 const Weights& weights) {
-    const Reg broadcast = set1(*value);
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[v] = fma(broadcast, weights[v], sum[v]);
-  }
 };
 
 }  // namespace RESNET_FUSED_ISA_NAMESPACE
