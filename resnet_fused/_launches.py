@@ -1,7 +1,8 @@
 """A fused module's convolutions on a GPU, prepared: what a repeated call launches.
 
-The ops check their arguments, choose a tile and work out grids at every call, which takes Python
-longer than a GPU takes for a small convolution. Here that is done once for an input's shape.
+The ops check their arguments at every call, Triton's choose a tile and work out grids, too, which
+takes the host longer than a GPU takes for a small convolution. Here that is done once for an
+input's shape.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def prepare_at_once(
         configs[len(main) - 1] = _config(main[-1], sizes[len(main) - 1], device, size, stride)
     lists = at_once(units)
     keywords = {name: value for name, value in lists.keywords.items() if name != "plans"}
-    return _gpu.AtOnce(
+    return _gpu.Prepared(
         x,
         *lists.tensors,
         **keywords,

@@ -9,6 +9,7 @@ its own from then on:
 
 from __future__ import annotations
 
+import copy
 import gc
 import re
 
@@ -129,9 +130,9 @@ def test_one_op_launches_what_its_parts_do(name, dtype, monkeypatch):
     module, x = made(name, dtype)
     one, parts = prepared(module, x), by_ops(module, x, monkeypatch)
     if name == "stem" and dtype == torch.float32:  # no kernel pools it
-        assert not isinstance(one, _gpu.AtOnce)
+        assert not isinstance(one, _gpu.Prepared)
         return
-    assert isinstance(one, _gpu.AtOnce)
+    assert isinstance(one, _gpu.Prepared)
     for form in forms(x):
         # The first launch of a split in memory makes room for its tickets.
         want, expected = [launches(parts, form) for _ in range(2)][1]
@@ -167,7 +168,7 @@ def test_a_tail_is_left_to_its_own_kernel(monkeypatch):
     monkeypatch.setattr(_cuda, "multiprocessors", lambda device: 1)
     module, x = made("wide_bottleneck", torch.bfloat16)
     run = prepared(module, x)
-    assert not isinstance(run, _gpu.AtOnce)
+    assert not isinstance(run, _gpu.Prepared)
     assert "tail_bfloat16" in launches(run, x)[1][-1]
 
 
@@ -198,9 +199,21 @@ def test_an_input_that_was_not_prepared():
     module, x = made("identity", torch.bfloat16)
     run = prepared(module, x)
     for other in (x[:1], x.float(), x[0], x[:, :8]):
-        got = f"got shape {tuple(other.shape)} and {str(other.dtype)[6:]}"
+        got = f"got shape {tuple(other.shape)}, {str(other.dtype)[6:]} and cuda:0"
         with pytest.raises(RuntimeError, match=re.escape(got) + "$"):
             run(other)
+
+
+def test_gradients_are_not_lost():
+    module, x = made("identity", torch.bfloat16)
+    run = prepared(module, x)
+    with pytest.raises(RuntimeError, match="run_prepared_cuda: is forward only"):
+        run(x.requires_grad_())
+
+
+def test_copies_prepare_their_own():
+    module, x = made("identity", torch.bfloat16)
+    assert copy.copy(prepared(module, x)) is None
 
 
 def lists(**changed):
@@ -231,6 +244,10 @@ def lists(**changed):
         ({"paddings": [1]}, "paddings must have 2 for each of the 2 convolutions, got 1"),
         ({"configs": [""]}, "configs must have 1 for each of the 2 convolutions, got 1"),
         ({"joined": True}, "joined must be False without a shortcut, got True"),
+        (
+            {"joined": True, "has_shortcut": True},
+            'the shortcut must have padding 0, dilation 1, groups 1 and act "none" to be joined',
+        ),
         ({"pool": True}, "pool must be False but for one convolution, got 2"),
         (
             {"adds": False, "has_shortcut": True},

@@ -120,7 +120,7 @@ static __attribute__((noinline)) void run_stem_tile(const StemTile& tile) {
   const int64_t step = tile.step;
   for (int col = 0; col < tile.columns; col += kPass) {
     Sums<kCols> sum;
-    clear<kCols>(sum);
+    clear(sum);
     float* sums = tile.sums + col;
     const float* panel = tile.panel + col;
     bool first = true;
@@ -129,22 +129,22 @@ static __attribute__((noinline)) void run_stem_tile(const StemTile& tile) {
       const float* window = tile.rows + row * tile.row_stride;
       for (int64_t left = tile.reduction; left > 0;) {
         if (summed >= kStemBlock) {
-          add_partial<kCols>(sums, first, sum);
-          store_partial<kCols>(sums, sum);
-          clear<kCols>(sum);
+          add_partial(sums, first, sum);
+          store_partial(sums, sum);
+          clear(sum);
           first = false;
           summed = 0;
         }
         const int64_t terms = min_of(left, kStemBlock);
         left -= terms;
         summed += terms;
-        multiply_steps<FloatProduct, false, kCols>(window, step, panel, terms, sum);
+        multiply_steps<FloatProduct, false>(window, step, panel, terms, sum);
         window += terms;
         panel += terms * kPanel;
       }
     }
-    add_partial<kCols>(sums, first, sum);
-    store_partial<kCols>(sums, sum);
+    add_partial(sums, first, sum);
+    store_partial(sums, sum);
   }
 }
 

@@ -93,7 +93,7 @@ struct Vec {
         "vfmadd231ps %7, %4, %1\n\t"
         "vfmadd231ps %8, %4, %2\n\t"
         "vfmadd231ps %9, %4, %3"
-        : "+x"(sum[0]), "+x"(sum[1]), "+x"(sum[2]), "+x"(sum[3]), "=&x"(broadcast)
+        : "+&x"(sum[0]), "+&x"(sum[1]), "+&x"(sum[2]), "+&x"(sum[3]), "=&x"(broadcast)
         : "m"(*value), "m"(vector_at(panel)), "x"(weights[0]), "x"(weights[1]), "x"(weights[2]));
   }
 

@@ -32,7 +32,7 @@ constexpr int64_t kMaxValues = 4 << 20;  // bytes of a job's transformed windows
 // is the other way round: cut by panels up to 32 tiles a thread, ResNet-18 is 1.08 to 1.10 times as
 // fast at batch 1, 1.04 at 8.
 int64_t tiles_per_thread() { return kernels().lanes > 8 ? 8 : 32; }
-// With fewer, weights pass through one core only, so many panels a job.
+// With fewer, weights pass through one core only, at most so many panels a job.
 constexpr int64_t kPanelsPerJob = 2;
 constexpr int64_t kLargeWeights = 1 << 20;  // bytes
 

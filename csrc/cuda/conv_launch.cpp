@@ -142,7 +142,8 @@ sm90::Device sm90_device(const DeviceFacts& facts) {
 }
 #endif
 
-std::string sm90_refuses(const Wanted& wanted, const DeviceFacts& facts) {
+std::string sm90_refuses([[maybe_unused]] const Wanted& wanted,
+                         [[maybe_unused]] const DeviceFacts& facts) {
 #ifdef RESNET_FUSED_WITHOUT_SM90
   return "its kernel was not compiled";
 #else

@@ -17,6 +17,8 @@ using Ints = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
 using Strings = std::vector<StringHandle>;
 
+constexpr const char* kRun = "run_prepared_cuda";
+
 struct Prepared {
   Sizes input;  // (N, C, H, W)
   ScalarType type;
@@ -74,23 +76,25 @@ void check_lists(const char* op, const Lists& lists) {
 }
 
 // Convolution i of an image x, to which `residual` is added, or `branch`, convolved by convolution
-// `joined` in the same kernel.
+// `shortcut` in the same kernel.
 Conv conv_at(const char* op, const Lists& lists, size_t i, const Tensor& x,
-             const MaybeTensor& residual, const MaybeTensor& branch, size_t joined, bool pool) {
+             const MaybeTensor& residual, const MaybeTensor& branch, size_t shortcut, bool pool) {
   const MaybeTensor none;
-  const MaybeTensor packed = branch ? MaybeTensor(lists.packed[joined]) : none;
-  const MaybeTensor scale = branch ? MaybeTensor(lists.scales[joined]) : none;
-  const MaybeTensor shift = branch ? MaybeTensor(lists.shifts[joined]) : none;
+  const MaybeTensor packed = branch ? MaybeTensor(lists.packed[shortcut]) : none;
+  const MaybeTensor scale = branch ? MaybeTensor(lists.scales[shortcut]) : none;
+  const MaybeTensor shift = branch ? MaybeTensor(lists.shifts[shortcut]) : none;
   const IntPair kernel_size = Lists::pair(lists.kernel_sizes, i);
   const IntPair stride = Lists::pair(lists.strides, i), padding = Lists::pair(lists.paddings, i);
   const IntPair dilation = Lists::pair(lists.dilations, i);
-  const IntPair branch_stride = branch ? Lists::pair(lists.strides, joined) : IntPair{1, 1};
+  const IntPair branch_stride = branch ? Lists::pair(lists.strides, shortcut) : IntPair{1, 1};
   const ConvArguments a{
       op,      x,        lists.packed[i], lists.scales[i], lists.shifts[i], residual,
       branch,  packed,   scale,           shift,           kernel_size,     stride,
       padding, dilation, lists.groups[i], lists.acts[i],   branch_stride};
   const Sizes out = check_arguments(a);
-  return pool ? pooled_conv_of(a, out) : conv_of(a, out, lists.configs[i]);
+  Conv conv = pool ? pooled_conv_of(a, out) : conv_of(a, out, lists.configs[i]);
+  conv.op = kRun;  // which launches it
+  return conv;
 }
 
 int64_t prepare(const Tensor& x, const Tensors& packed, const Tensors& scales,
@@ -109,6 +113,15 @@ int64_t prepare(const Tensor& x, const Tensors& packed, const Tensors& scales,
   check(has_shortcut || !joined, op, ": joined must be False without a shortcut, got True");
   check(!pool || (count == 1 && !adds), op, ": pool must be False but for one convolution, got ",
         count);
+  if (joined) {
+    const size_t last = count - 1;
+    const IntPair none{0, 0}, one{1, 1};
+    check(Lists::pair(lists.paddings, last) == none && Lists::pair(lists.dilations, last) == one &&
+              lists.groups[last] == 1 && lists.acts[last] == "none",
+          op,
+          ": the shortcut must have padding 0, dilation 1, groups 1 and act \"none\" to be joined");
+  }
+  check(x.is_cuda(), op, ": x must be on a CUDA device, got another device");
   const int device = x.get_device_index();
   const DeviceGuard guard(device);
   auto made = std::make_shared<Prepared>();
@@ -137,16 +150,16 @@ int64_t prepare(const Tensor& x, const Tensors& packed, const Tensors& scales,
 }
 
 Tensor run_prepared(const Tensor& x, int64_t id) {
-  const char* const op = "run_prepared_cuda";
   const std::shared_ptr<const Prepared> prepared = registry().find(id);
-  check(prepared != nullptr, op,
+  check(prepared != nullptr, kRun,
         ": prepared must be what prepare_cuda returned, not yet released, got ", id);
   const auto sizes = x.sizes();
   check(std::equal(sizes.begin(), sizes.end(), prepared->input.begin(), prepared->input.end()) &&
             x.scalar_type() == prepared->type && x.is_cuda() &&
             x.get_device_index() == prepared->device,
-        op, ": x must have the shape, dtype and device that were prepared, got shape ",
-        shape_text(sizes), " and ", dtype_name(x.scalar_type()));
+        kRun, ": x must have the shape, dtype and device that were prepared, got shape ",
+        shape_text(sizes), ", ", dtype_name(x.scalar_type()), " and ",
+        x.is_cuda() ? "cuda:" : "index ", x.get_device_index());
   const DeviceGuard guard(prepared->device);
   return prepared->run(x);
 }

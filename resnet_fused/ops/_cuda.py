@@ -1,5 +1,6 @@
-"""conv_bn_act_cuda, conv_bn_act_pool_cuda, bottleneck_tail_cuda, add_relu_cuda and
-scale_shift_act_cuda: the CUDA C++ kernels as ops. Also loads those of global_avg_pool and linear.
+"""conv_bn_act_cuda, conv_bn_act_pool_cuda, bottleneck_tail_cuda, add_relu_cuda,
+scale_shift_act_cuda, prepare_cuda and run_prepared_cuda: the CUDA C++ kernels as ops. Also loads
+those of global_avg_pool and linear.
 
 The kernels are in an extension of their own, `_C_cuda`, which only a torch with CUDA can load.
 """
@@ -25,6 +26,13 @@ from ._shapes import check_gpu_conv, empty_in_format, empty_nhwc
 OLDEST_CAPABILITY = (8, 0)
 
 
+def release_of(binary: str) -> Callable[[int], None]:
+    """What frees an answer of the op `prepare_cuda`, from the library that has registered it."""
+    release = ctypes.CDLL(binary).resnet_fused_release_prepared_cuda
+    release.argtypes, release.restype = [ctypes.c_int64], None
+    return release
+
+
 def _load() -> str | None:
     """Registers the CUDA C++ kernels; returns why it could not, or None."""
     if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
@@ -41,6 +49,10 @@ def _load() -> str | None:
         torch.ops.load_library(found.origin)
     except OSError as error:
         return str(error.__cause__ or error)  # the loader's own words, where torch kept them
+    try:
+        release_of(found.origin)
+    except AttributeError:
+        return "the CUDA C++ kernels are of another version: build them again"
     return None
 
 
@@ -80,13 +92,6 @@ def _load_release() -> Callable[[int], None]:
     if found is None or found.origin is None:
         return lambda prepared: None
     return release_of(found.origin)
-
-
-def release_of(binary: str) -> Callable[[int], None]:
-    """What frees an answer of the op `prepare_cuda`, from the library that has registered it."""
-    release = ctypes.CDLL(binary).resnet_fused_release_prepared_cuda
-    release.argtypes, release.restype = [ctypes.c_int64], None
-    return release
 
 
 release_prepared = _load_release()

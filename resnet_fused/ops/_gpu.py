@@ -106,8 +106,8 @@ def prepare(
     return lambda x, other: op(x, weight, scale, shift, None, other, *shortcut, **given)
 
 
-class AtOnce:
-    """Launches a block, or a convolution, by one op: prepare_cuda's, with its arguments."""
+class Prepared:
+    """Launches a block, or a convolution, by one op; made with prepare_cuda's arguments."""
 
     __slots__ = ("__weakref__", "_prepared")
 
@@ -115,6 +115,10 @@ class AtOnce:
         self._prepared = _ops.prepare_cuda(*arguments, **keywords)
         # Not at exit: then the whole process ends.
         weakref.finalize(self, _cuda.release_prepared, self._prepared).atexit = False
+
+    def __reduce__(self) -> tuple:
+        """Of copies, which have parameters of their own, remains None."""
+        return type(None), ()
 
     def __call__(self, x: Tensor) -> Tensor:
         return _ops.run_prepared_cuda.default(x, self._prepared)

@@ -18,6 +18,8 @@ constexpr int largest_split_tile() {
   return largest;
 }
 
+constexpr int kWhole = 8;  // on a whole GPU
+
 }  // namespace
 
 int largest_cluster() {
@@ -27,7 +29,7 @@ int largest_cluster() {
   const void* const kernel = kernel_bfloat16(kTile, false, true);
   if (allow_shared(kernel, shared_bytes(kT))) {
     cudaGetLastError();
-    return 1;
+    return kWhole;
   }
   for (const unsigned blocks : {8u, 4u, 2u}) {
     cudaLaunchAttribute cluster = {};
@@ -40,10 +42,10 @@ int largest_cluster() {
     config.attrs = &cluster;
     config.numAttrs = 1;
     int resident = 0;
-    if (cudaOccupancyMaxActiveClusters(&resident, kernel, &config))
-      cudaGetLastError();  // a smaller one may fit
-    else if (resident > 0)
-      return int(blocks);
+    const cudaError_t code = cudaOccupancyMaxActiveClusters(&resident, kernel, &config);
+    if (code != cudaSuccess) cudaGetLastError();
+    if (code != cudaSuccess && code != cudaErrorInvalidClusterSize) return kWhole;
+    if (resident > 0) return int(blocks);
   }
   return 1;
 }

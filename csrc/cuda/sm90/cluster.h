@@ -4,8 +4,8 @@
 
 namespace resnet_fused::sm90 {
 
-// Of the kernels that split a reduction, on the current device: 8, 4, 2, or 1 where none fits or
-// the driver does not say. Asks the driver at every call.
+// Of the kernels that split a reduction, on the current device: 8, 4, 2, or 1 where none fits; 8,
+// too, where the driver does not say. Asks the driver at every call.
 int largest_cluster();
 
 }  // namespace resnet_fused::sm90
