@@ -34,7 +34,7 @@ def why_not() -> str | None:
 def build(folder: Path = BUILT) -> Path:
     """Compiles it into `folder`, unless it is there."""
     include = Path(torch.__file__).parent / "include"
-    flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wno-attributes", "-DUSE_CUDA"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-attributes", "-DUSE_CUDA"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{CSRC}", f"-isystem{include}"]
     flags += [f"-isystem{include}/torch/csrc/api/include", f"-isystem{cuda_headers()}"]
     # Its own symbols before torch's.
