@@ -39,7 +39,8 @@ inline std::ostream& operator<<(std::ostream& text, const OpName& name) {
 }
 
 // "(1, 64, 56, 56)", as Python prints a shape; works for any range of integers. Written only where
-// a check fails: as text it took a third of an op's 24 us on a GPU. Holds a reference to the range.
+// a check fails: as text, shapes took 10 of the 25 us that conv_bn_act_cuda costs the host (on the
+// null device of its tests). Holds a reference to the range.
 template <typename Range>
 struct ShapeText {
   const Range& range;

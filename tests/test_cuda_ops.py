@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +45,16 @@ def test_why_the_kernels_are_not_there():
         )
     elif not torch.cuda.is_available():
         assert error is not None
+
+
+def test_kernels_of_another_version(monkeypatch):
+    """Built before prepare_cuda came, say: a sentence, not an error at the import."""
+    stale = SimpleNamespace(origin=torch._C.__file__)
+    monkeypatch.setattr(_cuda.importlib.util, "find_spec", lambda name: stale)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("RESNET_FUSED_DISABLE_EXT", raising=False)
+    assert _cuda._load() == "the CUDA C++ kernels are of another version: build them again"
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ constexpr int64_t kStemBlock = kBlockChunks * kChunk;
 template <int kCols>
 static __attribute__((noinline)) void run_stem_tile(const StemTile& tile) {
   const int64_t step = tile.step;
-  for (int col = 0; col < tile.columns; col += kPass) {
+  for (int col = 0; col < tile.columns; col += Vec::kVectors * Vec::kWidth) {
     Sums<kCols> sum;
     clear(sum);
     float* sums = tile.sums + col;

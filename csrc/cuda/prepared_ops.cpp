@@ -1,6 +1,7 @@
 // prepare_cuda and run_prepared_cuda: a residual block or a convolution as one op, with arguments
-// checked and kernels' operands made ready once. Launched one by one from Python, a block takes
-// some 50 us beside its kernels, more than they take for one image; so it takes half.
+// checked and weights made dense once. A call of a block with two convolutions takes the host 51 us
+// where its ops are called one by one, 21 so (on the null device of the tests, which computes
+// nothing).
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -78,7 +78,7 @@ cudaError_t launched(const void* function, dim3 grid, dim3 block, size_t shared_
   for (int i = 0; i < attributes; ++i)
     text << " attribute " << attribute[i].id << " " << attribute[i].val.clusterDim.x;
   text << " :";
-  std::vector<uint64_t> words((k.param_bytes + 7) / 8);
+  std::vector<uint64_t> words(k.param_bytes / 8 + 1);  // zeros behind the last
   std::memcpy(words.data(), params, k.param_bytes);
   for (const uint64_t word : words) text << " " << word_text(word);
   record += text.str() + "\n";
