@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 CUDA = ROOT / "csrc" / "cuda"
 OLDEST_CAPABILITY = (8, 0)
-OLDEST_CUDA = (12, 3)  # wgmma, im2col tensor maps and the driver's entry points by version
+OLDEST_CUDA = (12, 5)  # its runtime was the first to have cudaGetDriverEntryPointByVersion
 ALL_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 _NAMED = {"Ampere": "8.0;8.6", "Ada": "8.9", "Hopper": "9.0", "Blackwell": "10.0;12.0"}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .backends import can_compute, missing, uses_tf32
+from .backends import can_compute, uses_tf32, why_not
 from .conv_shape import Choice, ConvShape
 
 # Fewer channels per group than a tensor core multiplies at a time.
@@ -32,6 +32,4 @@ def ours(shape: ConvShape, exact_nonfinite: bool) -> Choice:
     first, other = plans
     if can_compute(first, shape):
         return Choice(first, "implicit GEMM on tensor cores")
-    return Choice(
-        other, f"implicit GEMM on tensor cores; {missing(first, shape.device, shape.index)}"
-    )
+    return Choice(other, f"implicit GEMM on tensor cores; {why_not(first, shape)}")

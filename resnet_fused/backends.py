@@ -29,10 +29,22 @@ def missing(plan: str, device: str, index: int = 0) -> str:
     return error or ""
 
 
+# Elements that the CUDA C++ kernels can address in a tensor.
+_CUDA_ELEMENTS = 2**31
+
+
+def why_not(plan: str, shape: ConvShape) -> str:
+    """Why the kernels of a plan cannot serve a convolution of this size here, "" where they can."""
+    reason = missing(plan, shape.device, shape.index)
+    if not reason and plan == "cuda" and shape.largest_map() >= _CUDA_ELEMENTS:
+        return "a map of 2**31 elements or more is beyond the CUDA C++ kernels"
+    return reason
+
+
 def can_compute(plan: str, shape: ConvShape) -> bool:
     """Whether a plan can compute a convolution on this machine."""
     traits = PLAN_TRAITS[plan]
-    if shape.dtype not in traits.dtypes or missing(plan, shape.device, shape.index):
+    if shape.dtype not in traits.dtypes or why_not(plan, shape):
         return False
     if traits.isa and traits.isa != ops.cpu_isa():
         return False

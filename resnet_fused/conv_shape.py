@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,22 @@ class ConvShape:
     groups: int = 1
     batch: int = 1
     index: int = 0  # of the device among those of its type
+
+    def largest_map(self) -> int:
+        """Elements of the output, or of the input with its padding, whichever has more; 0 in a
+        graph that is captured for every size."""
+        if not all(is_static(size) for size in self.out_size):
+            return 0
+        input_size = [
+            (size - 1) * stride + (taps - 1) * dilation + 1
+            for size, stride, taps, dilation in zip(
+                self.out_size, self.stride, self.kernel, self.dilation, strict=True
+            )
+        ]
+        return self.batch * max(
+            self.out_channels * math.prod(self.out_size),
+            self.in_channels * math.prod(input_size),
+        )
 
     def __str__(self) -> str:
         """The key of tuned answers: "3x3 64->128 to 28x28 stride 2x2 float32 cpu".

@@ -187,7 +187,7 @@ def _cannot_run_ours(shape: ConvShape) -> str:
     if shape.device not in ("cpu", "cuda"):
         return f"no kernel of ours for {shape.device}"
     plans = ("direct",) if shape.device == "cpu" else ("cuda", "triton")
-    reasons = [backends.missing(plan, shape.device, shape.index) for plan in plans]
+    reasons = [backends.why_not(plan, shape) for plan in plans]
     if all(reasons):
         return "; ".join(dict.fromkeys(reasons))
     if shape.dtype == torch.float64:

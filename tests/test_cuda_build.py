@@ -93,7 +93,7 @@ def test_no_toolkit_and_an_old_one(monkeypatch):
     )
     old = build_cuda.Toolkit("nvcc", Path(), Path(), (11, 8))
     monkeypatch.setattr(build_cuda, "find_toolkit", lambda environ, which: old)
-    assert make_plan("11.8").reason == "the kernels need CUDA 12.3 or later, nvcc is of 11.8"
+    assert make_plan("11.8").reason == "the kernels need CUDA 12.5 or later, nvcc is of 11.8"
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,6 @@ def gpu(monkeypatch):
         monkeypatch.setattr(backends, "missing", missing)
         for module in (backends, _cuda_rule):
             monkeypatch.setattr(module, "uses_tf32", lambda: tf32)
-        monkeypatch.setattr(_cuda_rule, "missing", missing)
 
     return serve
 
@@ -152,6 +151,12 @@ def gpu(monkeypatch):
         (("triton",), {"dtype": torch.float32}, "triton", "implicit GEMM"),
         (("triton",), {"groups": 64}, "torch", "1 channels a group are fewer than a tensor core"),
         (("triton",), {"groups": 4}, "triton", "implicit GEMM"),
+        (("triton", "cuda"), {"batch": 9900}, "cuda", "implicit GEMM on tensor cores"),
+        (("triton", "cuda"), {"batch": 10700}, "triton",
+         "implicit GEMM on tensor cores; a map of 2**31 elements or more is beyond"),
+        (("triton", "cuda"), {"batch": 2700, "stride": (2, 2)}, "triton", "implicit GEMM"),
+        (("cuda",), {"batch": 10700}, "torch",
+         "a map of 2**31 elements or more is beyond the CUDA C++ kernels; there is no triton"),
     ],
 )  # fmt: skip
 def test_rule_on_a_gpu(gpu, plans, changes, expected, reason):
