@@ -291,7 +291,7 @@ class FusedModule(Wrapper):
     ) -> Ready | ReadyOnGpu | None:
         if takes_launches(x):
             run = self._launches(x, packed)
-            return None if run is None else ReadyOnGpu(x, facts, run)
+            return None if run is None else ReadyOnGpu(x, facts, run, packed.readers)
         arguments = self._at_once(tuple(x.shape[-2:]), packed)
         return None if arguments is None else Ready(x, facts, arguments, packed.stamp.on_cpu)
 
@@ -390,15 +390,6 @@ class FusedModule(Wrapper):
             )
         reasons = dict.fromkeys(unit.reason for unit in held)
         return Status(True, backend, "; ".join(reasons), size)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        state["_cache"] = None
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__["_cache"] = packing.PackCache()
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, original={type(self.__dict__['_original']).__name__}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import guard, packing
+from ._streams import Readers
 from .ops._library import extension_error, release_prepared
 from .ops._triton import INTERPRETED
 
@@ -71,10 +72,6 @@ class Ready:
         # Not at exit: then the whole process ends.
         weakref.finalize(self, release_prepared, self._prepared).atexit = False
 
-    def __reduce__(self) -> tuple:
-        """Of copies, which have parameters of their own, remains None."""
-        return type(None), ()
-
     def __call__(self, x: Tensor) -> Tensor | None:
         """The module's output; None if anything is not as it was. x: of the shape prepared."""
         on_cpu = x.is_cpu and self._watched[0].is_cpu  # .to() may have moved the weights
@@ -86,24 +83,29 @@ class Ready:
 
 
 class ReadyOnGpu:
-    """Serves inputs of one shape, dtype and device. run: launches what computes the output."""
+    """Serves inputs of one shape, dtype and device.
 
-    __slots__ = ("_device", "_dtype", "_holds", "_run")
+    run: launches what computes the output. readers: of the packed weights.
+    """
+
+    __slots__ = ("_device", "_dtype", "_holds", "_readers", "_run")
 
     def __init__(
-        self, x: Tensor, facts: Iterable[guard.Fact], run: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        facts: Iterable[guard.Fact],
+        run: Callable[[Tensor], Tensor],
+        readers: Readers,
     ) -> None:
         self._dtype, self._device = x.dtype, x.device
         self._holds = guard.watch([*PLAIN, *facts])
         self._run = run
-
-    def __reduce__(self) -> tuple:
-        """Of copies, which have parameters of their own, remains None."""
-        return type(None), ()
+        self._readers = readers
 
     def __call__(self, x: Tensor) -> Tensor | None:
         """The module's output; None if anything is not as it was. x: of the shape prepared."""
         if x.device != self._device or x.dtype is not self._dtype or not self._holds():
             return None
+        self._readers.add_current()
         with torch._C._AutoDispatchBelowAutograd():
             return self._run(x)

@@ -9,14 +9,17 @@ all values.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import check, guard, select
+from ._streams import Readers
 from .ops import _gpu
 from .recipe import ConvUnit
 
@@ -324,22 +327,44 @@ def _finish(units: Sequence[ConvUnit]) -> None:
 class Packing:
     """What a module has packed, and what was made of it."""
 
-    key: Any
+    dtype: torch.dtype  # of the computation
     stamp: _Stamp
     units: tuple[PackedUnit, ...]
     derived: Any = None  # what the module needs to run them
     ready: dict[torch.Size, Ready] = field(default_factory=dict)  # by the shape of the input
+    readers: Readers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.readers = Readers(t for unit in self.units for t in unit.operands)
+
+    def serving(
+        self, dtype: torch.dtype, choices: tuple[select.Choice, ...]
+    ) -> Packing | None:
+        """These packed weights for choices of the same plans, whose reasons may be others; None for
+        other plans or another dtype."""
+        pairs = list(zip(self.units, choices, strict=True))
+        if self.dtype != dtype or any(u.choice.plan != choice.plan for u, choice in pairs):
+            return None
+        if all(u.choice == choice for u, choice in pairs):
+            return self
+        other = copy.copy(self)  # with what is ready: reasons change nothing that is computed
+        other.units = tuple([replace(unit, choice=choice) for unit, choice in pairs])
+        return other
 
 
 class PackCache:
     """The packed weights of one module's units, for one dtype and one choice of plans at a time."""
 
     def __init__(self) -> None:
-        # Threads may pack at the same time; each packing is whole, the last one stays.
         self.packing: Packing | None = None
+        self._lock = threading.RLock()  # threads whose first calls come together pack once
         self.doubted = False  # whether the next call compares whole contents
         self._choices: dict[Any, tuple[select.Choice, ...]] = {}
         self._largest_batch = 0
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles, whose tensors are others, start empty."""
+        return type(self), ()
 
     def largest_batch(self, batch: int) -> int:
         """The largest batch since the weights were last dropped, this one included.
@@ -352,9 +377,10 @@ class PackCache:
         return self._largest_batch
 
     def drop(self) -> None:
-        self.packing = None
-        self._choices = {}
-        self._largest_batch = 0
+        with self._lock:
+            self.packing = None
+            self._choices = {}
+            self._largest_batch = 0
 
     def held(self) -> tuple[PackedUnit, ...]:
         """What is packed at the moment, perhaps nothing, perhaps stale."""
@@ -378,6 +404,18 @@ class PackCache:
         choose_all() gives a plan for each unit; it is asked once for each `context`, which is
         hashable and holds all that the choice depends on but the units themselves.
         """
+        with self._lock:
+            packing = self._get(units, dtype, context, choose_all)
+        packing.readers.add_current()
+        return packing
+
+    def _get(
+        self,
+        units: Sequence[ConvUnit],
+        dtype: torch.dtype,
+        context: Any,
+        choose_all: Callable[[], tuple[select.Choice, ...]],
+    ) -> Packing:
         doubted, packing = self.doubted, self.packing
         fits = packing is not None and packing.stamp.fits()
         if fits and doubted:
@@ -390,14 +428,15 @@ class PackCache:
         choices = self._choices.get(context)
         if choices is None:
             choices = self._choices[context] = choose_all()
-        if fits and packing.key == (dtype, choices):
-            return packing
+        serving = packing.serving(dtype, choices) if fits else None
+        if serving is not None:
+            self.packing = serving
+            return serving
         with torch.no_grad():
             stamp = _Stamp(units)
             packed = tuple(
                 pack(unit, dtype, choice) for unit, choice in zip(units, choices, strict=True)
             )
         _finish(units)
-        # Not `return self.packing`: another thread may have put its own there by then.
-        packing = self.packing = Packing((dtype, choices), stamp, packed)
+        self.packing = packing = Packing(dtype, stamp, packed)
         return packing

@@ -465,6 +465,31 @@ def test_two_threads_with_their_own_streams(shared, net, gpu, forced):
     in_threads(work)
 
 
+def test_packing_again_while_another_stream_reads(net, gpu, forced):
+    """What was packed is not given away before the work that reads it has run."""
+    fused = rf.fuse(net).to(gpu)
+    x = images().to(gpu)
+    with torch.no_grad():
+        want = fused(x)
+        stream = torch.cuda.Stream(gpu)
+        torch.cuda.synchronize(gpu)
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)  # a tenth of a second
+            got = fused(x)
+        sizes = [
+            (t.shape, t.dtype)
+            for module in fused.modules()
+            if hasattr(module, "drop_packed")
+            for unit in module._cache.held()
+            for t in unit.operands
+        ]
+        rf.refresh(fused)
+        for shape, dtype in sizes:
+            torch.full(shape, float("nan"), dtype=dtype, device=gpu)
+        torch.cuda.synchronize(gpu)
+    assert torch.equal(got, want)
+
+
 def test_second_device(net, double, gpu, forced):
     """On cuda:1 while cuda:0 is current, and moved from one to the other."""
     if torch.cuda.device_count() < 2:

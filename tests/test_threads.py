@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -157,24 +158,26 @@ def test_one_module_in_several_threads(count, threads):
                 assert_same(y, want[at])
 
 
-def test_a_call_runs_what_it_packed_itself():
-    """Another thread may put its own packed weights in their place before the call goes on."""
-
-    class Overtaken(packing.PackCache):
-        @property
-        def packing(self):
-            return self.__dict__.get("kept")
-
-        @packing.setter
-        def packing(self, value):
-            other = packing.Packing("another thread's", None, ()) if value else None
-            self.__dict__["kept"] = other
-
+def test_first_calls_that_come_together_pack_once(monkeypatch):
     block = randomize(rf.FusedResidual(8, 8)).eval()
-    block.__dict__["_cache"] = Overtaken()
     x = torch.randn(1, 8, 6, 6)
-    with torch.no_grad():
-        assert block._pack(x, x.dtype).key[0] == x.dtype
+    packed = []
+
+    def pack(unit, *arguments, pack=packing.pack):
+        packed.append(unit)
+        time.sleep(0.05)  # in which the others come
+        return pack(unit, *arguments)
+
+    monkeypatch.setattr(packing, "pack", pack)
+
+    def work(i):
+        with torch.no_grad():
+            return block(x)
+
+    results = in_threads(4, work)
+    assert packed == list(block._units)
+    for y in results:
+        assert_same(y, results[0])
 
 
 def test_contexts_of_threads_are_their_own():
