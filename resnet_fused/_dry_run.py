@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ._errors import one_line
 from ._trace import shadow
 from .recipe import BlockRecipe, ConvUnit, NoMatch
 
@@ -36,7 +37,7 @@ def confirm(block: nn.Module, recipe: BlockRecipe) -> None:
         except NoMatch:
             raise
         except Exception as error:
-            raise NoMatch(f"does not run ({str(error).strip().splitlines()[0][:100]})") from error
+            raise NoMatch(f"does not run ({one_line(error)})") from error
         with _Log(x) as ours:
             expected = _run(recipe, copied, x)
     asked = theirs.queries - ours.queries

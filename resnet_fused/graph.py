@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from . import check, guard
 from ._call import check_example
+from ._errors import one_line
 from ._recording import Recording
 from ._recording_facts import NotRecordable, facts_of_fused, facts_of_modules, kept_alive
 
@@ -220,7 +221,7 @@ class _Plan(_Nothing):
             facts += facts_of_fused(model)
             self._alive = kept_alive(model)
         except (RuntimeError, NotRecordable) as error:
-            self.why_not = f"it cannot be recorded: {str(error).splitlines()[0]}"
+            self.why_not = f"it cannot be recorded: {one_line(error, None)}"
         # With no facts, for hooks that Python alone sees, the next call looks again.
         self._holds = guard.watch(facts) if facts else None
 

@@ -493,6 +493,17 @@ def test_the_block_is_the_candidate_not_what_holds_it():
     assert not is_candidate(nn.Sequential(BasicBlock(8, 8)))
 
 
+class RaisesWithoutText(Plain):
+    def forward(self, x):
+        if type(x) is Tensor:  # not when it is traced
+            raise ValueError
+        return self.relu(self.main(x) + x)
+
+
+def test_an_exception_without_text_is_a_reason_too():
+    assert inspect_block(RaisesWithoutText()).reason == "does not run (ValueError)"
+
+
 def test_refused_in_place_does_not_touch_the_users_module():
     block = CASES["KeepsFeatures"][0]()
     with pytest.raises(NoMatch):
