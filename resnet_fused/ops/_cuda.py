@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import check
+from .. import _environment, check
 from .._tf32 import uses_tf32
 from ._library import constant_in_graphs, library
 from ._shapes import check_gpu_conv, empty_in_format, empty_nhwc
@@ -35,8 +34,8 @@ def release_of(binary: str) -> Callable[[int], None]:
 
 def _load() -> str | None:
     """Registers the CUDA C++ kernels; returns why it could not, or None."""
-    if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
-        return "RESNET_FUSED_DISABLE_EXT is set"
+    if _environment.is_set(_environment.DISABLE_EXT):
+        return f"{_environment.DISABLE_EXT} is set"
     try:
         found = importlib.util.find_spec("resnet_fused._C_cuda")
     except ImportError as error:

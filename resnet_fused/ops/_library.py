@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from .. import _environment
 
 NAMESPACE = "resnet_fused"
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -83,8 +84,8 @@ _binary = ""  # the extension's file
 def _load_extension() -> str | None:
     """Registers the C++ kernels; returns why it could not, or None."""
     global _binary
-    if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
-        return "RESNET_FUSED_DISABLE_EXT is set"
+    if _environment.is_set(_environment.DISABLE_EXT):
+        return f"{_environment.DISABLE_EXT} is set"
     try:
         found = importlib.util.find_spec("resnet_fused._C")
     except ImportError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import check
+from .._environment import INTERPRETED
 from .._tf32 import uses_tf32
 from ._library import library
 from ._shapes import as_runtime_error, check_gpu_conv, dense_nhwc, empty_in_format, empty_nhwc
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..conv_shape import ConvShape
     from ..triton_kernels.problem import Problem
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 OLDEST_CAPABILITY = (8, 0)
 KEY = "CPU" if INTERPRETED else "CUDA"
 BY_RULE = "rule"  # a config: the rule's, whatever was measured
