@@ -1,4 +1,8 @@
-"""Every op in PyTorch's own ops: what runs without the C++ extension and on other devices."""
+"""The ops in Python, for every device: a GPU's kernels where they serve (_gpu), else PyTorch's ops.
+
+On the CPU the kernels of the C++ extension, where it is loaded, go before them. conv_bn_act and
+conv_bn_act_kept, which only choose and pack, are here for every device.
+"""
 
 from __future__ import annotations
 
