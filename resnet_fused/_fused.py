@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import check, guard, packing, reference, select
+from ._capture import constant_in_graphs
 from ._launches import Launch
 from ._links import GLOBAL_HOOK_FACTS, Link, changed, facts_of, has_global_hooks
 from ._ready import Ready, ReadyOnGpu, can_be_ready, takes_launches
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
-from .ops._library import constant_in_graphs
 from .ops._transforms import is_dual, is_transformed
 from .recipe import ConvUnit
 

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 from . import guard, packing
 from ._environment import INTERPRETED
-from .ops._library import extension_error, release_prepared
+from ._extension import extension_error, release_prepared
 
 _ops = torch.ops.resnet_fused
 _prepare, _run = _ops.prepare.default, _ops.run_prepared.default

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from . import _extension
 from .check import PLAN_TRAITS, dtype_name
-from .ops import _library as ops
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Choice:
     def backend(self) -> str:
         """What runs the plan here, for reports: "direct (avx512)"."""
         on_cpu = PLAN_TRAITS[self.plan].device == "cpu"
-        return f"{self.plan} ({ops.cpu_isa()})" if on_cpu else self.plan
+        return f"{self.plan} ({_extension.cpu_isa()})" if on_cpu else self.plan
 
 
 def is_static(size: int) -> bool:

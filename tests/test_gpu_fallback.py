@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Case, exact, normals
 
-from resnet_fused import packing, reference, select, tuned
+from resnet_fused import _gpu_kernels, packing, reference, select, tuned
 from resnet_fused._launches import prepare_block, prepare_unit
 from resnet_fused.measure import candidates
 from resnet_fused.measure.candidates import ConvCall
@@ -80,9 +80,8 @@ def kernels(monkeypatch):
 
     def there(*backends):
         for name in ("cuda", "triton"):
-            module = getattr(_gpu, f"_{name}")
             error = None if name in backends else "not there"
-            monkeypatch.setattr(module, f"{name}_error", lambda device, error=error: error)
+            monkeypatch.setattr(_gpu_kernels, f"{name}_error", lambda device, error=error: error)
         return calls
 
     return there

@@ -555,7 +555,7 @@ def prepared(x=X):
 
 
 def release(handle):
-    rf.ops._library.release_prepared(handle)
+    rf._extension.release_prepared(handle)
 
 
 def test_run_prepared_computes_until_what_it_watches_changes():

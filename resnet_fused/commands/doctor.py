@@ -14,11 +14,10 @@ import click
 import torch
 from rich.markup import escape
 
-from .. import _build_info, ops, select, tuned
+from .. import _build_info, _gpu_kernels, ops, select, tuned
 from .._environment import DISABLE_EXT, EXACT_NONFINITE, FORCE, ISA, TUNE_FILE, is_set
 from ..measure.machine import ROOT, Machine, machine, usable_cores
 from ..measure.peak import multiply_peak
-from ..ops import _cuda as cuda_ops
 from .console import console
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -74,12 +73,12 @@ def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
 
 
 def _cuda_error() -> str | None:
-    if cuda_ops.extension_error is not None or not torch.cuda.is_available():
-        return cuda_ops.extension_error
+    if _gpu_kernels.extension_error is not None or not torch.cuda.is_available():
+        return _gpu_kernels.extension_error
     index = torch.cuda.current_device()
-    if torch.cuda.get_device_capability(index) < cuda_ops.OLDEST_CAPABILITY:
+    if torch.cuda.get_device_capability(index) < _gpu_kernels.OLDEST_CAPABILITY:
         return None  # nothing would mend that
-    return cuda_ops.cuda_error(torch.device("cuda", index))
+    return _gpu_kernels.cuda_error(torch.device("cuda", index))
 
 
 @click.command()

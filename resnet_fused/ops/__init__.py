@@ -12,8 +12,8 @@
 
 All of them exist whether or not anything is compiled. With the C++ extension its kernels take the
 CPU. Everywhere else _composite chooses: on a GPU the kernels in CUDA C++ or Triton that serve, and
-where there is none PyTorch's operations. Importing this package registers schemas (_library),
-fakes, the ops in Python, autograd, autocast.
+where there is none PyTorch's operations. Importing this package registers what belongs to
+the schemas (resnet_fused._schemas): fakes, the ops in Python, autograd, autocast.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from .. import check, reference
+from .._extension import CPU_FEATURES, cpu_isa, extension_error
 from . import _composite, _fakes  # noqa: F401
 from ._autocast import is_autocast_on, to_autocast_dtype
 from ._autograd import conv_bn_act_vjp
-from ._library import CPU_FEATURES, cpu_isa, extension_error
 from ._shapes import check_pack
 from ._transforms import is_transformed
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .. import check, reference, select
+from .._extension import extension_error
+from .._schemas import library
 from . import _gpu
 from ._kept import kept_weights
-from ._library import extension_error, library
 from ._shapes import (
     as_runtime_error,
     block_convs,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .. import check
-from ._library import NAMESPACE, library
+from .._schemas import NAMESPACE, library
 from ._shapes import (
     block_convs,
     check_block,

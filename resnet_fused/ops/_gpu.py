@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import check, reference
+from .. import _gpu_kernels, check, reference
 from . import _cuda, _triton
 
 _ops = torch.ops.resnet_fused
@@ -114,7 +114,7 @@ class Prepared:
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self._prepared = _ops.prepare_cuda(*arguments, **keywords)
         # Not at exit: then the whole process ends.
-        weakref.finalize(self, _cuda.release_prepared, self._prepared).atexit = False
+        weakref.finalize(self, _gpu_kernels.release_prepared, self._prepared).atexit = False
 
     def __reduce__(self) -> tuple:
         """Of copies, which have parameters of their own, remains None."""
@@ -175,7 +175,7 @@ def pools_at_once(
         and plan == "cuda"
         and dtype in (torch.bfloat16, torch.float16)
         and (groups, *dilation) == (1, 1, 1)
-        and _cuda.cuda_error(device) is None
+        and _gpu_kernels.cuda_error(device) is None
         and not _ops.conv_bn_act_pool_refusal(
             list(size), out_channels, list(kernel_size), list(stride), list(padding)
         )
@@ -236,7 +236,7 @@ def tails(
 ) -> bool:
     """Whether one kernel computes the last two convolutions of a block that adds its input as it
     is. size: (N, C, H, W) of what goes into the first of them."""
-    if not is_tail(before, last) or _cuda.cuda_error(device) is not None:
+    if not is_tail(before, last) or _gpu_kernels.cuda_error(device) is not None:
         return False
     if _cuda.has_wgmma(device):
         return False
@@ -264,9 +264,9 @@ def conv_tail(x: Tensor, before: dict[str, Any], last: dict[str, Any], residual:
 def add_relu(a: Tensor, b: Tensor) -> Tensor:
     """relu(a + b), checked before, by one kernel where there is one for the device."""
     if a.dtype != torch.float64:
-        if _cuda.cuda_error(a.device) is None:
+        if _gpu_kernels.cuda_error(a.device) is None:
             return _ops.add_relu_cuda(a, b)
-        if _triton.triton_error(a.device) is None:
+        if _gpu_kernels.triton_error(a.device) is None:
             return _ops.add_relu_triton(a, b)
     return reference.add_relu(a, b)
 
@@ -286,6 +286,6 @@ def conv_by_torch(
 ) -> Tensor:
     """PyTorch's convolution, and what follows it in one pass where there is a kernel for that."""
     y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
-    if x.dtype != torch.float64 and _cuda.cuda_error(x.device) is None:
+    if x.dtype != torch.float64 and _gpu_kernels.cuda_error(x.device) is None:
         return _ops.scale_shift_act_cuda(y, scale, shift, residual, act=act)
     return reference.scale_shift_act(y, scale, shift, residual, act)

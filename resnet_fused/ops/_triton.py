@@ -6,7 +6,6 @@ Triton itself is imported at the first use: it may be missing.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,36 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import check
+from .. import check, tuned
 from .._environment import INTERPRETED
+from .._schemas import library
 from .._tf32 import uses_tf32
-from ._library import library
+from ..conv_shape import ConvShape
 from ._shapes import as_runtime_error, check_gpu_conv, dense_nhwc, empty_in_format, empty_nhwc
 
 if TYPE_CHECKING:
-    from ..conv_shape import ConvShape
     from ..triton_kernels.problem import Problem
 
-OLDEST_CAPABILITY = (8, 0)
 KEY = "CPU" if INTERPRETED else "CUDA"
 BY_RULE = "rule"  # a config: the rule's, whatever was measured
-
-
-@functools.cache
-def triton_error(device: torch.device) -> str | None:
-    """Why the Triton kernels cannot serve a device; None where they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if INTERPRETED:
-        return None if device.type == "cpu" else "Triton's interpreter is on, for the CPU"
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return "there is no GPU"
-    if torch.version.hip is not None:
-        return "the Triton kernels were not tried on AMD's GPUs"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_CAPABILITY:
-        return f"sm_{capability[0]}{capability[1]} is older than sm_80"
-    return None
 
 
 @functools.cache
@@ -109,9 +90,6 @@ def _conv(
 
 def _measured(problem: Problem, device: torch.device) -> str:
     """The configuration that `tune` found for a convolution on this GPU, "" for the rule's."""
-    from .. import tuned
-    from ..conv_shape import ConvShape
-
     shape = ConvShape(
         device=device.type,
         index=device.index or 0,
