@@ -57,13 +57,13 @@ def prepare_at_once(
     if pool and not main[0].pools_at_once(size, device):
         return None
     sizes = _input_sizes(main, size)
-    if adds and _tails(main, shortcut, sizes, device):
+    ending = _ending(main, shortcut, sizes, device)
+    if ending == "tail":
         return None
-    joined = shortcut is not None and _gpu.joins(main[-1].keywords, shortcut.keywords)
     if shortcut is not None:
         sizes.append(size)
     configs = [_config(unit, at, device) for unit, at in zip(units, sizes, strict=True)]
-    if joined:
+    if ending == "joined":
         stride = shortcut.keywords["stride"]
         configs[len(main) - 1] = _config(main[-1], sizes[len(main) - 1], device, size, stride)
     lists = at_once(units)
@@ -74,7 +74,7 @@ def prepare_at_once(
         **keywords,
         configs=configs,
         has_shortcut=shortcut is not None,
-        joined=joined,
+        joined=ending == "joined",
         adds=adds,
         pool=pool,
     )
@@ -100,16 +100,15 @@ def _input_sizes(units: Sequence[PackedUnit], size: tuple[int, ...]) -> list[tup
     return sizes
 
 
-def _tails(
+def _ending(
     main: Sequence[PackedUnit],
     shortcut: PackedUnit | None,
     sizes: Sequence[tuple[int, ...]],
     device: torch.device,
-) -> bool:
-    """Whether one kernel computes the last two units of a block; sizes: of each one's input."""
-    if len(main) < 2 or shortcut is not None:
-        return False
-    return _gpu.tails(device, sizes[-2], main[-2].arguments, main[-1].arguments)
+) -> _gpu.Ending:
+    """How a block ends; sizes: of the input of each unit of `main`."""
+    branch = None if shortcut is None else shortcut.arguments
+    return _gpu.ending(device, sizes[-2:][0], [unit.arguments for unit in main], branch)
 
 
 def prepare_block(
@@ -122,12 +121,13 @@ def prepare_block(
     sizes = _input_sizes(main, size)
     *before, last = main
     at = sizes[-1]
-    tail = before.pop() if _tails(main, shortcut, sizes, device) else None
+    ending = _ending(main, shortcut, sizes, device)
+    tail = before.pop() if ending == "tail" else None
     runs = [prepare_unit(unit, at, device) for unit, at in zip(before, sizes, strict=False)]
     if tail is not None:
-        joined = partial(_run_tail, tail.arguments, last.arguments)
-    elif shortcut is not None and _gpu.joins(last.keywords, shortcut.keywords):
-        joined = _PREPARE[last.keywords["plan"]](
+        end = partial(_run_tail, tail.arguments, last.arguments)
+    elif ending == "joined":
+        end = _PREPARE[last.keywords["plan"]](
             *(last.operands, at, device),
             shortcut=shortcut.operands,
             shortcut_size=size,
@@ -138,14 +138,14 @@ def prepare_block(
         finish = prepare_unit(last, at, device)
         branch = None if shortcut is None else prepare_unit(shortcut, size, device)
 
-        def joined(y: Tensor, x: Tensor) -> Tensor:
+        def end(y: Tensor, x: Tensor) -> Tensor:
             return finish(y, x if branch is None else branch(x, None))
 
     def run(x: Tensor) -> Tensor:
         y = x
         for step in runs:
             y = step(y, None)
-        return joined(y, x)
+        return end(y, x)
 
     return run
 

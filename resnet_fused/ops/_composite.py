@@ -194,20 +194,19 @@ def _residual_block(x, packed, scales, shifts, *, has_shortcut, **lists):
     convs = as_runtime_error(checked)
     for conv in convs:
         _refuse_ours("residual_block", conv["plan"], x)
-    *main, last = convs[:-1] if has_shortcut else convs
+    main, shortcut = (convs[:-1], convs[-1]) if has_shortcut else (convs, None)
     y = x
-    for conv in main[:-1]:
+    for conv in main[:-2]:
         y = _ops.conv_bn_act_packed(y, **conv)
-    if main:
-        if not has_shortcut and _gpu.tails(x.device, (1, *y.shape)[-4:], main[-1], last):
-            return _gpu.conv_tail(y, main[-1], last, x)
-        y = _ops.conv_bn_act_packed(y, **main[-1])
-    if not has_shortcut:
-        return _ops.conv_bn_act_packed(y, residual=x, **last)
-    if _gpu.joins(last, convs[-1]):
-        return _gpu.conv_with_shortcut(y, last, x, convs[-1])
-    shortcut = _ops.conv_bn_act_packed(x, **convs[-1])
-    return _ops.conv_bn_act_packed(y, residual=shortcut, **last)
+    ending = _gpu.ending(x.device, (1, *y.shape)[-4:], main, shortcut)
+    if ending == "tail":
+        return _gpu.conv_tail(y, *main[-2:], x)
+    for conv in main[-2:-1]:
+        y = _ops.conv_bn_act_packed(y, **conv)
+    if ending == "joined":
+        return _gpu.conv_with_shortcut(y, main[-1], x, shortcut)
+    residual = x if shortcut is None else _ops.conv_bn_act_packed(x, **shortcut)
+    return _ops.conv_bn_act_packed(y, residual=residual, **main[-1])
 
 
 def _refuse_ours(op: str, plan: str, where: Tensor) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -248,6 +248,26 @@ def tails(
     return size[0] * out[0] * out[1] >= least and not _ops.bottleneck_tail_refusal(
         list(size), *channels, *geometry
     )
+
+
+Ending = Literal["tail", "joined", "separate"]
+
+
+def ending(
+    device: torch.device,
+    size: Sequence[int],
+    main: Sequence[dict[str, Any]],
+    shortcut: dict[str, Any] | None,
+) -> Ending:
+    """How a residual block ends: with one kernel for the last two convolutions of its main path
+    ("tail"), one for the last and its shortcut's ("joined"), or one for each ("separate").
+
+    main, shortcut: arguments of conv_bn_act_packed. size: (N, C, H, W) of what goes into the last
+    but one of `main`.
+    """
+    if shortcut is not None:
+        return "joined" if joins(main[-1], shortcut) else "separate"
+    return "tail" if len(main) > 1 and tails(device, size, *main[-2:]) else "separate"
 
 
 def conv_tail(x: Tensor, before: dict[str, Any], last: dict[str, Any], residual: Tensor) -> Tensor:
