@@ -1,6 +1,5 @@
-"""conv_bn_act_cuda, conv_bn_act_pool_cuda, bottleneck_tail_cuda, add_relu_cuda,
-and scale_shift_act_cuda: the CUDA C++ kernels as ops, and their configurations.
-"""
+"""The CUDA C++ kernels as ops: configurations of conv_bn_act_cuda, and the fakes of
+conv_bn_act_pool_cuda, bottleneck_tail_cuda and scale_shift_act_cuda."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from .. import _gpu_kernels, check, tuned
 from .._schemas import library
 from .._tf32 import uses_tf32
 from ..conv_shape import ConvShape
-from ._shapes import check_gpu_conv, empty_in_format, empty_nhwc
+from ._shapes import check_gpu_conv, empty_nhwc
 
 library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
 
@@ -106,34 +105,6 @@ def _measured(sizes: Sizes, dtype: torch.dtype, state: Any) -> str:
     return text if serves else ""
 
 
-def _conv_fake(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None = None,
-    shortcut_x: Tensor | None = None,
-    shortcut_packed: Tensor | None = None,
-    shortcut_scale: Tensor | None = None,
-    shortcut_shift: Tensor | None = None,
-    *,
-    kernel_size,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    act="relu",
-    shortcut_stride=(1, 1),
-    config="",
-) -> Tensor:
-    shortcut = (shortcut_x, shortcut_packed, shortcut_scale, shortcut_shift)
-    shape = check_gpu_conv(
-        *("conv_bn_act_cuda", x, packed, scale, shift, residual, shortcut, kernel_size, stride),
-        *(padding, dilation, groups, act, shortcut_stride),
-    )
-    return empty_nhwc(x, shape)
-
-
 def _conv_pool_fake(
     x: Tensor,
     packed: Tensor,
@@ -193,11 +164,6 @@ def _tail_fake(
     return empty_nhwc(x, shape)
 
 
-def _add_relu_fake(a: Tensor, b: Tensor) -> Tensor:
-    check.add_relu("add_relu_cuda", a, b)
-    return empty_in_format(a)
-
-
 def _scale_shift_act_fake(
     x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None, *, act="relu"
 ) -> Tensor:
@@ -215,10 +181,8 @@ def _scale_shift_act_fake(
     return empty_nhwc(x, tuple(x.shape))
 
 
-torch.library.register_fake("resnet_fused::conv_bn_act_cuda", _conv_fake, lib=library)
 torch.library.register_fake("resnet_fused::conv_bn_act_pool_cuda", _conv_pool_fake, lib=library)
 torch.library.register_fake("resnet_fused::bottleneck_tail_cuda", _tail_fake, lib=library)
-torch.library.register_fake("resnet_fused::add_relu_cuda", _add_relu_fake, lib=library)
 torch.library.register_fake(
     "resnet_fused::scale_shift_act_cuda", _scale_shift_act_fake, lib=library
 )

@@ -187,34 +187,6 @@ def prepare(
     return run
 
 
-def _conv_fake(
-    x,
-    packed,
-    scale,
-    shift,
-    residual=None,
-    shortcut_x=None,
-    shortcut_packed=None,
-    shortcut_scale=None,
-    shortcut_shift=None,
-    *,
-    kernel_size,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    act="relu",
-    shortcut_stride=(1, 1),
-    config="",
-):
-    shortcut = (shortcut_x, shortcut_packed, shortcut_scale, shortcut_shift)
-    shape = check_gpu_conv(
-        *("conv_bn_act_triton", x, packed, scale, shift, residual, shortcut, kernel_size, stride),
-        *(padding, dilation, groups, act, shortcut_stride),
-    )
-    return empty_nhwc(x, shape)
-
-
 def _add_relu(a: Tensor, b: Tensor) -> Tensor:
     as_runtime_error(check.add_relu, "add_relu_triton", a, b)
     y = empty_in_format(a)
@@ -226,12 +198,5 @@ def _add_relu(a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
-def _add_relu_fake(a, b):
-    check.add_relu("add_relu_triton", a, b)
-    return empty_in_format(a)
-
-
 library.impl("conv_bn_act_triton", _conv, KEY)
 library.impl("add_relu_triton", _add_relu, KEY)
-torch.library.register_fake("resnet_fused::conv_bn_act_triton", _conv_fake, lib=library)
-torch.library.register_fake("resnet_fused::add_relu_triton", _add_relu_fake, lib=library)
