@@ -95,6 +95,10 @@ class FusedModule(Wrapper):
         """Rows and columns of each unit's output for an input of `size`."""
         raise NotImplementedError
 
+    def _out_size(self, unit: ConvUnit, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of one unit's output for its input of `size`."""
+        return packing.out_size(type(self).__name__, unit.conv, size)
+
     def _run_original(self, x: Tensor) -> Tensor:
         return self.original()(x)
 

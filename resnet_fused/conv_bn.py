@@ -51,7 +51,7 @@ class _OneUnit(FusedModule):
     kind = "conv_bn"
 
     def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        return [packing.out_size(self._units[0].conv, size)]
+        return [self._out_size(self._units[0], size)]
 
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         return run(0, x, None)

@@ -64,10 +64,13 @@ def kernel_size(conv: nn.Conv2d) -> tuple[int, int]:
     return (conv.weight.shape[2], conv.weight.shape[3])
 
 
-def out_size(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the convolution's output for an input of `size`."""
+def out_size(op: str, conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the convolution's output for an input of `size`.
+
+    Raises ValueError, in the name of `op`, where there is none.
+    """
     return check.output_size(
-        "conv_bn_act", size, kernel_size(conv), conv.stride, pair_padding(conv), conv.dilation
+        op, size, kernel_size(conv), conv.stride, pair_padding(conv), conv.dilation
     )
 
 

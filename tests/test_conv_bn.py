@@ -206,12 +206,9 @@ def test_bad_inputs():
             fused(x)
         assert str(caught.value) == f"FusedConvBN: {sentence}"
     small = rf.FusedConvBN(nn.Conv2d(3, 4, 7), nn.BatchNorm2d(4)).eval()
-    with (
-        torch.no_grad(),
-        pytest.raises(ValueError, match="x must be at least as large as") as caught,
-    ):
+    sentence = "^FusedConvBN: x must be at least as large as the kernel: the padded input is 4 x 9"
+    with torch.no_grad(), pytest.raises(ValueError, match=sentence):
         small(image(3, (4, 9)))
-    assert "the padded input is 4 x 9, the kernel spans 7 x 7" in str(caught.value)
 
 
 # ---- sites in a parent ---------------------------------------------------------------------------

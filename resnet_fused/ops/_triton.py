@@ -158,7 +158,7 @@ def prepare(
     """
     weight, scale, shift = operands
     x = weight.new_empty((1,) * 4).expand(size)  # a shape: no memory
-    out = check.output_size("prepare", size[-2:], kernel_size, stride, padding, dilation)
+    out = check.output_size("conv_bn_act_triton", size[-2:], kernel_size, stride, padding, dilation)
     branch = None if shortcut is None else weight.new_empty((1,) * 4).expand(shortcut_size)
     launch = _kernels()
     problem = launch.problem_of(
