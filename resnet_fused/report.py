@@ -9,9 +9,10 @@ from typing import Any, overload
 from torch import nn
 
 from . import check
-from ._call import check_example, evaluating, run, table
+from ._call import check_example, evaluating, run
 from ._fused import FusedModule
 from ._plan import join, plan
+from ._tables import table
 
 
 @dataclass(frozen=True)

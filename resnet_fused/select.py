@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from . import _cpu_rule, _cuda_rule, _environment, backends, check, guard, tuned
+from ._tables import time_text
 from .backends import can_compute
 from .check import PLAN_TRAITS, PLANS
 from .conv_shape import Choice, ConvShape, is_static
@@ -154,13 +155,8 @@ def _by_measurement(shape: ConvShape, exact_nonfinite: bool) -> Choice | None:
     ranks = sorted([(p != answer.plan, answer.ms[p], p) for p in able if answer.ms[p] is not None])
     if not ranks:
         return None
-    listed = ", ".join([f"{plan} {milliseconds(ms)}" for _, ms, plan in ranks])
+    listed = ", ".join([f"{plan} {time_text(ms)}" for _, ms, plan in ranks])
     return Choice(ranks[0][2], f"tuned on this machine at batch {answer.batch}: {listed}")
-
-
-def milliseconds(ms: float) -> str:
-    """Three digits and the unit, "0.312 ms"."""
-    return f"{ms:.3g} ms" if ms < 1000 else f"{ms:.0f} ms"
 
 
 def _has_one_size(shape: ConvShape) -> bool:

@@ -19,9 +19,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from . import _fused, check, packing, select, tuned
-from ._call import check_example, evaluating, run, table
+from ._call import check_example, evaluating, run
 from ._fused import FusedModule
 from ._progress import progress_bar
+from ._tables import table, time_text
 from ._tuning_file import Answer
 from .fuse import refresh
 from .measure.candidates import (
@@ -33,7 +34,7 @@ from .measure.candidates import (
     split_name,
 )
 from .ops import _cuda
-from .select import ConvShape, milliseconds
+from .select import ConvShape
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Tuning(Sequence[Row]):
             return kept
         best = sum(row.count * row.ms[row.plan] for row in timed)
         rule = sum(row.count * row.ms[row.by_rule] for row in timed)
-        return f"all convolutions: {milliseconds(best)}, by rule {milliseconds(rule)}; {kept}"
+        return f"all convolutions: {time_text(best)}, by rule {time_text(rule)}; {kept}"
 
     def __str__(self) -> str:
         if not self._rows:
@@ -328,4 +329,4 @@ def _row_of(f: _Found, m: Measured, plans: Sequence[str], by_rule: str) -> Row:
 
 
 def _time(ms: float | None) -> str:
-    return "inexact" if ms is None else milliseconds(ms).removesuffix(" ms")
+    return "inexact" if ms is None else time_text(ms).removesuffix(" ms")
