@@ -10,7 +10,7 @@ from ._dataflow import Step
 from .recipe import BlockRecipe, ConvUnit, NoMatch
 
 
-def parse(source: Step, output: Step, steps: list[Step], block: nn.Module) -> BlockRecipe:
+def parse(output: Step, steps: list[Step], block: nn.Module) -> BlockRecipe:
     """The recipe of the block that `steps` compute, with `block`'s own submodules.
 
     Raises NoMatch with the first thing that does not fit. Every step must be part of the recipe,

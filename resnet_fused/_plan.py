@@ -114,11 +114,7 @@ class _Planner:
     def _add_sites(self, name: str, parent: nn.Module) -> None:
         if not any(isinstance(child, nn.modules.conv._ConvNd) for child in parent.children()):
             return
-        graphs = self._graphs(name, parent)
-        if isinstance(graphs, NoMatch):
-            sites, refused = find_sites(parent)
-        else:
-            sites, refused = find_sites(parent, graphs)
+        sites, refused = find_sites(parent, self._graphs(name, parent))
         for site in sites:
             reason = self._site_shared(site) or self._reached_into(name)
             if reason:

@@ -9,7 +9,7 @@ from torch import nn
 
 from . import check
 from ._fused import FusedModule
-from ._plan import Plan, join, plan
+from ._plan import Plan, plan
 from ._runs import set_formats
 from ._trace import HOOKS
 from ._wrapper import Wrapper
@@ -87,8 +87,7 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     check.module("unfuse", "fused", fused)
     model = fused if inplace else _copy("unfuse", "fused", fused)
-    wrappers = [(name, m) for name, m in model.named_modules(remove_duplicate=False)]
-    for name, module in wrappers:
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Wrapper):
             _carry_hooks(module)
         if isinstance(module, FusedModule | PassSlot | HeadLayer):
@@ -151,6 +150,6 @@ _HOOK_OPTIONS = (
 
 def _reasons(found: Plan) -> str:
     most = 5
-    reasons = [f"{join(left.name, '') or 'the model'}: {left.reason}" for left in found.left]
+    reasons = [f"{left.name or 'the model'}: {left.reason}" for left in found.left]
     rest = [f"and {len(reasons) - most} more"] if len(reasons) > most else []
     return "; ".join(reasons[:most] + rest) or "it has no residual block and no conv-BN sequence"

@@ -21,7 +21,7 @@ from .ops import _gpu
 from .recipe import ConvUnit
 
 if TYPE_CHECKING:
-    from ._ready import Ready
+    from ._ready import Ready, ReadyOnGpu
 
 _ops = torch.ops.resnet_fused
 
@@ -331,7 +331,8 @@ class Packing:
     stamp: _Stamp
     units: tuple[PackedUnit, ...]
     derived: Any = None  # what the module needs to run them
-    ready: dict[torch.Size, Ready] = field(default_factory=dict)  # by the shape of the input
+    # By the shape of the input.
+    ready: dict[torch.Size, Ready | ReadyOnGpu] = field(default_factory=dict)
 
 
 class PackCache:
@@ -364,7 +365,7 @@ class PackCache:
         packing = self.packing
         return packing.units if packing else ()
 
-    def ready(self, shape: torch.Size) -> Ready | None:
+    def ready(self, shape: torch.Size) -> Ready | ReadyOnGpu | None:
         """What may serve an input of that shape at once."""
         packing = self.packing
         return None if packing is None or self.doubted else packing.ready.get(shape)

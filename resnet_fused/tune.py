@@ -33,7 +33,7 @@ from .measure.candidates import (
     pools_at_once,
     split_name,
 )
-from .ops import _cuda
+from .ops import _cuda, _triton
 from .select import ConvShape
 
 
@@ -285,8 +285,6 @@ _MOST_CONFIGS = 8  # of a plan: those with the least estimated time, each takes 
 def _configured(plan: str, call: ConvCall) -> list[str]:
     """Configurations of a plan that are worth measuring, as candidates; GPU kernels have some."""
     if plan == "triton":
-        from .ops import _triton
-
         texts = _triton.configs(call.shape, call.in_size, call.padding, call.act, call.residual)
     elif plan == "cuda" and not pools_at_once(call, plan):
         texts = _cuda.ranked(_cuda_sizes(call))

@@ -14,7 +14,7 @@ from torchvision_style import BasicBlock, Bottleneck, ResNet
 
 from resnet_fused import reference
 from resnet_fused._trace import EVAL, record, shadow, unit_leaf
-from resnet_fused.match import find_sites, inspect_block, is_candidate, match_block
+from resnet_fused.match import find_sites, inspect_block, match_block
 from resnet_fused.recipe import BlockRecipe, NoMatch
 
 
@@ -278,7 +278,7 @@ def test_matches(name):
     for unit in recipe.units():
         assert unit.conv is block.get_submodule(unit.conv_name)
         assert unit.bn is (block.get_submodule(unit.bn_name) if unit.bn_name else None)
-    assert is_candidate(block)
+    assert inspect_block(block).candidate
     first = next(block.parameters())
     if first.device.type != "meta":
         x = torch.randn(2, 8, 9, 9, dtype=first.dtype)
@@ -486,11 +486,11 @@ def test_not_even_a_candidate(name):
     module = NOT_RESIDUAL[name]()
     with pytest.raises(NoMatch):
         match_block(module)
-    assert not is_candidate(module)
+    assert not inspect_block(module).candidate
 
 
 def test_the_block_is_the_candidate_not_what_holds_it():
-    assert not is_candidate(nn.Sequential(BasicBlock(8, 8)))
+    assert not inspect_block(nn.Sequential(BasicBlock(8, 8))).candidate
 
 
 class RaisesWithoutText(Plain):
