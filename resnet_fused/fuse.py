@@ -9,8 +9,8 @@ from torch import nn
 
 from . import check
 from ._fused import FusedModule
-from ._plan import Plan, plan
 from ._runs import set_formats
+from ._survey import Survey, survey
 from ._trace import HOOKS
 from ._wrapper import Wrapper
 from .conv_bn import PassSlot, install_site
@@ -57,7 +57,7 @@ def fuse(
     check.module("fuse", "model", model)
     check.one_of("fuse", "output_format", output_format, OUTPUT_FORMATS)
     model = model if inplace else _copy("fuse", "model", model)
-    found = plan(model)
+    found = survey(model)
     kind = type(model).__name__
     for name, recipe in found.blocks:
         model = _replace(model, name, fused_block(model.get_submodule(name), recipe))
@@ -148,7 +148,7 @@ _HOOK_OPTIONS = (
 )
 
 
-def _reasons(found: Plan) -> str:
+def _reasons(found: Survey) -> str:
     most = 5
     reasons = [f"{left.name or 'the model'}: {left.reason}" for left in found.left]
     rest = [f"and {len(reasons) - most} more"] if len(reasons) > most else []
