@@ -13,11 +13,11 @@ from ._runs import set_formats
 from ._survey import Survey, survey
 from ._trace import HOOKS
 from ._wrapper import Wrapper
-from .conv_bn import PassSlot, install_site
 from .head import HeadLayer, heads
 from .ops import extension_error
 from .ops._kept import kept_weights
 from .residual import fused_block
+from .slots import PassSlot, install_site
 
 OUTPUT_FORMATS = ("channels_last", "preserve")
 

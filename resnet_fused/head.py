@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from . import _gpu_kernels, guard
 from ._extension import extension_error
-from ._links import changed, facts_of, link, run_plainly
+from ._links import changed, facts_of, link
 from ._ready import PLAIN
-from ._wrapper import Wrapper
+from ._wrapper import Wrapper, run_plainly
 
 _ops = torch.ops.resnet_fused
 _global_avg_pool, _linear = _ops.global_avg_pool.default, _ops.linear.default

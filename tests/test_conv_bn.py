@@ -19,8 +19,8 @@ from torch.nn.utils import parametrize, prune
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.conv_bn import BatchNormSlot, ConvSlot, ReLUSlot, install_site
 from resnet_fused.recipe import ConvUnit, Site
+from resnet_fused.slots import BatchNormSlot, ConvSlot, ReLUSlot, install_site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

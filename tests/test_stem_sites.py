@@ -14,8 +14,8 @@ from torchvision_style import BasicBlock, ResNet
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.conv_bn import BatchNormSlot, ConvSlot, MaxPoolSlot, ReLUSlot
 from resnet_fused.match import find_sites
+from resnet_fused.slots import BatchNormSlot, ConvSlot, MaxPoolSlot, ReLUSlot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
