@@ -113,7 +113,7 @@ def net_work(model: nn.Module, size: int, batch: int) -> list[Work]:
     for parent, site in found.sites:
         stem = layers[join(parent, site.unit.conv_name)]
         steps.append(layer_work(stem, batch))
-        if site.pool is not None:
+        if site.max_pool is not None:
             steps.append(_pool_work(stem, batch))
     for block, recipe in found.blocks:
         own = [layers[join(block, unit.conv_name)] for unit in recipe.main]

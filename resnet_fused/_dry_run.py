@@ -53,7 +53,7 @@ def _run(recipe: BlockRecipe, block: nn.Module, x: Tensor) -> Tensor:
         y = _unit(unit, block, y)
         y = F.relu(y) if unit.act == "relu" else y
     y = _unit(recipe.main[-1], block, y)
-    skip = block.get_submodule(recipe.pool_name)(x) if recipe.pool_name else x
+    skip = block.get_submodule(recipe.avg_pool_name)(x) if recipe.avg_pool_name else x
     if recipe.shortcut:
         skip = _unit(recipe.shortcut, block, skip)
     y = y + skip

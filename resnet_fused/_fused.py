@@ -350,7 +350,7 @@ class FusedModule(Wrapper):
             scale, shift = packing.fold(unit)
             weight = unit.conv.weight.to(dtype)
             y = _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
-            return reference.max_pool(y) if unit.pool else y
+            return reference.max_pool(y) if unit.max_pool else y
 
         return run
 
@@ -361,7 +361,7 @@ class FusedModule(Wrapper):
             weight = unit.conv.weight.to(dtype)
             keywords = packing.conv_keywords(unit)
             y = _ops.conv_bn_act(x, weight, scale, shift, residual, **keywords)
-            return reference.max_pool(y) if unit.pool else y
+            return reference.max_pool(y) if unit.max_pool else y
 
         return run
 

@@ -43,8 +43,8 @@ def parse(output: Step, steps: list[Step], block: nn.Module) -> BlockRecipe:
         kind=kind_of(len(main.units)),
         main=(*main.units[:-1], replace(main.units[-1], act=act)),
         shortcut=shortcut.units[0] if shortcut.units else None,
-        pool=_own(block, shortcut.pool),
-        pool_name=shortcut.pool.name if shortcut.pool else None,
+        avg_pool=_own(block, shortcut.pool),
+        avg_pool_name=shortcut.pool.name if shortcut.pool else None,
     )
 
 

@@ -49,7 +49,7 @@ class OneUnit(FusedModule):
 
     def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
         joined = packing.at_once(packed.units)
-        one = {"has_shortcut": False, "adds": False, "pool": self._units[0].pool}
+        one = {"has_shortcut": False, "adds": False, "pool": self._units[0].max_pool}
         return packing.AtOnce(joined.tensors, joined.keywords | one)
 
 

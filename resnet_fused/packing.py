@@ -194,7 +194,7 @@ def pack(unit: ConvUnit, dtype: torch.dtype, choice: select.Choice) -> PackedUni
     scale, shift = (t.detach() for t in fold(unit))
     weight = unit.conv.weight.detach().to(dtype)
     weight = _ops.pack_conv(weight, unit.conv.groups, plan=choice.plan)
-    keywords = {"kernel_size": kernel_size(unit.conv), "plan": choice.plan, "pool": unit.pool}
+    keywords = {"kernel_size": kernel_size(unit.conv), "plan": choice.plan, "pool": unit.max_pool}
     return PackedUnit(weight, scale, shift, conv_keywords(unit) | keywords, choice)
 
 
@@ -209,7 +209,7 @@ def run_unpacked(
     weights are kept by the op, by their content."""
     scale, shift = (t.detach() for t in fold(unit))
     weight = unit.conv.weight.detach().to(dtype)
-    keywords = conv_keywords(unit) | {"plan": choice.plan, "pool": unit.pool}
+    keywords = conv_keywords(unit) | {"plan": choice.plan, "pool": unit.max_pool}
     return _ops.conv_bn_act_kept(x, weight, scale, shift, residual, **keywords)
 
 

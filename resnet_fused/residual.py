@@ -87,7 +87,7 @@ class FusedResidual(FusedModule):
 
     def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
         block = self._packed_block(packed)
-        if x.dim() != 4 or self._recipe.pool is not None or not block.adds_up(x.shape[-2:]):
+        if x.dim() != 4 or self._recipe.avg_pool is not None or not block.adds_up(x.shape[-2:]):
             return None
         *main, last = packed.units
         shortcut = main.pop() if self._recipe.shortcut is not None else None
@@ -103,7 +103,7 @@ class FusedResidual(FusedModule):
             y = run(i, y, None)
         shortcut = x
         if recipe.shortcut is not None:
-            branch = recipe.pool(x) if recipe.pool is not None else x
+            branch = recipe.avg_pool(x) if recipe.avg_pool is not None else x
             shortcut = run(last - 1, branch, None)
         if shortcut.shape[-2:] != self._out_size(recipe.main[-1], y.shape[-2:]):
             return self._run_original(x)  # eager broadcasts, or says what is wrong
@@ -119,7 +119,7 @@ class _PackedBlock:
         self._op, self.recipe = op, recipe
         self.arguments = None  # None: it must go one convolution at a time
         self._adds: dict[tuple[int, ...], bool] = {}
-        if recipe.pool is not None or any(unit.keywords["plan"] == "torch" for unit in packed):
+        if recipe.avg_pool is not None or any(unit.keywords["plan"] == "torch" for unit in packed):
             return
         # From the order in which a block runs its units to main path first, then the shortcut.
         order = list(packed)

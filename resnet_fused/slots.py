@@ -92,8 +92,8 @@ class _Installed:
             facts.append(guard.item_is(self.parent._modules, name, slot))
             facts.append(guard.type_is(slot, type(slot)))
             facts += [*hook_facts(slot), *facts_of(slot.link)]
-        if self.site.pool is not None:
-            facts += [guard.attribute(self.site.pool, name) for name in _POOL_SETTINGS]
+        if self.site.max_pool is not None:
+            facts += [guard.attribute(self.site.max_pool, name) for name in _POOL_SETTINGS]
         return facts
 
     def broken(self) -> str | None:
@@ -108,9 +108,9 @@ class _Installed:
             reason = changed(slot.link)
             if reason is not None:
                 return reason
-        pool = self.site.pool
+        pool = self.site.max_pool
         if pool is not None and _pool_settings(pool) != self.pool_settings:
-            return f"{self.site.pool_name} has other settings than it had"
+            return f"{self.site.max_pool_name} has other settings than it had"
         return None
 
 
@@ -200,11 +200,11 @@ _SLOTS = (ConvSlot, *_PASS_SLOTS.values())
 
 def install_site(parent: nn.Module, site: Site) -> ConvSlot:
     """Fuses one site of a parent: slots take the places of all its layers."""
-    layers = (site.unit.conv_name, site.unit.bn_name, site.act_name, site.pool_name)
+    layers = (site.unit.conv_name, site.unit.bn_name, site.act_name, site.max_pool_name)
     names = tuple(name for name in layers if name is not None)
     installed = _Installed(parent, site, names)
-    if site.pool is not None:
-        installed.pool_settings = _pool_settings(site.pool)
+    if site.max_pool is not None:
+        installed.pool_settings = _pool_settings(site.max_pool)
     originals = [parent._modules[name] for name in names]
     first = ConvSlot(installed)
     others = zip(originals[1:], names[1:], strict=True)

@@ -215,7 +215,7 @@ def _calls(module: FusedModule, x: Tensor, dtype: torch.dtype) -> Iterator[ConvC
     batch = x.shape[0] if x.dim() == 4 else 1
     for unit, shape in zip(units, module.conv_shapes(x, dtype, batch), strict=True):
         residual = module.adds_shortcut and unit is units[-1]
-        yield ConvCall(shape, packing.pair_padding(unit.conv), unit.act, residual, unit.pool)
+        yield ConvCall(shape, packing.pair_padding(unit.conv), unit.act, residual, unit.max_pool)
 
 
 @contextmanager

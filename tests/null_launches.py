@@ -36,7 +36,7 @@ def on_the_null_device(monkeypatch):
         scale, shift = (t.detach() for t in packing.fold(unit))
         weight = unit.conv.weight.detach().to(dtype, memory_format=torch.channels_last)
         keywords = {"kernel_size": packing.kernel_size(unit.conv), "plan": choice.plan}
-        keywords |= packing.conv_keywords(unit) | {"pool": unit.pool}
+        keywords |= packing.conv_keywords(unit) | {"pool": unit.max_pool}
         return packing.PackedUnit(weight, scale, shift, keywords, choice)
 
     def choose_all(module, x, dtype, batch):

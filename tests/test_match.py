@@ -27,7 +27,7 @@ def run(recipe: BlockRecipe, x: Tensor) -> Tensor:
         y = y + extra if extra is not None else y
         return F.relu(y) if u.act == "relu" else y
 
-    skip = recipe.pool(x) if recipe.pool is not None else x
+    skip = recipe.avg_pool(x) if recipe.avg_pool is not None else x
     skip = unit(recipe.shortcut, skip) if recipe.shortcut is not None else skip
     y = x
     for u in recipe.main[:-1]:
@@ -290,8 +290,8 @@ def test_matches(name):
 def test_pool_is_the_blocks_own():
     block = PooledShortcut()
     recipe = match_block(block)
-    assert recipe.pool is block.down[0]
-    assert recipe.pool_name == "down.0"
+    assert recipe.avg_pool is block.down[0]
+    assert recipe.avg_pool_name == "down.0"
 
 
 @pytest.mark.parametrize("training", [True, False])
