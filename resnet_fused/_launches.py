@@ -33,8 +33,8 @@ def prepare_unit(
     prepare = _PREPARE.get(unit.keywords["plan"])
     if prepare is None:
         return unit
-    plain = prepare(unit.operands, size, device, **unit.keywords)
-    adding = prepare(unit.operands, size, device, adds=True, **unit.keywords)
+    fixed = (unit.operands, size, device, unit.geometry, unit.keywords["act"])
+    plain, adding = prepare(*fixed), prepare(*fixed, adds=True)
     pool = unit.keywords["pool"]
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
@@ -65,7 +65,8 @@ def prepare_at_once(
     configs = [_config(unit, at, device) for unit, at in zip(units, sizes, strict=True)]
     if ending == "joined":
         stride = shortcut.keywords["stride"]
-        configs[len(main) - 1] = _config(main[-1], sizes[len(main) - 1], device, size, stride)
+        at = len(main) - 1
+        configs[at] = _config(main[-1], sizes[at], device, (size, stride))
     lists = at_once(units)
     keywords = {name: value for name, value in lists.keywords.items() if name != "plans"}
     return _gpu.Prepared(
@@ -84,12 +85,10 @@ def _config(
     unit: PackedUnit,
     size: tuple[int, ...],
     device: torch.device,
-    branch: tuple[int, ...] | None = None,
-    branch_stride: Sequence[int] = (1, 1),
+    branch: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> str:
     out_channels, dtype = unit.scale.shape[0], unit.weight.dtype
-    keywords = unit.keywords | {"shortcut_stride": branch_stride}
-    return _gpu.config(size, dtype, device, out_channels, branch, **keywords)
+    return _gpu.config(size, dtype, device, out_channels, unit.geometry, branch)
 
 
 def _input_sizes(units: Sequence[PackedUnit], size: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -128,11 +127,10 @@ def prepare_block(
         end = partial(_run_tail, tail.arguments, last.arguments)
     elif ending == "joined":
         end = _PREPARE[last.keywords["plan"]](
-            *(last.operands, at, device),
+            *(last.operands, at, device, last.geometry, last.keywords["act"]),
             shortcut=shortcut.operands,
             shortcut_size=size,
             shortcut_stride=shortcut.keywords["stride"],
-            **last.keywords,
         )
     else:
         finish = prepare_unit(last, at, device)
@@ -157,7 +155,7 @@ def _run_tail(before: dict[str, Any], last: dict[str, Any], y: Tensor, x: Tensor
 def _pool_at_once(unit: PackedUnit, x: Tensor, residual: Tensor | None) -> Tensor:
     if residual is not None:
         return unit(x, residual)
-    return _gpu.conv_with_pool(x, *unit.operands, **unit.keywords)
+    return _gpu.conv_with_pool(x, *unit.operands, unit.geometry, unit.keywords["act"])
 
 
 def _nhwc(y: Tensor) -> Tensor:

@@ -1,13 +1,36 @@
-"""What a convolution is, as far as the choice of a plan depends on it, and the choice."""
+"""What a convolution is: its geometry, what of it a plan is chosen by, and the choice."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
 from . import _extension
-from .check import PLAN_TRAITS, dtype_name
+from .check import PLAN_TRAITS, dtype_name, output_size
+
+
+class Geometry(NamedTuple):
+    """How a convolution's window goes over its input; pairs are (rows, columns)."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> Geometry:
+        """That of an op's keywords, whatever else is among them."""
+        pairs = [tuple(keywords[name]) for name in cls._fields[:-1]]
+        return cls(*pairs, keywords["groups"])
+
+    def out_size(self, op: str, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the output for an input of `size`, (..., H, W)."""
+        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return output_size(op, size[-2:], *window)
 
 
 @dataclass(frozen=True)
@@ -25,6 +48,32 @@ class ConvShape:
     groups: int = 1
     batch: int = 1
     index: int = 0  # of the device among those of its type
+
+    @classmethod
+    def of(
+        cls,
+        geometry: Geometry,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int,
+        channels: tuple[int, int],
+        out_size: tuple[int, int],
+    ) -> ConvShape:
+        """channels: of the input and the output."""
+        return cls(
+            device=device.type,
+            index=device.index or 0,
+            dtype=dtype,
+            in_channels=channels[0],
+            out_channels=channels[1],
+            kernel=geometry.kernel_size,
+            out_size=out_size,
+            stride=geometry.stride,
+            dilation=geometry.dilation,
+            groups=geometry.groups,
+            batch=batch,
+        )
 
     def __str__(self) -> str:
         """The key of tuned answers: "3x3 64->128 to 28x28 stride 2x2 float32 cpu".

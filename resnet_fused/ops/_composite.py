@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import check, reference, select
 from .._extension import extension_error
 from .._schemas import library
+from ..conv_shape import Geometry
 from . import _gpu
 from ._kept import kept_weights
 from ._shapes import (
@@ -64,19 +65,13 @@ def _conv_bn_act(
         *("conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act),
     )
     stride, padding, dilation = map(_pair, (stride, padding, dilation))
-    kernel = (weight.shape[2], weight.shape[3])
-    shape = select.ConvShape(
-        device=x.device.type,
-        index=x.device.index or 0,
+    shape = select.ConvShape.of(
+        Geometry((weight.shape[2], weight.shape[3]), stride, padding, dilation, groups),
+        device=x.device,
         dtype=x.dtype,
-        in_channels=x.shape[-3],
-        out_channels=weight.shape[0],
-        kernel=kernel,
-        out_size=result[-2:],
-        stride=stride,
-        dilation=dilation,
-        groups=groups,
         batch=x.shape[0] if x.dim() == 4 else 1,
+        channels=(x.shape[-3], weight.shape[0]),
+        out_size=result[-2:],
     )
     return _ops.conv_bn_act_kept(
         x,
@@ -160,7 +155,6 @@ def _conv_bn_act_packed(
         *(plan, pool),
     )
     _refuse_ours("conv_bn_act_packed", plan, x)
-    kernel_size = _pair(kernel_size)
     keywords = {
         "stride": _pair(stride),
         "padding": _pair(padding),
@@ -170,16 +164,13 @@ def _conv_bn_act_packed(
     }
     if plan == "torch":
         y = _gpu.conv_by_torch(x, packed, scale, shift, residual, **keywords)
-    elif residual is None and _gpu.pools_at_once(
-        *(x.device, x.dtype, (1, *x.shape)[-4:], scale.shape[0]),
-        **keywords,
-        kernel_size=kernel_size,
-        plan=plan,
-        pool=pool,
-    ):
-        return _gpu.conv_with_pool(x, packed, scale, shift, kernel_size=kernel_size, **keywords)
     else:
-        keywords["kernel_size"] = kernel_size
+        keywords["kernel_size"] = _pair(kernel_size)
+        if pool and residual is None:
+            geometry = Geometry.of(keywords)
+            where = (x.device, x.dtype, (1, *x.shape)[-4:], scale.shape[0])
+            if _gpu.pools_at_once(plan, *where, geometry):
+                return _gpu.conv_with_pool(x, packed, scale, shift, geometry, act)
         y = _gpu.conv(plan, x, packed, scale, shift, residual, **keywords)
     return dense_nhwc(reference.max_pool(y) if pool else y)
 

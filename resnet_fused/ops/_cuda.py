@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _gpu_kernels, check, tuned
 from .._schemas import library
 from .._tf32 import uses_tf32
-from ..conv_shape import ConvShape
+from ..conv_shape import ConvShape, Geometry
 from ._shapes import check_gpu_conv, empty_nhwc
 
 library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
@@ -85,19 +85,14 @@ def measured(sizes: Sizes, dtype: torch.dtype) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _measured(sizes: Sizes, dtype: torch.dtype, state: Any) -> str:
-    geometry = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
-    shape = ConvShape(
-        device="cuda",
-        index=sizes.device,
+    geometry = Geometry.of(sizes._asdict())
+    shape = ConvShape.of(
+        geometry,
+        device=torch.device("cuda", sizes.device),
         dtype=dtype,
-        in_channels=sizes.x[1],
-        out_channels=sizes.out_channels,
-        kernel=sizes.kernel_size,
-        out_size=check.output_size("conv_bn_act_cuda", sizes.x[-2:], *geometry),
-        stride=sizes.stride,
-        dilation=sizes.dilation,
-        groups=sizes.groups,
         batch=sizes.x[0],
+        channels=(sizes.x[1], sizes.out_channels),
+        out_size=geometry.out_size("conv_bn_act_cuda", sizes.x),
     )
     text = tuned.config("cuda", shape)
     # It was measured with one padding and without a shortcut.

@@ -6,9 +6,9 @@ Triton itself is imported at the first use: it may be missing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from .. import check, tuned
 from .._environment import INTERPRETED
 from .._schemas import library
 from .._tf32 import uses_tf32
-from ..conv_shape import ConvShape
+from ..conv_shape import ConvShape, Geometry
 from ._shapes import as_runtime_error, check_gpu_conv, dense_nhwc, empty_in_format, empty_nhwc
 
 if TYPE_CHECKING:
@@ -90,18 +90,14 @@ def _conv(
 
 def _measured(problem: Problem, device: torch.device) -> str:
     """The configuration that `tune` found for a convolution on this GPU, "" for the rule's."""
-    shape = ConvShape(
-        device=device.type,
-        index=device.index or 0,
-        dtype=problem.dtype,
-        in_channels=problem.in_channels,
-        out_channels=problem.out_channels,
-        kernel=problem.kernel,
-        out_size=problem.out_size,
-        stride=problem.stride,
-        dilation=problem.dilation,
-        groups=problem.groups,
-        batch=problem.batch,
+    p = problem
+    shape = ConvShape.of(
+        Geometry(p.kernel, p.stride, p.padding, p.dilation, p.groups),
+        device=device,
+        dtype=p.dtype,
+        batch=p.batch,
+        channels=(p.in_channels, p.out_channels),
+        out_size=p.out_size,
     )
     text = tuned.config("triton", shape)
     return text if text and _kernels().is_able(problem, device, text) else ""
@@ -138,18 +134,13 @@ def prepare(
     operands: tuple[Tensor, Tensor, Tensor],
     size: tuple[int, ...],
     device: torch.device,
-    *,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
+    geometry: Geometry,
     act: str,
+    *,
     adds: bool = False,
     shortcut: tuple[Tensor, Tensor, Tensor] | None = None,
     shortcut_size: tuple[int, ...] = (),
-    shortcut_stride: tuple[int, int] = (1, 1),
-    **_: Any,
+    shortcut_stride: Sequence[int] = (1, 1),
 ) -> Callable[..., Tensor]:
     """conv_bn_act_triton with everything but the images fixed, for images of `size`.
 
@@ -158,17 +149,16 @@ def prepare(
     """
     weight, scale, shift = operands
     x = weight.new_empty((1,) * 4).expand(size)  # a shape: no memory
-    out = check.output_size("conv_bn_act_triton", size[-2:], kernel_size, stride, padding, dilation)
     branch = None if shortcut is None else weight.new_empty((1,) * 4).expand(shortcut_size)
     launch = _kernels()
     problem = launch.problem_of(
         x,
         tuple(weight.shape),
-        out,
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-        groups=groups,
+        geometry.out_size("conv_bn_act_triton", size),
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
+        groups=geometry.groups,
         act=act,
         residual=adds,
         shortcut_x=branch,
