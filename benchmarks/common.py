@@ -3,6 +3,7 @@
 It lives in resnet_fused.measure so that an installed package has it; this folder is not installed.
 """
 
+from resnet_fused._errors import one_line
 from resnet_fused.commands.console import console, milliseconds, progress_bar
 from resnet_fused.commands.tables import add_results, speed_table
 from resnet_fused.measure.compare import Result, best_peer, compare, of_engine, ratio
@@ -12,7 +13,6 @@ from resnet_fused.measure.engines import (
     FUSED,
     Unavailable,
     engines,
-    one_line,
     prepare,
 )
 from resnet_fused.measure.error import error_limit, exact_logits, relative_error

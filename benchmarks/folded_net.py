@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_fused import packing
-from resnet_fused._plan import plan
+from resnet_fused._survey import survey
 from resnet_fused.recipe import ConvUnit
 
 
@@ -54,7 +54,7 @@ class Net:
 
 def folded_net(model: nn.Module) -> Net:
     """model: a plain net of resnet_fused.models in eval mode. Weights keep dtype and device."""
-    found = plan(model)
+    found = survey(model)
     ((_, site),) = found.sites
     linear = next(module for module in model.modules() if isinstance(module, nn.Linear))
     blocks = [

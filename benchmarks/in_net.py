@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import resnet_fused as rf
 from resnet_fused._fused import FusedModule
-from resnet_fused._plan import join
+from resnet_fused._survey import join
 
 from .accounting import direct_multiplications
 from .layers import all_layers

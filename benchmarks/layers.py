@@ -1,6 +1,6 @@
 """The distinct convolutions of a net, found by the code that fuses it: no list of shapes is typed.
 
-`rf.fuse`'s own plan says which convolutions there are, what follows each (activation, addition);
+`rf.fuse`'s own survey says which convolutions there are, what follows each (activation, addition);
 running the net once without data (device "meta") says how large each one's input is.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from resnet_fused._plan import join, plan
+from resnet_fused._survey import join, survey
 from resnet_fused.packing import conv_keywords, kernel_size
 from resnet_fused.recipe import ConvUnit
 
@@ -103,7 +103,7 @@ def all_layers(model: nn.Module, size: int) -> list[Layer]:
 
 
 def _find(model: nn.Module, sizes: dict[str, tuple[int, int]]) -> Iterator[Layer]:
-    found = plan(model)
+    found = survey(model)
     for parent, site in found.sites:
         name = join(parent, site.unit.conv_name)
         yield _layer(name, site.unit, sizes[name], residual=False, stage=0)

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from resnet_fused._plan import join, plan
+from resnet_fused._survey import join, survey
 
 from .accounting import direct_multiplications
 from .common import Timed
@@ -108,12 +108,12 @@ def layer_work(layer: Layer, batch: int, *, joined: bool = False) -> Work:
 def net_work(model: nn.Module, size: int, batch: int) -> list[Work]:
     """The steps of a net of resnet_fused.models for `batch` images of `size` rows and columns."""
     layers = {layer.name: layer for layer in all_layers(model, size)}
-    found = plan(model)
+    found = survey(model)
     steps = []
     for parent, site in found.sites:
         stem = layers[join(parent, site.unit.conv_name)]
         steps.append(layer_work(stem, batch))
-        if site.pool is not None:
+        if site.max_pool is not None:
             steps.append(_pool_work(stem, batch))
     for block, recipe in found.blocks:
         own = [layers[join(block, unit.conv_name)] for unit in recipe.main]

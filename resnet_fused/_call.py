@@ -1,22 +1,13 @@
-"""What report and verify share: calling a model on a user's example, and printing tables."""
+"""Calling a model on a user's example, and leaving it as it was."""
 
 from __future__ import annotations
 
-import io
-import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
-
-# Wide enough that no cell is cut where the output goes to a file or a pipe.
-_FILE_WIDTH = 4000
 
 
 def check_example(op: str, x: Any, name: str = "x") -> None:
@@ -51,18 +42,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for m, training in flags:
                 m.__dict__["training"] = training
-
-
-def table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
-    """Text of a table; columns maps each heading to "left" or "right"."""
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else _FILE_WIDTH
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, justify in columns.items():
-        grid.add_column(heading, justify=justify, overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False)
-    console.print(grid)
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
-    return "\n".join(line for line in lines if line)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import torch
 
+from . import _extension
 from .backends import can_compute
 from .check import PLAN_TRAITS
 from .conv_shape import Choice, ConvShape
-from .ops import _library as ops
 
 # Below this many output channels per group most lanes of a 32-channel panel would multiply zeros.
 _MIN_GROUP_OUT = 16
 
 
 def why_torch(shape: ConvShape) -> str:
-    if shape.dtype == torch.bfloat16 and "amx_bf16" in ops.CPU_FEATURES:
+    if shape.dtype == torch.bfloat16 and "amx_bf16" in _extension.CPU_FEATURES:
         # Matrix units: 8 times the products of our kernels' vectors.
         return "PyTorch multiplies bfloat16 with amx_bf16, our kernel with vectors"
     group_out = shape.out_channels // shape.groups

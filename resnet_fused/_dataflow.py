@@ -45,8 +45,8 @@ class Step:
     calls: int = 1  # how often the graph calls that module
 
 
-def resolve(graph: fx.Graph, root: nn.Module) -> tuple[Step, Step, list[Step]]:
-    """The input, the output and every step between them of a traced module with one tensor input.
+def resolve(graph: fx.Graph, root: nn.Module) -> tuple[Step, list[Step]]:
+    """The output of a traced module with one tensor input, and every step on the way to it.
 
     root is the module that `graph` was traced from: its submodules are those that the steps name.
     An in-place operation becomes a step of its own, and whoever reads the value afterwards reads
@@ -62,7 +62,7 @@ def resolve(graph: fx.Graph, root: nn.Module) -> tuple[Step, Step, list[Step]]:
             extra = Step("argument", f"the argument {node.target.lstrip('*')}")
             value[node] = extra if value else source
         elif node.op == "output":
-            return source, _returned(node, value), steps
+            return _returned(node, value), steps
         elif node.op == "get_attr":
             if node.users:
                 raise NoMatch(f"forward uses {node.target} directly")

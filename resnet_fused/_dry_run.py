@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ._errors import one_line
 from ._trace import shadow
 from .recipe import BlockRecipe, ConvUnit, NoMatch
 
@@ -36,7 +37,7 @@ def confirm(block: nn.Module, recipe: BlockRecipe) -> None:
         except NoMatch:
             raise
         except Exception as error:
-            raise NoMatch(f"does not run ({str(error).strip().splitlines()[0][:100]})") from error
+            raise NoMatch(f"does not run ({one_line(error)})") from error
         with _Log(x) as ours:
             expected = _run(recipe, copied, x)
     asked = theirs.queries - ours.queries
@@ -52,7 +53,7 @@ def _run(recipe: BlockRecipe, block: nn.Module, x: Tensor) -> Tensor:
         y = _unit(unit, block, y)
         y = F.relu(y) if unit.act == "relu" else y
     y = _unit(recipe.main[-1], block, y)
-    skip = block.get_submodule(recipe.pool_name)(x) if recipe.pool_name else x
+    skip = block.get_submodule(recipe.avg_pool_name)(x) if recipe.avg_pool_name else x
     if recipe.shortcut:
         skip = _unit(recipe.shortcut, block, skip)
     y = y + skip

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import check, guard, packing, reference, select
+from ._capture import constant_in_graphs
 from ._launches import Launch
 from ._links import GLOBAL_HOOK_FACTS, Link, changed, facts_of, has_global_hooks
 from ._ready import Ready, ReadyOnGpu, can_be_ready, takes_launches
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
-from .ops._library import constant_in_graphs
 from .ops._transforms import is_dual, is_transformed
 from .recipe import ConvUnit
 
@@ -94,6 +94,10 @@ class FusedModule(Wrapper):
     def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Rows and columns of each unit's output for an input of `size`."""
         raise NotImplementedError
+
+    def _out_size(self, unit: ConvUnit, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of one unit's output for its input of `size`."""
+        return packing.out_size(type(self).__name__, unit.conv, size)
 
     def _run_original(self, x: Tensor) -> Tensor:
         return self.original()(x)
@@ -346,7 +350,7 @@ class FusedModule(Wrapper):
             scale, shift = packing.fold(unit)
             weight = unit.conv.weight.to(dtype)
             y = _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
-            return reference.max_pool(y) if unit.pool else y
+            return reference.max_pool(y) if unit.max_pool else y
 
         return run
 
@@ -357,7 +361,7 @@ class FusedModule(Wrapper):
             weight = unit.conv.weight.to(dtype)
             keywords = packing.conv_keywords(unit)
             y = _ops.conv_bn_act(x, weight, scale, shift, residual, **keywords)
-            return reference.max_pool(y) if unit.pool else y
+            return reference.max_pool(y) if unit.max_pool else y
 
         return run
 

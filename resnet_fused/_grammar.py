@@ -10,7 +10,7 @@ from ._dataflow import Step
 from .recipe import BlockRecipe, ConvUnit, NoMatch
 
 
-def parse(source: Step, output: Step, steps: list[Step], block: nn.Module) -> BlockRecipe:
+def parse(output: Step, steps: list[Step], block: nn.Module) -> BlockRecipe:
     """The recipe of the block that `steps` compute, with `block`'s own submodules.
 
     Raises NoMatch with the first thing that does not fit. Every step must be part of the recipe,
@@ -43,8 +43,8 @@ def parse(source: Step, output: Step, steps: list[Step], block: nn.Module) -> Bl
         kind=kind_of(len(main.units)),
         main=(*main.units[:-1], replace(main.units[-1], act=act)),
         shortcut=shortcut.units[0] if shortcut.units else None,
-        pool=_own(block, shortcut.pool),
-        pool_name=shortcut.pool.name if shortcut.pool else None,
+        avg_pool=_own(block, shortcut.pool),
+        avg_pool_name=shortcut.pool.name if shortcut.pool else None,
     )
 
 

@@ -33,8 +33,8 @@ def prepare_unit(
     prepare = _PREPARE.get(unit.keywords["plan"])
     if prepare is None:
         return unit
-    plain = prepare(unit.operands, size, device, **unit.keywords)
-    adding = prepare(unit.operands, size, device, adds=True, **unit.keywords)
+    fixed = (unit.operands, size, device, unit.geometry, unit.keywords["act"])
+    plain, adding = prepare(*fixed), prepare(*fixed, adds=True)
     pool = unit.keywords["pool"]
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
@@ -57,15 +57,16 @@ def prepare_at_once(
     if pool and not main[0].pools_at_once(size, device):
         return None
     sizes = _input_sizes(main, size)
-    if adds and _tails(main, shortcut, sizes, device):
+    ending = _ending(main, shortcut, sizes, device)
+    if ending == "tail":
         return None
-    joined = shortcut is not None and _gpu.joins(main[-1].keywords, shortcut.keywords)
     if shortcut is not None:
         sizes.append(size)
     configs = [_config(unit, at, device) for unit, at in zip(units, sizes, strict=True)]
-    if joined:
+    if ending == "joined":
         stride = shortcut.keywords["stride"]
-        configs[len(main) - 1] = _config(main[-1], sizes[len(main) - 1], device, size, stride)
+        at = len(main) - 1
+        configs[at] = _config(main[-1], sizes[at], device, (size, stride))
     lists = at_once(units)
     keywords = {name: value for name, value in lists.keywords.items() if name != "plans"}
     return _gpu.Prepared(
@@ -74,7 +75,7 @@ def prepare_at_once(
         **keywords,
         configs=configs,
         has_shortcut=shortcut is not None,
-        joined=joined,
+        joined=ending == "joined",
         adds=adds,
         pool=pool,
     )
@@ -84,12 +85,10 @@ def _config(
     unit: PackedUnit,
     size: tuple[int, ...],
     device: torch.device,
-    branch: tuple[int, ...] | None = None,
-    branch_stride: Sequence[int] = (1, 1),
+    branch: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> str:
     out_channels, dtype = unit.scale.shape[0], unit.weight.dtype
-    keywords = unit.keywords | {"shortcut_stride": branch_stride}
-    return _gpu.config(size, dtype, device, out_channels, branch, **keywords)
+    return _gpu.config(size, dtype, device, out_channels, unit.geometry, branch)
 
 
 def _input_sizes(units: Sequence[PackedUnit], size: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -100,16 +99,15 @@ def _input_sizes(units: Sequence[PackedUnit], size: tuple[int, ...]) -> list[tup
     return sizes
 
 
-def _tails(
+def _ending(
     main: Sequence[PackedUnit],
     shortcut: PackedUnit | None,
     sizes: Sequence[tuple[int, ...]],
     device: torch.device,
-) -> bool:
-    """Whether one kernel computes the last two units of a block; sizes: of each one's input."""
-    if len(main) < 2 or shortcut is not None:
-        return False
-    return _gpu.tails(device, sizes[-2], main[-2].arguments, main[-1].arguments)
+) -> _gpu.Ending:
+    """How a block ends; sizes: of the input of each unit of `main`."""
+    branch = None if shortcut is None else shortcut.arguments
+    return _gpu.ending(device, sizes[-2:][0], [unit.arguments for unit in main], branch)
 
 
 def prepare_block(
@@ -122,30 +120,30 @@ def prepare_block(
     sizes = _input_sizes(main, size)
     *before, last = main
     at = sizes[-1]
-    tail = before.pop() if _tails(main, shortcut, sizes, device) else None
+    ending = _ending(main, shortcut, sizes, device)
+    tail = before.pop() if ending == "tail" else None
     runs = [prepare_unit(unit, at, device) for unit, at in zip(before, sizes, strict=False)]
     if tail is not None:
-        joined = partial(_run_tail, tail.arguments, last.arguments)
-    elif shortcut is not None and _gpu.joins(last.keywords, shortcut.keywords):
-        joined = _PREPARE[last.keywords["plan"]](
-            *(last.operands, at, device),
+        end = partial(_run_tail, tail.arguments, last.arguments)
+    elif ending == "joined":
+        end = _PREPARE[last.keywords["plan"]](
+            *(last.operands, at, device, last.geometry, last.keywords["act"]),
             shortcut=shortcut.operands,
             shortcut_size=size,
             shortcut_stride=shortcut.keywords["stride"],
-            **last.keywords,
         )
     else:
         finish = prepare_unit(last, at, device)
         branch = None if shortcut is None else prepare_unit(shortcut, size, device)
 
-        def joined(y: Tensor, x: Tensor) -> Tensor:
+        def end(y: Tensor, x: Tensor) -> Tensor:
             return finish(y, x if branch is None else branch(x, None))
 
     def run(x: Tensor) -> Tensor:
         y = x
         for step in runs:
             y = step(y, None)
-        return joined(y, x)
+        return end(y, x)
 
     return run
 
@@ -157,7 +155,7 @@ def _run_tail(before: dict[str, Any], last: dict[str, Any], y: Tensor, x: Tensor
 def _pool_at_once(unit: PackedUnit, x: Tensor, residual: Tensor | None) -> Tensor:
     if residual is not None:
         return unit(x, residual)
-    return _gpu.conv_with_pool(x, *unit.operands, **unit.keywords)
+    return _gpu.conv_with_pool(x, *unit.operands, unit.geometry, unit.keywords["act"])
 
 
 def _nhwc(y: Tensor) -> Tensor:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as _module
 
 from . import guard
-from ._wrapper import Wrapper
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [getattr(_module, "_global" + name) for name in _HOOKS]
@@ -89,15 +87,6 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
-
-
-def run_plainly(slot: Wrapper, *args: Any, **kwargs: Any) -> Tensor:
-    """What the slot's original computes; from the slot's attributes, because that is where a
-    parametrization or pruning of `parent.conv` puts the weight."""
-    original = slot.original()
-    if "forward" in original.__dict__ or has_hooks(original):
-        return original(*args, **kwargs)
-    return type(original).forward(slot, *args, **kwargs)
 
 
 def has_global_hooks() -> bool:

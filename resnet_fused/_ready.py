@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import guard, packing
+from ._environment import INTERPRETED
+from ._extension import extension_error, release_prepared
 from ._streams import Readers
-from .ops._library import extension_error, release_prepared
-from .ops._triton import INTERPRETED
 
 _ops = torch.ops.resnet_fused
 _prepare, _run = _ops.prepare.default, _ops.run_prepared.default

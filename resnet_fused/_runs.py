@@ -7,8 +7,8 @@ from torch import fx, nn
 from ._fused import FusedModule
 from ._trace import EVAL, EVAL_GRAD, record
 from ._wrapper import Wrapper
-from .conv_bn import PassSlot
 from .recipe import NoMatch
+from .slots import PassSlot
 
 # Layers that compute the same whatever the layout is and keep it.
 _KEEP_LAYOUT = (

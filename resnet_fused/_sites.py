@@ -17,7 +17,7 @@ Found = tuple[str, str, str | None]  # names of conv, bn, act
 
 
 def find_sites(
-    parent: nn.Module, graphs: list[fx.Graph] | None = None
+    parent: nn.Module, graphs: list[fx.Graph] | NoMatch | None = None
 ) -> tuple[list[Site], list[tuple[str, str]]]:
     """The sites of `parent` and, as (name of the convolution, reason), the pairs left alone.
 
@@ -25,14 +25,16 @@ def find_sites(
     them once and hands the convolution's result to the batch norm and to nothing else. A ReLU child
     that alone reads the batch norm and is called nowhere else belongs to the site, and so does a
     stem's max-pool behind it. If parent cannot be traced, the one reason has the name "".
-    `graphs`: what `call_graphs(parent)` returned.
+    `graphs`: what `call_graphs(parent)` returned or raised.
     """
     if not _has_pair(parent):
         return [], []
     try:
         graphs = graphs or call_graphs(parent)
     except NoMatch as reason:
-        return [], [("", str(reason))]
+        graphs = reason
+    if isinstance(graphs, NoMatch):
+        return [], [("", str(graphs))]
     per_mode = [_pairs(graph, parent) for graph in graphs]
     sites: list[Site] = []
     refused: list[tuple[str, str]] = []

@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ._errors import kind_and_line
 from .recipe import NoMatch
 
 # torch.fx patches nn.Module.__call__ for the whole process while it traces: one trace at a time,
@@ -192,7 +193,7 @@ def shadow(module: nn.Module, share_children: bool = False) -> nn.Module:
     try:
         copied = copy.deepcopy(module, memo)
     except Exception as error:
-        raise NoMatch(f"cannot be copied for tracing ({_brief(error)})") from error
+        raise NoMatch(f"cannot be copied for tracing ({kind_and_line(error)})") from error
     for m in [copied] if share_children else copied.modules():
         for hooks in HOOKS:
             m.__dict__[hooks].clear()
@@ -232,7 +233,7 @@ def _record(
     except NoMatch:
         raise
     except Exception as error:
-        raise NoMatch(f"forward cannot be traced ({_brief(error)})") from error
+        raise NoMatch(f"forward cannot be traced ({kind_and_line(error)})") from error
     finally:
         drew = _dice() != dice
         _restore(dice)
@@ -299,8 +300,3 @@ def _restore(dice: tuple[Any, ...]) -> None:
         numpy = sys.modules["numpy"]
         name, key, *rest = dice[1]
         numpy.random.set_state((name, numpy.frombuffer(key, dtype=numpy.uint32), *rest))
-
-
-def _brief(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:100]}" if text else type(error).__name__

@@ -31,12 +31,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import _environment
+
 try:
     import fcntl
 except ImportError:  # not a Unix: two writers at the same moment may lose one's answers
     fcntl = None
 
-VARIABLE = "RESNET_FUSED_TUNE_FILE"
 FORMAT = "resnet-fused tuning"
 VERSION = 1
 OFF = ("none", "0")
@@ -71,7 +72,7 @@ class Contents:
 
 def path(environ: Mapping[str, str] = os.environ) -> Path | None:
     """RESNET_FUSED_TUNE_FILE, else one in the user's cache folder; None where switched off."""
-    named = environ.get(VARIABLE)
+    named = environ.get(_environment.TUNE_FILE)
     if named in OFF:
         return None
     if named:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from . import _extension, _gpu_kernels
+from ._capture import constant_in_graphs
 from ._tf32 import uses_tf32 as uses_tf32
 from .check import PLAN_TRAITS, fits_plan
 from .conv_shape import ConvShape
-from .ops import _cuda, _triton
-from .ops import _library as ops
 
 
-@ops.constant_in_graphs
+@constant_in_graphs
 def missing(plan: str, device: str, index: int = 0) -> str:
     """Why the kernels of a plan cannot serve a device, "" where they can.
 
@@ -22,10 +22,11 @@ def missing(plan: str, device: str, index: int = 0) -> str:
     if PLAN_TRAITS[plan].device == "cpu":
         if device != "cpu":
             return "it is for the CPU"
-        error = ops.extension_error
+        error = _extension.extension_error
         return f"the C++ extension is not loaded: {error}" if error is not None else ""
     where = torch.device(device, index)
-    error = _triton.triton_error(where) if plan == "triton" else _cuda.cuda_error(where)
+    ask = _gpu_kernels.triton_error if plan == "triton" else _gpu_kernels.cuda_error
+    error = ask(where)
     return error or ""
 
 
@@ -46,6 +47,6 @@ def can_compute(plan: str, shape: ConvShape) -> bool:
     traits = PLAN_TRAITS[plan]
     if shape.dtype not in traits.dtypes or why_not(plan, shape):
         return False
-    if traits.isa and traits.isa != ops.cpu_isa():
+    if traits.isa and traits.isa != _extension.cpu_isa():
         return False
     return fits_plan(plan, shape.kernel, shape.stride, shape.dilation, shape.groups)

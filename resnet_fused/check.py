@@ -6,13 +6,14 @@ TypeError, everything else ValueError.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+
+from ._environment import INTERPRETED
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = ("relu", "none")
@@ -59,14 +60,12 @@ CPU_PLANS, CUDA_PLANS = (
     tuple(plan for plan, traits in PLAN_TRAITS.items() if traits.device in ("", device))
     for device in ("cpu", "cuda")
 )
-# Triton's interpreter runs its kernels on the CPU.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 PLAIN_LAYOUT = CUDA_PLANS  # packed weights are the plain ones, in memory (K, R, S, C / groups)
 
 
 def plans_of(device: str) -> tuple[str, ...]:
     """The plans that a type of device may have, "meta" any; `select` knows which are there."""
-    if device == "cpu" and _INTERPRETED:
+    if device == "cpu" and INTERPRETED:  # Triton's interpreter runs its kernels on the CPU
         return (*CPU_PLANS, "triton")
     return {"cpu": CPU_PLANS, "cuda": CUDA_PLANS}.get(device, PLANS)
 

@@ -1,14 +1,37 @@
-"""What a convolution is, as far as the choice of a plan depends on it, and the choice."""
+"""What a convolution is: its geometry, what of it a plan is chosen by, and the choice."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from .check import PLAN_TRAITS, dtype_name
-from .ops import _library as ops
+from . import _extension
+from .check import PLAN_TRAITS, dtype_name, output_size
+
+
+class Geometry(NamedTuple):
+    """How a convolution's window goes over its input; pairs are (rows, columns)."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> Geometry:
+        """That of an op's keywords, whatever else is among them."""
+        pairs = [tuple(keywords[name]) for name in cls._fields[:-1]]
+        return cls(*pairs, keywords["groups"])
+
+    def out_size(self, op: str, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the output for an input of `size`, (..., H, W)."""
+        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return output_size(op, size[-2:], *window)
 
 
 @dataclass(frozen=True)
@@ -26,6 +49,32 @@ class ConvShape:
     groups: int = 1
     batch: int = 1
     index: int = 0  # of the device among those of its type
+
+    @classmethod
+    def of(
+        cls,
+        geometry: Geometry,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int,
+        channels: tuple[int, int],
+        out_size: tuple[int, int],
+    ) -> ConvShape:
+        """channels: of the input and the output."""
+        return cls(
+            device=device.type,
+            index=device.index or 0,
+            dtype=dtype,
+            in_channels=channels[0],
+            out_channels=channels[1],
+            kernel=geometry.kernel_size,
+            out_size=out_size,
+            stride=geometry.stride,
+            dilation=geometry.dilation,
+            groups=geometry.groups,
+            batch=batch,
+        )
 
     def largest_map(self) -> int:
         """Elements of the output, or of the input with its padding, whichever has more; 0 in a
@@ -73,7 +122,7 @@ class Choice:
     def backend(self) -> str:
         """What runs the plan here, for reports: "direct (avx512)"."""
         on_cpu = PLAN_TRAITS[self.plan].device == "cpu"
-        return f"{self.plan} ({ops.cpu_isa()})" if on_cpu else self.plan
+        return f"{self.plan} ({_extension.cpu_isa()})" if on_cpu else self.plan
 
 
 def is_static(size: int) -> bool:

@@ -9,15 +9,15 @@ from torch import nn
 
 from . import check
 from ._fused import FusedModule
-from ._plan import Plan, join, plan
 from ._runs import set_formats
+from ._survey import Survey, survey
 from ._trace import HOOKS
 from ._wrapper import Wrapper
-from .conv_bn import PassSlot, install_site
 from .head import HeadLayer, heads
 from .ops import extension_error
 from .ops._kept import kept_weights
 from .residual import fused_block
+from .slots import PassSlot, install_site
 
 OUTPUT_FORMATS = ("channels_last", "preserve")
 
@@ -57,7 +57,7 @@ def fuse(
     check.module("fuse", "model", model)
     check.one_of("fuse", "output_format", output_format, OUTPUT_FORMATS)
     model = model if inplace else _copy("fuse", "model", model)
-    found = plan(model)
+    found = survey(model)
     kind = type(model).__name__
     for name, recipe in found.blocks:
         model = _replace(model, name, fused_block(model.get_submodule(name), recipe))
@@ -87,8 +87,7 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     check.module("unfuse", "fused", fused)
     model = fused if inplace else _copy("unfuse", "fused", fused)
-    wrappers = [(name, m) for name, m in model.named_modules(remove_duplicate=False)]
-    for name, module in wrappers:
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Wrapper):
             _carry_hooks(module)
         if isinstance(module, FusedModule | PassSlot | HeadLayer):
@@ -149,8 +148,8 @@ _HOOK_OPTIONS = (
 )
 
 
-def _reasons(found: Plan) -> str:
+def _reasons(found: Survey) -> str:
     most = 5
-    reasons = [f"{join(left.name, '') or 'the model'}: {left.reason}" for left in found.left]
+    reasons = [f"{left.name or 'the model'}: {left.reason}" for left in found.left]
     rest = [f"and {len(reasons) - most} more"] if len(reasons) > most else []
     return "; ".join(reasons[:most] + rest) or "it has no residual block and no conv-BN sequence"

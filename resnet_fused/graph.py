@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from . import check, guard
 from ._call import check_example
+from ._errors import one_line
 from ._recording import Recording
 from ._recording_facts import NotRecordable, facts_of_fused, facts_of_modules, kept_alive
 
@@ -34,10 +35,10 @@ class Graphed(nn.Module):
         self.training = model.training
         leaves, self._spec = pytree.tree_flatten(_arguments(example))
         self._like = [_Like(leaf) for leaf in leaves]
-        self._plan = _NOTHING
+        self._recorded = _NOT_RECORDED
         self.reason: str | None = _why_not_now(_tensors(leaves))
         if self.reason is None:
-            self.reason = self._current_plan(leaves).why_not
+            self.reason = self._current(leaves).why_not
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -45,12 +46,12 @@ class Graphed(nn.Module):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         reason = self._why_other(leaves, spec) or _why_not_now(_tensors(leaves))
         if reason is None:
-            plan = self._current_plan(leaves)
-            reason = plan.why_not
-            if reason is None and torch.is_grad_enabled() and plan.needs_grad():
+            recorded = self._current(leaves)
+            reason = recorded.why_not
+            if reason is None and torch.is_grad_enabled() and recorded.needs_grad():
                 reason = _GRADIENTS
         self.reason = reason
-        return plan.replay(leaves) if reason is None else self.model(*args, **kwargs)
+        return recorded.replay(leaves) if reason is None else self.model(*args, **kwargs)
 
     def _why_other(self, leaves: list[Any], spec: Any) -> str | None:
         """Why the arguments are not like the example's, or None."""
@@ -62,26 +63,27 @@ class Graphed(nn.Module):
                 return reason
         return None
 
-    def _current_plan(self, leaves: list[Any]) -> _Nothing:
+    def _current(self, leaves: list[Any]) -> _NotRecorded:
         """What serves the model as it is now; made anew where the last one does not."""
-        plan = self._plan  # once: another thread may put its own in its place
-        if plan.holds():
-            return plan
+        recorded = self._recorded  # once: another thread may put its own in its place
+        if recorded.holds():
+            return recorded
         with _recording:
-            if not self._plan.holds():
-                self._plan = _NOTHING  # whose memory the new one may use
-                self._plan = self._look_again(leaves)
-            return self._plan
+            if not self._recorded.holds():
+                self._recorded = _NOT_RECORDED  # whose memory the new one may use
+                self._recorded = self._look_again(leaves)
+            return self._recorded
 
-    def _look_again(self, leaves: list[Any]) -> _Nothing:
+    def _look_again(self, leaves: list[Any]) -> _NotRecorded:
         reason = _why_never(self.model, _tensors(leaves))
         if reason is None and any(module.training for module in self.model.modules()):
             reason = "the model is in training mode"
-        return _Plan(self.model, leaves, self._spec) if reason is None else _Nothing(reason)
+        return _Recorded(self.model, leaves, self._spec) if reason is None else _NotRecorded(reason)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies record at their first call.
-        return self.__dict__ | {"_plan": _NOTHING, "_spec": pytree.treespec_dumps(self._spec)}
+        spec = pytree.treespec_dumps(self._spec)
+        return self.__dict__ | {"_recorded": _NOT_RECORDED, "_spec": spec}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -178,7 +180,7 @@ def _why_not_now(inputs: Sequence[Tensor]) -> str | None:
     return None
 
 
-class _Nothing:
+class _NotRecorded:
     """No recording, and why."""
 
     def __init__(self, why_not: str | None) -> None:
@@ -194,13 +196,13 @@ class _Nothing:
         raise AssertionError(self.why_not)
 
     def __reduce__(self) -> str:
-        return "_NOTHING"
+        return "_NOT_RECORDED"
 
 
-_NOTHING = _Nothing("nothing is recorded")  # before the first
+_NOT_RECORDED = _NotRecorded("nothing is recorded")  # before the first
 
 
-class _Plan(_Nothing):
+class _Recorded(_NotRecorded):
     """A model's recording, or why there is none, for as long as the model stays as it is."""
 
     def __init__(self, model: nn.Module, leaves: list[Any], spec: Any) -> None:
@@ -220,7 +222,7 @@ class _Plan(_Nothing):
             facts += facts_of_fused(model)
             self._alive = kept_alive(model)
         except (RuntimeError, NotRecordable) as error:
-            self.why_not = f"it cannot be recorded: {str(error).splitlines()[0]}"
+            self.why_not = f"it cannot be recorded: {one_line(error, None)}"
         # With no facts, for hooks that Python alone sees, the next call looks again.
         self._holds = guard.watch(facts) if facts else None
 

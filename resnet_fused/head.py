@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import guard
-from ._links import changed, facts_of, link, run_plainly
+from . import _gpu_kernels, guard
+from ._extension import extension_error
+from ._links import changed, facts_of, link
 from ._ready import PLAIN
-from ._wrapper import Wrapper
-from .ops import _cuda, extension_error
+from ._wrapper import Wrapper, run_plainly
 
 _ops = torch.ops.resnet_fused
 _global_avg_pool, _linear = _ops.global_avg_pool.default, _ops.linear.default
@@ -102,7 +102,9 @@ class Linear(HeadLayer, nn.Linear):
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return x.dtype in _DTYPES and (x.is_cpu or (x.is_cuda and _cuda.cuda_error(x.device) is None))
+    return x.dtype in _DTYPES and (
+        x.is_cpu or (x.is_cuda and _gpu_kernels.cuda_error(x.device) is None)
+    )
 
 
 def _in_vectors(x: Tensor) -> bool:

@@ -27,7 +27,7 @@ from ._sites import call_graphs, find_sites
 from ._trace import EVAL, record, record_all, unit_leaf
 from .recipe import BlockRecipe, NoMatch
 
-__all__ = ["Verdict", "call_graphs", "find_sites", "inspect_block", "is_candidate", "match_block"]
+__all__ = ["Verdict", "call_graphs", "find_sites", "inspect_block", "match_block"]
 
 # A module with more convolutions than this is a network, not a block.
 _MAX_CONVS = 16
@@ -38,7 +38,11 @@ _ADD_OPCODES = ("BINARY_ADD", "INPLACE_ADD")  # of Python 3.10
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """A recipe, or why there is none and whether a user would call the module a residual block."""
+    """A recipe, or why there is none.
+
+    candidate: whether a user would call the module a residual block: it adds a path with
+    convolutions.
+    """
 
     kind: str
     recipe: BlockRecipe | None
@@ -71,11 +75,6 @@ def inspect_block(module: nn.Module) -> Verdict:
         convs = _skips(module)
         return Verdict(kind_of(convs), None, str(reason), convs > 0)
     return Verdict(recipe.kind, recipe, "", True)
-
-
-def is_candidate(module: nn.Module) -> bool:
-    """Whether a user would call `module` a residual block: it adds a path with convolutions."""
-    return inspect_block(module).candidate
 
 
 def _skips(module: nn.Module) -> int:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import check, guard, select
+from . import guard, select
 from ._streams import Readers
+from .conv_shape import Geometry
 from .ops import _gpu
 from .recipe import ConvUnit
 
 if TYPE_CHECKING:
-    from ._ready import Ready
+    from ._ready import Ready, ReadyOnGpu
 
 _ops = torch.ops.resnet_fused
 
@@ -67,29 +68,32 @@ def kernel_size(conv: nn.Conv2d) -> tuple[int, int]:
     return (conv.weight.shape[2], conv.weight.shape[3])
 
 
-def out_size(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the convolution's output for an input of `size`."""
-    return check.output_size(
-        "conv_bn_act", size, kernel_size(conv), conv.stride, pair_padding(conv), conv.dilation
+def geometry(conv: nn.Conv2d) -> Geometry:
+    padding = pair_padding(conv)
+    return Geometry(
+        kernel_size(conv), tuple(conv.stride), padding, tuple(conv.dilation), conv.groups
     )
+
+
+def out_size(op: str, conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the convolution's output for an input of `size`.
+
+    Raises ValueError, in the name of `op`, where there is none.
+    """
+    return geometry(conv).out_size(op, size)
 
 
 def conv_shape(
     conv: nn.Conv2d, dtype: torch.dtype, out_size: tuple[int, int], batch: int = 1
 ) -> select.ConvShape:
     """This convolution in `dtype` with outputs of out_size rows and columns, for `select`."""
-    return select.ConvShape(
-        device=conv.weight.device.type,
-        index=conv.weight.device.index or 0,
+    return select.ConvShape.of(
+        geometry(conv),
+        device=conv.weight.device,
         dtype=dtype,
-        in_channels=conv.weight.shape[1] * conv.groups,
-        out_channels=conv.weight.shape[0],
-        kernel=kernel_size(conv),
-        out_size=out_size,
-        stride=tuple(conv.stride),
-        dilation=tuple(conv.dilation),
-        groups=conv.groups,
         batch=batch,
+        channels=(conv.weight.shape[1] * conv.groups, conv.weight.shape[0]),
+        out_size=out_size,
     )
 
 
@@ -118,17 +122,20 @@ class PackedUnit:
         operands = {"packed": self.weight, "scale": self.scale, "shift": self.shift}
         return operands | self.keywords
 
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.of(self.keywords)
+
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """(N, K, P, Q) for an input of `size`, (N, C, H, W), before a max-pool."""
-        names = ("kernel_size", "stride", "padding", "dilation")
-        geometry = [self.keywords[name] for name in names]
-        out = check.output_size("conv_bn_act_packed", size[-2:], *geometry)
+        out = self.geometry.out_size("conv_bn_act_packed", size)
         return (size[0], self.scale.shape[0], *out)
 
     def pools_at_once(self, size: Sequence[int], device: torch.device) -> bool:
         """Whether one GPU kernel computes it and its max-pool for images of `size`."""
-        out_channels = self.scale.shape[0]
-        return _gpu.pools_at_once(device, self.weight.dtype, size, out_channels, **self.keywords)
+        plan, pool = self.keywords["plan"], self.keywords["pool"]
+        where = (device, self.weight.dtype, size, self.scale.shape[0])
+        return pool and _gpu.pools_at_once(plan, *where, self.geometry)
 
     @property
     def reason(self) -> str:
@@ -194,7 +201,7 @@ def pack(unit: ConvUnit, dtype: torch.dtype, choice: select.Choice) -> PackedUni
     scale, shift = (t.detach() for t in fold(unit))
     weight = unit.conv.weight.detach().to(dtype)
     weight = _ops.pack_conv(weight, unit.conv.groups, plan=choice.plan)
-    keywords = {"kernel_size": kernel_size(unit.conv), "plan": choice.plan, "pool": unit.pool}
+    keywords = {"kernel_size": kernel_size(unit.conv), "plan": choice.plan, "pool": unit.max_pool}
     return PackedUnit(weight, scale, shift, conv_keywords(unit) | keywords, choice)
 
 
@@ -209,7 +216,7 @@ def run_unpacked(
     weights are kept by the op, by their content."""
     scale, shift = (t.detach() for t in fold(unit))
     weight = unit.conv.weight.detach().to(dtype)
-    keywords = conv_keywords(unit) | {"plan": choice.plan, "pool": unit.pool}
+    keywords = conv_keywords(unit) | {"plan": choice.plan, "pool": unit.max_pool}
     return _ops.conv_bn_act_kept(x, weight, scale, shift, residual, **keywords)
 
 
@@ -331,15 +338,14 @@ class Packing:
     stamp: _Stamp
     units: tuple[PackedUnit, ...]
     derived: Any = None  # what the module needs to run them
-    ready: dict[torch.Size, Ready] = field(default_factory=dict)  # by the shape of the input
+    # By the shape of the input.
+    ready: dict[torch.Size, Ready | ReadyOnGpu] = field(default_factory=dict)
     readers: Readers = field(init=False)
 
     def __post_init__(self) -> None:
         self.readers = Readers(t for unit in self.units for t in unit.operands)
 
-    def serving(
-        self, dtype: torch.dtype, choices: tuple[select.Choice, ...]
-    ) -> Packing | None:
+    def serving(self, dtype: torch.dtype, choices: tuple[select.Choice, ...]) -> Packing | None:
         """These packed weights for choices of the same plans, whose reasons may be others; None for
         other plans or another dtype."""
         pairs = list(zip(self.units, choices, strict=True))
@@ -387,7 +393,7 @@ class PackCache:
         packing = self.packing
         return packing.units if packing else ()
 
-    def ready(self, shape: torch.Size) -> Ready | None:
+    def ready(self, shape: torch.Size) -> Ready | ReadyOnGpu | None:
         """What may serve an input of that shape at once."""
         packing = self.packing
         return None if packing is None or self.doubted else packing.ready.get(shape)

@@ -11,7 +11,7 @@ from torch import nn
 class ConvUnit:
     """A convolution, the batch norm behind it if there is one, and the activation after both.
 
-    pool: with a stem's max-pool behind the activation, 3x3, stride 2, padding 1.
+    max_pool: with a stem's max-pool behind the activation, 3x3, stride 2, padding 1.
     """
 
     conv: nn.Conv2d
@@ -19,22 +19,22 @@ class ConvUnit:
     act: str  # "relu" | "none"
     conv_name: str  # dotted path below the block or parent, "downsample.0"
     bn_name: str | None
-    pool: bool = False
+    max_pool: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class BlockRecipe:
     """A residual block: main path, shortcut, addition, activation.
 
-    The activation of main[-1] comes after the addition. shortcut is None for the identity; pool, if
-    present, is applied to the block's input before the shortcut's convolution.
+    The activation of main[-1] comes after the addition. shortcut is None for the identity;
+    avg_pool, if present, is applied to the block's input before the shortcut's convolution.
     """
 
     kind: str  # "basic" | "bottleneck"
     main: tuple[ConvUnit, ...]
     shortcut: ConvUnit | None = None
-    pool: nn.AvgPool2d | None = None
-    pool_name: str | None = None
+    avg_pool: nn.AvgPool2d | None = None
+    avg_pool_name: str | None = None
 
     def units(self) -> tuple[ConvUnit, ...]:
         """Every convolution of the block in the order in which the block runs them."""
@@ -49,8 +49,8 @@ class Site:
     act_name: (
         str | None
     )  # the ReLU child that the site absorbs; None where the activation is not a module
-    pool: nn.MaxPool2d | None = None  # the child behind it that the site absorbs too
-    pool_name: str | None = None
+    max_pool: nn.MaxPool2d | None = None  # the child behind it that the site absorbs too
+    max_pool_name: str | None = None
 
 
 class NoMatch(ValueError):

@@ -1,7 +1,8 @@
 """Eager definitions: what every fused op and module must compute.
 
-These are the oracle of the tests, the fallback where no compiled kernel serves, and the plain
-blocks that a fused network is compared with and can always be turned back into.
+These are the oracle of the tests, what the public ops compute under function transforms, parts of
+what runs where no kernel of ours serves, and the plain blocks that a fused network is compared with
+and can always be turned back into.
 """
 
 from __future__ import annotations

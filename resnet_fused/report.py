@@ -9,9 +9,10 @@ from typing import Any, overload
 from torch import nn
 
 from . import check
-from ._call import check_example, evaluating, run, table
+from ._call import check_example, evaluating, run
 from ._fused import FusedModule
-from ._plan import join, plan
+from ._survey import join, survey
+from ._tables import table
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _rows(model: nn.Module) -> list[Row]:
             rows[name] = Row(
                 name, module.kind, status.fused, status.backend, status.reason, status.packed_bytes
             )
-    found = plan(model)
+    found = survey(model)
     later = "can be fused: resnet_fused.fuse does it"
     ready = [(name, recipe.kind) for name, recipe in found.blocks]
     ready += [(join(parent, site.unit.conv_name), "conv_bn") for parent, site in found.sites]

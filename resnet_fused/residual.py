@@ -57,7 +57,7 @@ class FusedResidual(FusedModule):
     def _out_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         sizes = []
         for unit in self._recipe.main:
-            size = packing.out_size(unit.conv, size)
+            size = self._out_size(unit, size)
             sizes.append(size)
         if self._recipe.shortcut is not None:
             sizes.append(size)  # the addition demands it
@@ -65,7 +65,7 @@ class FusedResidual(FusedModule):
 
     def _packed_block(self, packed: packing.Packing) -> _PackedBlock:
         if packed.derived is None:
-            packed.derived = _PackedBlock(packed.units, self._recipe)
+            packed.derived = _PackedBlock(type(self).__name__, packed.units, self._recipe)
         return packed.derived
 
     def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> Tensor | None:
@@ -87,7 +87,7 @@ class FusedResidual(FusedModule):
 
     def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
         block = self._packed_block(packed)
-        if x.dim() != 4 or self._recipe.pool is not None or not block.adds_up(x.shape[-2:]):
+        if x.dim() != 4 or self._recipe.avg_pool is not None or not block.adds_up(x.shape[-2:]):
             return None
         *main, last = packed.units
         shortcut = main.pop() if self._recipe.shortcut is not None else None
@@ -103,9 +103,9 @@ class FusedResidual(FusedModule):
             y = run(i, y, None)
         shortcut = x
         if recipe.shortcut is not None:
-            branch = recipe.pool(x) if recipe.pool is not None else x
+            branch = recipe.avg_pool(x) if recipe.avg_pool is not None else x
             shortcut = run(last - 1, branch, None)
-        if shortcut.shape[-2:] != packing.out_size(recipe.main[-1].conv, y.shape[-2:]):
+        if shortcut.shape[-2:] != self._out_size(recipe.main[-1], y.shape[-2:]):
             return self._run_original(x)  # eager broadcasts, or says what is wrong
         return run(last, y, shortcut)
 
@@ -113,11 +113,13 @@ class FusedResidual(FusedModule):
 class _PackedBlock:
     """A block's packed units as residual_block takes them, made once for each packing."""
 
-    def __init__(self, packed: tuple[packing.PackedUnit, ...], recipe: BlockRecipe) -> None:
-        self.recipe = recipe
+    def __init__(
+        self, op: str, packed: tuple[packing.PackedUnit, ...], recipe: BlockRecipe
+    ) -> None:
+        self._op, self.recipe = op, recipe
         self.arguments = None  # None: it must go one convolution at a time
         self._adds: dict[tuple[int, ...], bool] = {}
-        if recipe.pool is not None or any(unit.keywords["plan"] == "torch" for unit in packed):
+        if recipe.avg_pool is not None or any(unit.keywords["plan"] == "torch" for unit in packed):
             return
         # From the order in which a block runs its units to main path first, then the shortcut.
         order = list(packed)
@@ -137,9 +139,9 @@ class _PackedBlock:
         if found is None:
             main = shortcut = tuple(size)
             for unit in self.recipe.main:
-                main = packing.out_size(unit.conv, main)
+                main = packing.out_size(self._op, unit.conv, main)
             if self.recipe.shortcut is not None:
-                shortcut = packing.out_size(self.recipe.shortcut.conv, shortcut)
+                shortcut = packing.out_size(self._op, self.recipe.shortcut.conv, shortcut)
             if len(self._adds) > _MOST_SIZES:
                 self._adds.clear()
             found = self._adds[size] = main == shortcut

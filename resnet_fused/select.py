@@ -31,7 +31,8 @@ from typing import Any
 
 import torch
 
-from . import _cpu_rule, _cuda_rule, backends, check, guard, tuned
+from . import _cpu_rule, _cuda_rule, _environment, backends, check, guard, tuned
+from ._tables import time_text
 from .backends import can_compute
 from .check import PLAN_TRAITS, PLANS
 from .conv_shape import Choice, ConvShape, is_static
@@ -48,16 +49,13 @@ __all__ = [
     "is_static",
 ]
 
-FORCE_VARIABLE = "RESNET_FUSED_FORCE"
-EXACT_VARIABLE = "RESNET_FUSED_EXACT_NONFINITE"
 FORCES = ("none", "ours", *PLANS)
 
-
-_EXACT_NONFINITE = os.environ.get(EXACT_VARIABLE, "0") not in ("", "0")
+_EXACT_NONFINITE = _environment.is_set(_environment.EXACT_NONFINITE)
 
 # The last entry counts. A plain list, because torch.compile can trace and guard one. The first is
 # checked when it is used, so that the package can be imported and the doctor can tell.
-_forced = [os.environ.get(FORCE_VARIABLE) or "none"]
+_forced = [os.environ.get(_environment.FORCE) or "none"]
 
 
 def _check_force(plan: str, where: str) -> str:
@@ -84,7 +82,7 @@ def forced(plan: str) -> Iterator[None]:
 
 def force() -> str:
     """The plan in force, "none" if nothing is. Raises ValueError for a bad RESNET_FUSED_FORCE."""
-    return _check_force(_forced[-1], FORCE_VARIABLE)
+    return _check_force(_forced[-1], _environment.FORCE)
 
 
 def state() -> tuple[Any, ...]:
@@ -157,13 +155,8 @@ def _by_measurement(shape: ConvShape, exact_nonfinite: bool) -> Choice | None:
     ranks = sorted([(p != answer.plan, answer.ms[p], p) for p in able if answer.ms[p] is not None])
     if not ranks:
         return None
-    listed = ", ".join([f"{plan} {milliseconds(ms)}" for _, ms, plan in ranks])
+    listed = ", ".join([f"{plan} {time_text(ms)}" for _, ms, plan in ranks])
     return Choice(ranks[0][2], f"tuned on this machine at batch {answer.batch}: {listed}")
-
-
-def milliseconds(ms: float) -> str:
-    """Three digits and the unit, "0.312 ms"."""
-    return f"{ms:.3g} ms" if ms < 1000 else f"{ms:.0f} ms"
 
 
 def _has_one_size(shape: ConvShape) -> bool:

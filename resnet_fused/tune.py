@@ -19,9 +19,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from . import _fused, check, packing, select, tuned
-from ._call import check_example, evaluating, run, table
+from ._call import check_example, evaluating, run
 from ._fused import FusedModule
 from ._progress import progress_bar
+from ._tables import table, time_text
 from ._tuning_file import Answer
 from .fuse import refresh
 from .measure.candidates import (
@@ -32,8 +33,8 @@ from .measure.candidates import (
     pools_at_once,
     split_name,
 )
-from .ops import _cuda
-from .select import ConvShape, milliseconds
+from .ops import _cuda, _triton
+from .select import ConvShape
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Tuning(Sequence[Row]):
             return kept
         best = sum(row.count * row.ms[row.plan] for row in timed)
         rule = sum(row.count * row.ms[row.by_rule] for row in timed)
-        return f"all convolutions: {milliseconds(best)}, by rule {milliseconds(rule)}; {kept}"
+        return f"all convolutions: {time_text(best)}, by rule {time_text(rule)}; {kept}"
 
     def __str__(self) -> str:
         if not self._rows:
@@ -214,7 +215,7 @@ def _calls(module: FusedModule, x: Tensor, dtype: torch.dtype) -> Iterator[ConvC
     batch = x.shape[0] if x.dim() == 4 else 1
     for unit, shape in zip(units, module.conv_shapes(x, dtype, batch), strict=True):
         residual = module.adds_shortcut and unit is units[-1]
-        yield ConvCall(shape, packing.pair_padding(unit.conv), unit.act, residual, unit.pool)
+        yield ConvCall(shape, packing.pair_padding(unit.conv), unit.act, residual, unit.max_pool)
 
 
 @contextmanager
@@ -284,8 +285,6 @@ _MOST_CONFIGS = 8  # of a plan: those with the least estimated time, each takes 
 def _configured(plan: str, call: ConvCall) -> list[str]:
     """Configurations of a plan that are worth measuring, as candidates; GPU kernels have some."""
     if plan == "triton":
-        from .ops import _triton
-
         texts = _triton.configs(call.shape, call.in_size, call.padding, call.act, call.residual)
     elif plan == "cuda" and not pools_at_once(call, plan):
         texts = _cuda.ranked(_cuda_sizes(call))
@@ -328,4 +327,4 @@ def _row_of(f: _Found, m: Measured, plans: Sequence[str], by_rule: str) -> Row:
 
 
 def _time(ms: float | None) -> str:
-    return "inexact" if ms is None else milliseconds(ms).removesuffix(" ms")
+    return "inexact" if ms is None else time_text(ms).removesuffix(" ms")

@@ -21,20 +21,20 @@ from pathlib import Path
 
 import torch
 
-from . import _tuning_file, guard
+from . import _extension, _tuning_file, guard
+from ._capture import constant_in_graphs
 from ._cpuinfo import cpu_model
 from ._gpuinfo import cuda_kernels_id, processor, triton_kernels_id
 from ._tuning_file import Answer, Machines
 from ._version import __version__
 from .conv_shape import ConvShape, is_static
-from .ops import _library as ops
 
 _table: Machines = {}
 _revision = 0
 _cpu: list[str] = []  # asked for once, at the first answer
 
 
-@ops.constant_in_graphs
+@constant_in_graphs
 def machine(device: str = "cpu", index: int = 0) -> str:
     """What an answer depends on beside the convolution, as one line.
 
@@ -46,11 +46,13 @@ def machine(device: str = "cpu", index: int = 0) -> str:
         return f"{processor(index)}, {_versions()}, {kernels}"
     if not _cpu:
         _cpu.append(cpu_model())
-    return f"{_cpu[0]}, {ops.cpu_isa()}, threads: {torch.get_num_threads()}, {_versions()}"
+    return f"{_cpu[0]}, {_extension.cpu_isa()}, threads: {torch.get_num_threads()}, {_versions()}"
 
 
 def _versions() -> str:
-    return f"torch {torch.__version__}, resnet-fused {__version__}, kernels {ops.kernels_id()}"
+    return (
+        f"torch {torch.__version__}, resnet-fused {__version__}, kernels {_extension.kernels_id()}"
+    )
 
 
 def answers(device: str = "cpu", index: int = 0) -> Mapping[str, Answer]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from . import check
-from ._call import check_example, evaluating, run, table
+from ._call import check_example, evaluating, run
+from ._tables import table
 from .fuse import unfuse
 
 # Relative L2 error that is granted however exact eager is. float32: the bound of a Winograd kernel;

@@ -45,13 +45,14 @@ from torch import nn
 
 import resnet_fused as rf
 from resnet_fused import select
+from resnet_fused._environment import INTERPRETED
 from resnet_fused._fused import FusedModule
 from resnet_fused.ops import _triton
 from resnet_fused.triton_kernels import config as configs
 from resnet_fused.triton_kernels.device import KNOWN
 from resnet_fused.triton_kernels.problem import Problem
 
-assert _triton.INTERPRETED, "TRITON_INTERPRET=1 must be set"
+assert INTERPRETED, "TRITON_INTERPRET=1 must be set"
 
 _ops = torch.ops.resnet_fused
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

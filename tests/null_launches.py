@@ -20,7 +20,7 @@ from conftest import randomize
 from torch import nn
 
 import resnet_fused as rf
-from resnet_fused import conv_bn, packing, residual, select, tuned
+from resnet_fused import _extension, _gpu_kernels, conv_bn, packing, residual, select, tuned
 from resnet_fused._fused import FusedModule
 from resnet_fused.ops import _cuda, _gpu
 
@@ -36,7 +36,7 @@ def on_the_null_device(monkeypatch):
         scale, shift = (t.detach() for t in packing.fold(unit))
         weight = unit.conv.weight.detach().to(dtype, memory_format=torch.channels_last)
         keywords = {"kernel_size": packing.kernel_size(unit.conv), "plan": choice.plan}
-        keywords |= packing.conv_keywords(unit) | {"pool": unit.pool}
+        keywords |= packing.conv_keywords(unit) | {"pool": unit.max_pool}
         return packing.PackedUnit(weight, scale, shift, keywords, choice)
 
     def choose_all(module, x, dtype, batch):
@@ -44,11 +44,12 @@ def on_the_null_device(monkeypatch):
 
     monkeypatch.setattr(packing, "pack", pack)
     monkeypatch.setattr(FusedModule, "_choose_all", choose_all)
-    monkeypatch.setattr(_cuda, "extension_error", None)
-    monkeypatch.setattr(_cuda, "cuda_error", lambda device: None)
+    monkeypatch.setattr(_gpu_kernels, "extension_error", None)
+    monkeypatch.setattr(_gpu_kernels, "cuda_error", lambda device: None)
     monkeypatch.setattr(_cuda, "has_wgmma", lambda device: True)
     monkeypatch.setattr(_cuda, "multiprocessors", lambda device: 132)
-    monkeypatch.setattr(_cuda, "release_prepared", _cuda.release_of(str(LIBRARY._name)))
+    release = _extension.release_of(str(LIBRARY._name), _gpu_kernels.RELEASE)
+    monkeypatch.setattr(_gpu_kernels, "release_prepared", release)
     _cuda._measured.cache_clear()
 
 

@@ -40,7 +40,7 @@ class Stem(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU())
         unit = ConvUnit(self[0], self[1], "relu", "0", "1")
-        rf.conv_bn.install_site(self, Site(unit, "2"))
+        rf.slots.install_site(self, Site(unit, "2"))
 
 
 def stem(seed=0):

@@ -19,8 +19,8 @@ from torch.nn.utils import parametrize, prune
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.conv_bn import BatchNormSlot, ConvSlot, ReLUSlot, install_site
 from resnet_fused.recipe import ConvUnit, Site
+from resnet_fused.slots import BatchNormSlot, ConvSlot, ReLUSlot, install_site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -206,12 +206,9 @@ def test_bad_inputs():
             fused(x)
         assert str(caught.value) == f"FusedConvBN: {sentence}"
     small = rf.FusedConvBN(nn.Conv2d(3, 4, 7), nn.BatchNorm2d(4)).eval()
-    with (
-        torch.no_grad(),
-        pytest.raises(ValueError, match="x must be at least as large as") as caught,
-    ):
+    sentence = "^FusedConvBN: x must be at least as large as the kernel: the padded input is 4 x 9"
+    with torch.no_grad(), pytest.raises(ValueError, match=sentence):
         small(image(3, (4, 9)))
-    assert "the padded input is 4 x 9, the kernel spans 7 x 7" in str(caught.value)
 
 
 # ---- sites in a parent ---------------------------------------------------------------------------

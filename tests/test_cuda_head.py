@@ -12,7 +12,7 @@ from emulated_sm90 import CSRC, ROOT, build_library, why_not
 from torch import Tensor
 
 import resnet_fused  # noqa: F401  registers the ops
-from resnet_fused.ops import _cuda
+from resnet_fused._gpu_kernels import cuda_error
 
 _ops = torch.ops.resnet_fused
 GPU = torch.device("cuda", 0)
@@ -165,7 +165,7 @@ def test_sums_are_kept_in_float32(library):
 
 # ---- the ops on a GPU --------------------------------------------------------------------------
 
-on_a_gpu = pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
+on_a_gpu = pytest.mark.skipif(cuda_error(GPU) is not None, reason=str(cuda_error(GPU)))
 
 
 def image_of(x: Tensor) -> Tensor:

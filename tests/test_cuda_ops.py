@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resnet_fused import backends
+from resnet_fused import _extension, _gpu_kernels, backends
 from resnet_fused.conv_shape import ConvShape
-from resnet_fused.ops import _cuda, _triton
+from resnet_fused.ops import _cuda
 
 OPS = torch.ops.resnet_fused
 GPU = torch.device("cuda", 0)
@@ -37,7 +37,7 @@ def arguments(device, dtype=torch.bfloat16, c=16, k=24, groups=1, kernel=3, batc
 
 
 def test_why_the_kernels_are_not_there():
-    error = _cuda.cuda_error(GPU)
+    error = _gpu_kernels.cuda_error(GPU)
     if torch.version.cuda is None:
         assert error in (
             "the CUDA C++ kernels are not built (resnet-fused doctor says why)",
@@ -50,11 +50,12 @@ def test_why_the_kernels_are_not_there():
 def test_kernels_of_another_version(monkeypatch):
     """Built before prepare_cuda came, say: a sentence, not an error at the import."""
     stale = SimpleNamespace(origin=torch._C.__file__)
-    monkeypatch.setattr(_cuda.importlib.util, "find_spec", lambda name: stale)
+    monkeypatch.setattr(_extension.importlib.util, "find_spec", lambda name: stale)
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.delenv("RESNET_FUSED_DISABLE_EXT", raising=False)
-    assert _cuda._load() == "the CUDA C++ kernels are of another version: build them again"
+    sentence = "the CUDA C++ kernels are of another version: build them again"
+    assert _gpu_kernels._load().error == sentence
 
 
 @pytest.fixture
@@ -66,14 +67,14 @@ def no_image(monkeypatch):
         asked.append(index)
         return "" if index == 1 else "no kernel image is available for execution on the device"
 
-    monkeypatch.setattr(_cuda, "extension_error", None)
-    monkeypatch.setattr(_cuda, "_image_error", image_error)
+    monkeypatch.setattr(_gpu_kernels, "extension_error", None)
+    monkeypatch.setattr(_gpu_kernels, "_image_error", image_error)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
-    _cuda._error_on.cache_clear()
+    _gpu_kernels._error_on.cache_clear()
     yield asked
-    _cuda._error_on.cache_clear()
+    _gpu_kernels._error_on.cache_clear()
 
 
 def test_kernels_that_were_compiled_for_other_gpus(no_image):
@@ -83,8 +84,8 @@ def test_kernels_that_were_compiled_for_other_gpus(no_image):
         "available for execution on the device): build them with TORCH_CUDA_ARCH_LIST=10.0"
     )
     for _ in range(2):
-        assert _cuda.cuda_error(GPU) == sentence
-        assert _cuda.cuda_error(torch.device("cuda", 1)) is None
+        assert _gpu_kernels.cuda_error(GPU) == sentence
+        assert _gpu_kernels.cuda_error(torch.device("cuda", 1)) is None
     assert no_image == [0, 1]
     assert backends.missing("cuda", "cuda") == sentence
     assert backends.missing("cuda", "cuda", 1) == ""
@@ -92,7 +93,7 @@ def test_kernels_that_were_compiled_for_other_gpus(no_image):
 
 
 def test_no_plan_of_kernels_that_were_compiled_for_other_gpus(no_image, monkeypatch):
-    monkeypatch.setattr(_triton, "triton_error", lambda device: "Triton is not installed")
+    monkeypatch.setattr(_gpu_kernels, "triton_error", lambda device: "Triton is not installed")
     plans = ("cuda", "triton", "torch")
     shape = ConvShape("cuda", torch.bfloat16, 64, 64, (3, 3), (56, 56))
     assert [plan for plan in plans if backends.can_compute(plan, shape)] == ["torch"]
@@ -102,7 +103,7 @@ def test_no_plan_of_kernels_that_were_compiled_for_other_gpus(no_image, monkeypa
 
 def test_configurations_are_those_that_are_loaded():
     found = _cuda.configurations()
-    assert bool(found) is (_cuda.extension_error is None)
+    assert bool(found) is (_gpu_kernels.extension_error is None)
     assert all(c.name.split()[0] in ("sm80", "sm90") and c.shared_bytes < 2**18 for c in found)
 
 
@@ -274,7 +275,7 @@ def test_tail_op_is_forward_only():
 # ---- on a GPU ----------------------------------------------------------------------------------
 
 needs_kernels = pytest.mark.skipif(
-    _cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU))
+    _gpu_kernels.cuda_error(GPU) is not None, reason=str(_gpu_kernels.cuda_error(GPU))
 )
 
 

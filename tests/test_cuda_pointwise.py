@@ -10,7 +10,7 @@ from emulated_sm80 import DTYPES, TYPES
 from emulated_sm90 import CSRC, ROOT, build_library, why_not
 
 import resnet_fused  # noqa: F401  registers the op
-from resnet_fused.ops import _cuda
+from resnet_fused._gpu_kernels import cuda_error
 
 OP = torch.ops.resnet_fused.scale_shift_act_cuda
 GPU = torch.device("cuda", 0)
@@ -143,7 +143,7 @@ def test_fake_refuses_in_a_sentence(change, sentence):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
+@pytest.mark.skipif(cuda_error(GPU) is not None, reason=str(cuda_error(GPU)))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [64, 24, 13])
 @pytest.mark.parametrize("channels_last", [True, False])

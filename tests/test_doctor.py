@@ -200,6 +200,15 @@ def test_extension_switched_off():
     assert (found.status, found.mend) == (WRONG, "unset RESNET_FUSED_DISABLE_EXT")
 
 
+@pytest.mark.parametrize("value", ["0", ""])
+def test_a_switch_that_is_off_is_not_what_is_wrong(value):
+    environ = {"RESNET_FUSED_DISABLE_EXT": value}
+    found = finding("extension", extension_error="undefined symbol: foo", environ=environ)
+    assert (found.status, found.mend) == (WRONG, doctor.REBUILD)
+    found = finding("CUDA kernels", cuda_available=True, cuda_error="no image", environ=environ)
+    assert (found.status, found.mend) == (NOTE, doctor.REBUILD)
+
+
 def test_no_compiler_is_only_a_note():
     found = finding("compiler", compiler=None)
     assert (found.status, found.mend) == (NOTE, "apt install g++")

@@ -19,10 +19,11 @@ from torchvision_style import BasicBlock, Bottleneck, ResNet
 from resnet_fused import ops, reference, select
 from resnet_fused._fused import FusedModule
 from resnet_fused._wrapper import Wrapper
-from resnet_fused.conv_bn import ConvSlot, FusedConvBN
+from resnet_fused.conv_bn import FusedConvBN
 from resnet_fused.fuse import fuse, refresh, unfuse
 from resnet_fused.report import report
 from resnet_fused.residual import FusedBottleneck, FusedResidual
+from resnet_fused.slots import ConvSlot
 
 # ---- models ----------------------------------------------------------------------------------
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import Case, exact, normals
 
-from resnet_fused import packing, reference, select, tuned
+from resnet_fused import _gpu_kernels, packing, reference, select, tuned
 from resnet_fused._launches import prepare_block, prepare_unit
 from resnet_fused.measure import candidates
 from resnet_fused.measure.candidates import ConvCall
-from resnet_fused.ops import _cuda, _fallback, _gpu, _triton
+from resnet_fused.ops import _composite, _cuda, _gpu, _triton
 from resnet_fused.packing import PackedUnit, at_once
 
 configs = []  # that conv was given, "" for none
@@ -76,13 +76,12 @@ def kernels(monkeypatch):
     monkeypatch.setattr(_gpu._cuda, "has_wgmma", lambda device: False)
     monkeypatch.setattr(_gpu, "_ops", SimpleNamespace(**stands))
     monkeypatch.setattr(_gpu, "conv_op", lambda plan: stands[f"conv_bn_act_{plan}"])
-    monkeypatch.setattr(_fallback, "check_packed", lambda *arguments: None)
+    monkeypatch.setattr(_composite, "check_packed", lambda *arguments: None)
 
     def there(*backends):
         for name in ("cuda", "triton"):
-            module = getattr(_gpu, f"_{name}")
             error = None if name in backends else "not there"
-            monkeypatch.setattr(module, f"{name}_error", lambda device, error=error: error)
+            monkeypatch.setattr(_gpu_kernels, f"{name}_error", lambda device, error=error: error)
         return calls
 
     return there
@@ -153,7 +152,7 @@ def test_a_stem_and_its_pool(kernels, case, plan, pool, dtype, called):
     """One kernel where it serves the convolution; the same answer at every place that asks."""
     calls = kernels("cuda", "triton")
     unit, o = packed_unit(case, plan, pool, dtype)
-    y = _fallback._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
+    y = _composite._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
     assert calls == [called]
     want = reference.conv_bn_act(*o.args(), **case.keywords)
     assert torch.equal(y, reference.max_pool(want) if pool else want)
@@ -171,7 +170,7 @@ def test_a_stem_and_its_pool(kernels, case, plan, pool, dtype, called):
 def test_a_stem_without_the_kernels(kernels):
     calls = kernels("triton")
     unit, o = packed_unit(STEM, "cuda", True, torch.bfloat16)
-    _fallback._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
+    _composite._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
     assert calls == [TWO]
     assert unit.reason.endswith("in a second pass")
 
@@ -198,7 +197,7 @@ def runs_of(units, x, has_shortcut):
     """The block by residual_block's fallback, and by its prepared launches."""
     *main, shortcut = units if has_shortcut else [*units, None]
     joined = at_once(units)
-    yield lambda: _fallback._residual_block(
+    yield lambda: _composite._residual_block(
         x, *joined.tensors, has_shortcut=has_shortcut, **joined.keywords
     )
     if x.dim() == 4:
@@ -209,9 +208,9 @@ def runs_of(units, x, has_shortcut):
 @pytest.fixture
 def blocks(kernels, monkeypatch):
     """As if residual_block's plans of a GPU were the CPU's."""
-    monkeypatch.setattr(_fallback, "check_block", lambda *arguments: None)
-    packed = SimpleNamespace(conv_bn_act_packed=_fallback._conv_bn_act_packed)
-    monkeypatch.setattr(_fallback, "_ops", packed)
+    monkeypatch.setattr(_composite, "check_block", lambda *arguments: None)
+    packed = SimpleNamespace(conv_bn_act_packed=_composite._conv_bn_act_packed)
+    monkeypatch.setattr(_composite, "_ops", packed)
     monkeypatch.setattr(packing, "_ops", packed)
     return kernels("cuda", "triton")
 
@@ -313,7 +312,7 @@ def test_the_kernel_takes_the_configuration_that_was_measured(kernels, measured,
     case = BETWEEN.but(residual=True, act="none")
     unit, o = packed_unit(case, plan, False, torch.bfloat16)
     del configs[:]
-    _fallback._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
+    _composite._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
     assert configs == [FAST if plan == "cuda" else ""]
     if plan == "triton":
         return  # its op looks for itself
@@ -330,7 +329,7 @@ def test_a_configuration_that_does_not_serve_is_left_alone(kernels, measured):
     kernels("cuda", "triton")
     unit, o = packed_unit(BETWEEN.but(dilation=(1, 2)), "cuda", False, torch.bfloat16)
     del configs[:]
-    _fallback._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
+    _composite._conv_bn_act_packed(o.x, *o.args()[1:], **unit.keywords)
     assert configs == [""]
 
 

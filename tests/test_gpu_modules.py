@@ -559,8 +559,8 @@ def test_graph_replays(graphed, gpu, double):
 def test_graph_of_a_changed_model(graphed, gpu):
     x = images().to(gpu)
     with torch.no_grad():
-        before, recording = graphed(x), graphed._plan
-        assert graphed._plan is recording
+        before, recording = graphed(x), graphed._recorded
+        assert graphed._recorded is recording
         conv = next(m for m in graphed.model.modules() if isinstance(m, nn.Conv2d))
         for change in (
             lambda: conv.weight.mul_(2),
@@ -570,10 +570,10 @@ def test_graph_of_a_changed_model(graphed, gpu):
             change()
             after = graphed(x)
             assert graphed.reason is None
-            assert graphed._plan is not recording
+            assert graphed._recorded is not recording
             assert torch.equal(after, copy.deepcopy(graphed.model)(x))
             assert not torch.equal(after, before)
-            before, recording = after, graphed._plan
+            before, recording = after, graphed._recorded
 
 
 def test_graph_steps_aside(graphed, gpu, double):

@@ -272,6 +272,16 @@ def test_what_cannot_be_recorded_is_not_tried_again_and_again(recorded, monkeypa
 
 
 @needs_guard
+def test_an_exception_without_text_is_a_reason_too(recorded):
+    class Raises(nn.Conv2d):
+        def forward(self, x):
+            raise RuntimeError
+
+    graphed = rf.graph(Raises(3, 4, 1).eval(), X)
+    assert graphed.reason == "it cannot be recorded: RuntimeError"
+
+
+@needs_guard
 def test_outputs_that_are_no_tensors_run_the_model(recorded):
     class Counts(nn.Module):
         def forward(self, x):

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize, prune
 
 import resnet_fused as rf
 from resnet_fused import head
-from resnet_fused.ops import _cuda
+from resnet_fused._gpu_kernels import cuda_error
 
 pytestmark = [needs_extension, pytest.mark.kernels]
 
@@ -454,7 +454,7 @@ GPU = torch.device("cuda", 0)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
+@pytest.mark.skipif(cuda_error(GPU) is not None, reason=str(cuda_error(GPU)))
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_fused_on_a_gpu(mode, dtype, monkeypatch):
@@ -482,7 +482,7 @@ def test_fused_on_a_gpu(mode, dtype, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(_cuda.cuda_error(GPU) is not None, reason=str(_cuda.cuda_error(GPU)))
+@pytest.mark.skipif(cuda_error(GPU) is not None, reason=str(cuda_error(GPU)))
 def test_other_channels_on_a_gpu(monkeypatch):
     """PyTorch computes what is not in whole vectors."""
     net = Net().eval()

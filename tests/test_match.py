@@ -14,7 +14,7 @@ from torchvision_style import BasicBlock, Bottleneck, ResNet
 
 from resnet_fused import reference
 from resnet_fused._trace import EVAL, record, shadow, unit_leaf
-from resnet_fused.match import find_sites, inspect_block, is_candidate, match_block
+from resnet_fused.match import find_sites, inspect_block, match_block
 from resnet_fused.recipe import BlockRecipe, NoMatch
 
 
@@ -27,7 +27,7 @@ def run(recipe: BlockRecipe, x: Tensor) -> Tensor:
         y = y + extra if extra is not None else y
         return F.relu(y) if u.act == "relu" else y
 
-    skip = recipe.pool(x) if recipe.pool is not None else x
+    skip = recipe.avg_pool(x) if recipe.avg_pool is not None else x
     skip = unit(recipe.shortcut, skip) if recipe.shortcut is not None else skip
     y = x
     for u in recipe.main[:-1]:
@@ -278,7 +278,7 @@ def test_matches(name):
     for unit in recipe.units():
         assert unit.conv is block.get_submodule(unit.conv_name)
         assert unit.bn is (block.get_submodule(unit.bn_name) if unit.bn_name else None)
-    assert is_candidate(block)
+    assert inspect_block(block).candidate
     first = next(block.parameters())
     if first.device.type != "meta":
         x = torch.randn(2, 8, 9, 9, dtype=first.dtype)
@@ -290,8 +290,8 @@ def test_matches(name):
 def test_pool_is_the_blocks_own():
     block = PooledShortcut()
     recipe = match_block(block)
-    assert recipe.pool is block.down[0]
-    assert recipe.pool_name == "down.0"
+    assert recipe.avg_pool is block.down[0]
+    assert recipe.avg_pool_name == "down.0"
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -486,11 +486,22 @@ def test_not_even_a_candidate(name):
     module = NOT_RESIDUAL[name]()
     with pytest.raises(NoMatch):
         match_block(module)
-    assert not is_candidate(module)
+    assert not inspect_block(module).candidate
 
 
 def test_the_block_is_the_candidate_not_what_holds_it():
-    assert not is_candidate(nn.Sequential(BasicBlock(8, 8)))
+    assert not inspect_block(nn.Sequential(BasicBlock(8, 8))).candidate
+
+
+class RaisesWithoutText(Plain):
+    def forward(self, x):
+        if type(x) is Tensor:  # not when it is traced
+            raise ValueError
+        return self.relu(self.main(x) + x)
+
+
+def test_an_exception_without_text_is_a_reason_too():
+    assert inspect_block(RaisesWithoutText()).reason == "does not run (ValueError)"
 
 
 def test_refused_in_place_does_not_touch_the_users_module():

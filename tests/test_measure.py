@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from resnet_fused._errors import kind_and_line, one_line
 from resnet_fused.measure import compare as compare_module
 from resnet_fused.measure import engines as engines_module
 from resnet_fused.measure import timing
@@ -18,7 +19,6 @@ from resnet_fused.measure.engines import (
     FUSED,
     Unavailable,
     engines,
-    one_line,
     prepare,
 )
 from resnet_fused.measure.error import (
@@ -203,8 +203,13 @@ def test_peer_that_fails_is_unavailable_and_ours_is_not():
         prepare(COMPILE, failing, None, None)
     with pytest.raises(RuntimeError):
         prepare(FUSED, failing, None, None)
-    assert one_line(ValueError()) == "ValueError"
+
+
+def test_exceptions_in_one_line():
+    assert one_line(ValueError()) == kind_and_line(ValueError("\n")) == "ValueError"
+    assert kind_and_line(ValueError("\n wrong\nmore")) == "ValueError: wrong"
     assert len(one_line(ValueError("x" * 500))) == 100
+    assert one_line(ValueError("x" * 500), None) == "x" * 500
 
 
 def shifted(model, x):

@@ -522,7 +522,8 @@ def test_copies_by_dict_have_a_cache_of_their_own(module):
     run(module), run(module)
     fused = next(m for m in module.modules() if isinstance(m, _fused.FusedModule))
     twin = copy.deepcopy(fused._cache)
-    assert fused._cache.packing is not None and twin.packing is None
+    assert fused._cache.packing is not None
+    assert twin.packing is None
     del twin
     gc.collect()
     assert_same(run(module), run(copy.deepcopy(module)))
@@ -555,7 +556,7 @@ def prepared(x=X):
 
 
 def release(handle):
-    rf.ops._library.release_prepared(handle)
+    rf._extension.release_prepared(handle)
 
 
 def test_run_prepared_computes_until_what_it_watches_changes():

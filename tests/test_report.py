@@ -12,7 +12,7 @@ from refused_blocks import CASES, randomized
 from torch import nn
 from torchvision_style import BasicBlock, ResNet
 
-from resnet_fused import reference
+from resnet_fused import _sites, reference
 from resnet_fused.conv_bn import FusedConvBN
 from resnet_fused.fuse import fuse, refresh
 from resnet_fused.report import Report, Row, report
@@ -246,3 +246,26 @@ def test_a_model_without_anything_to_fuse():
     rows = report(nn.Linear(2, 2))
     assert len(rows) == 0
     assert str(rows) == "no residual block and no conv-BN sequence"
+
+
+def test_a_parent_that_cannot_be_traced_is_traced_once(monkeypatch):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.bn(self.conv(x)) if float(x.sum()) > 0 else x
+
+    traced = []
+
+    def record(module, *arguments):
+        traced.append(type(module).__name__)
+        return sites_record(module, *arguments)
+
+    sites_record = _sites.record
+    monkeypatch.setattr(_sites, "record", record)
+    (row,) = report(Branches().eval())
+    assert (row.name, row.kind, row.fused) == ("", "conv_bn", False)
+    assert row.reason.startswith("forward cannot be traced")
+    assert traced == ["Branches"]

@@ -8,11 +8,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from resnet_fused import _cuda_rule, backends, check, guard, select
-from resnet_fused.ops import _library
+from resnet_fused import _cuda_rule, _extension, backends, check, guard, select
 
 needs_extension = pytest.mark.skipif(
-    _library.extension_error is not None, reason=str(_library.extension_error)
+    _extension.extension_error is not None, reason=str(_extension.extension_error)
 )
 
 STAGE_1 = select.ConvShape("cpu", torch.float32, 64, 64, (3, 3), (56, 56))
@@ -57,8 +56,8 @@ def test_rule_knows_what_the_cpu_multiplies_fast(monkeypatch):
         ("avx512bf16", (), "winograd2_bf16"),
         ("avx512bf16", ("amx_bf16",), "torch"),
     ):
-        monkeypatch.setattr(_library, "CPU_FEATURES", frozenset(features))
-        monkeypatch.setattr(_library, "cpu_isa", lambda isa=isa: isa)
+        monkeypatch.setattr(_extension, "CPU_FEATURES", frozenset(features))
+        monkeypatch.setattr(_extension, "cpu_isa", lambda isa=isa: isa)
         assert plan(dtype=torch.bfloat16) == expected
         assert plan() == "winograd4"
 
@@ -90,8 +89,8 @@ STAGE_4 = {"in_channels": 512, "out_channels": 512, "out_size": (7, 7)}
 )
 def test_rule_by_batch_and_instruction_set(isa, dtype, changes, expected, monkeypatch):
     """Of any CPU, whichever this one is."""
-    monkeypatch.setattr(_library, "CPU_FEATURES", frozenset())
-    monkeypatch.setattr(_library, "cpu_isa", lambda: isa)
+    monkeypatch.setattr(_extension, "CPU_FEATURES", frozenset())
+    monkeypatch.setattr(_extension, "cpu_isa", lambda: isa)
     assert select.by_rule(replace(STAGE_1, dtype=dtype, **changes)).plan == expected
 
 
@@ -209,7 +208,7 @@ def test_the_choice_follows_the_tf32_flag():
 
 
 def test_without_the_extension_everything_is_torch(monkeypatch):
-    monkeypatch.setattr(_library, "extension_error", "it was not built")
+    monkeypatch.setattr(_extension, "extension_error", "it was not built")
     choice = select.choose(STAGE_1)
     assert choice.plan == "torch"
     assert "it was not built" in choice.reason
@@ -293,7 +292,7 @@ def test_candidates_follow_the_instruction_set(isa):
 
 
 def test_without_the_extension_torch_is_the_only_candidate(monkeypatch):
-    monkeypatch.setattr(_library, "extension_error", "it was not built")
+    monkeypatch.setattr(_extension, "extension_error", "it was not built")
     assert select.candidates(STAGE_1) == ("torch",)
 
 
@@ -334,7 +333,7 @@ def test_a_new_plan_needs_one_row(monkeypatch):
     """Its row decides where it is a candidate and what the checks say."""
     rows = {
         "slow": check.PlanTraits(kernel=7, stride=2, opt_in=True),
-        "native": check.PlanTraits(dtypes=(torch.bfloat16,), isa=_library.cpu_isa()),
+        "native": check.PlanTraits(dtypes=(torch.bfloat16,), isa=_extension.cpu_isa()),
         "elsewhere": check.PlanTraits(isa="of another machine"),
     }
     for plan, row in rows.items():

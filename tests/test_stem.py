@@ -30,7 +30,7 @@ from conftest import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import resnet_fused as rf
-from resnet_fused import check, ops, reference, select
+from resnet_fused import _extension, check, reference, select
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("one_thread")]
 _ops = torch.ops.resnet_fused
@@ -382,12 +382,12 @@ def test_rule(changes, expected):
 
 @needs_extension
 def test_rule_of_16_bit_channels(monkeypatch):
-    monkeypatch.setattr(ops._library, "CPU_FEATURES", frozenset())
+    monkeypatch.setattr(_extension, "CPU_FEATURES", frozenset())
     few = replace(SHAPE, dtype=torch.bfloat16)
     assert select.by_rule(few).plan == "stem"
     many = select.by_rule(replace(few, in_channels=16)).plan
     assert many == ("direct_bf16" if rf.ops.cpu_isa() == "avx512bf16" else "stem")
-    monkeypatch.setattr(ops._library, "CPU_FEATURES", frozenset({"amx_bf16"}))
+    monkeypatch.setattr(_extension, "CPU_FEATURES", frozenset({"amx_bf16"}))
     assert select.by_rule(few).plan == "torch"
 
 

@@ -14,8 +14,8 @@ from torchvision_style import BasicBlock, ResNet
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused.conv_bn import BatchNormSlot, ConvSlot, MaxPoolSlot, ReLUSlot
 from resnet_fused.match import find_sites
+from resnet_fused.slots import BatchNormSlot, ConvSlot, MaxPoolSlot, ReLUSlot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -160,8 +160,8 @@ def test_other_pools_stay(pool):
 @pytest.mark.parametrize("build", [Twice, PoolTwice, PoolInEval])
 def test_pools_that_are_not_the_only_reader_in_every_mode_stay(build):
     (site,), refused = find_sites(build())
-    assert (site.act_name, site.pool, site.pool_name) == ("relu", None, None)
-    assert not site.unit.pool
+    assert (site.act_name, site.max_pool, site.max_pool_name) == ("relu", None, None)
+    assert not site.unit.max_pool
     assert refused == []
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def site():
     net = nn.Sequential(nn.Conv2d(6, 9, 3, padding=1), nn.BatchNorm2d(9), nn.ReLU())
-    rf.conv_bn.install_site(net, Site(ConvUnit(net[0], net[1], "relu", "0", "1"), "2"))
+    rf.slots.install_site(net, Site(ConvUnit(net[0], net[1], "relu", "0", "1"), "2"))
     return net
 
 

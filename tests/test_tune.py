@@ -14,11 +14,10 @@ from conftest import KERNEL_DTYPES, assert_same, needs_extension, randomize
 from torch import nn
 
 import resnet_fused as rf
-from resnet_fused import _fused, _tuning_file, select, tuned
+from resnet_fused import _extension, _fused, _tuning_file, select, tuned
 from resnet_fused._tuning_file import Answer
 from resnet_fused.measure import candidates
 from resnet_fused.measure.timing import Samples
-from resnet_fused.ops import _library
 from resnet_fused.tune import Tuning
 
 X = torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -481,7 +480,7 @@ def test_opt_in_plans_come_back_with_their_answer():
 
 def test_without_the_extension_no_answer_helps(monkeypatch):
     learn(ALL, plan="direct")
-    monkeypatch.setattr(_library, "extension_error", "it was not built")
+    monkeypatch.setattr(_extension, "extension_error", "it was not built")
     assert select.choose(SHAPE).plan == "torch"
     assert "it was not built" in select.choose(SHAPE).reason
 
@@ -497,7 +496,7 @@ def test_an_answer_is_for_one_machine(part, monkeypatch, threads):
     if part == "threads":
         threads(1)
     elif part == "isa":
-        monkeypatch.setattr(_library, "cpu_isa", lambda: "another")
+        monkeypatch.setattr(_extension, "cpu_isa", lambda: "another")
     elif part == "cpu":
         monkeypatch.setattr(tuned, "_cpu", ["another"])
     elif part == "torch":
@@ -505,7 +504,7 @@ def test_an_answer_is_for_one_machine(part, monkeypatch, threads):
     elif part == "package":
         monkeypatch.setattr(tuned, "__version__", "9.9")
     elif part == "kernels":
-        monkeypatch.setattr(_library, "kernels_id", lambda: "00000000")
+        monkeypatch.setattr(_extension, "kernels_id", lambda: "00000000")
     else:
         shape = replace(SHAPE, groups=2)
     assert "tuned" not in select.choose(shape).reason

@@ -150,7 +150,7 @@ def test_the_kernel_takes_the_configuration_that_was_measured():
     assert _triton._measured(problem, device) == FAST
     assert _triton._measured(problem, torch.device("cuda", 1)) == ""
     made = launch.Conv(problem, device, FAST)
-    assert made._plan.conv.grid[1] == parse(FAST).split == 2
+    assert made._launches.conv.grid[1] == parse(FAST).split == 2
     learn(configs={"triton": "256x128x64 warps 8 stages 9"})  # more shared memory than there is
     assert _triton._measured(problem, device) == ""
     learn(configs={"triton": "of another version"})

@@ -14,10 +14,10 @@ import click
 import torch
 from rich.markup import escape
 
-from .. import _build_info, ops, select, tuned
+from .. import _build_info, _gpu_kernels, ops, select, tuned
+from .._environment import DISABLE_EXT, EXACT_NONFINITE, FORCE, ISA, TUNE_FILE, is_set
 from ..measure.machine import ROOT, Machine, machine, usable_cores
 from ..measure.peak import multiply_peak
-from ..ops import _cuda as cuda_ops
 from .console import console
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -25,9 +25,7 @@ LOOKS = {OK: "[green]ok   [/green]", NOTE: "[yellow]note [/yellow]", WRONG: "[re
 OLDEST_TORCH = (2, 11)
 ISAS = ("scalar", "avx2", "avx512")
 REBUILD = "pip install --force-reinstall --no-deps -e ."
-TUNE_VARIABLE = "RESNET_FUSED_TUNE_FILE"
-DISABLE = "RESNET_FUSED_DISABLE_EXT"
-LIMITS = {"RESNET_FUSED_FORCE": "none", "RESNET_FUSED_EXACT_NONFINITE": "0"}  # free choice
+LIMITS = {FORCE: "none", EXACT_NONFINITE: "0"}  # free choice
 BUSY = 0.5  # share of the usable cores that others may keep busy before timings suffer
 
 
@@ -75,12 +73,12 @@ def gather(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Facts:
 
 
 def _cuda_error() -> str | None:
-    if cuda_ops.extension_error is not None or not torch.cuda.is_available():
-        return cuda_ops.extension_error
+    if _gpu_kernels.extension_error is not None or not torch.cuda.is_available():
+        return _gpu_kernels.extension_error
     index = torch.cuda.current_device()
-    if torch.cuda.get_device_capability(index) < cuda_ops.OLDEST_CAPABILITY:
+    if torch.cuda.get_device_capability(index) < _gpu_kernels.OLDEST_CAPABILITY:
         return None  # nothing would mend that
-    return cuda_ops.cuda_error(torch.device("cuda", index))
+    return _gpu_kernels.cuda_error(torch.device("cuda", index))
 
 
 @click.command()
@@ -157,9 +155,9 @@ def _build(facts: Facts) -> Iterator[Finding]:
 def _extension(facts: Facts) -> Iterator[Finding]:
     if facts.extension_error is None:
         yield Finding(OK, "extension", "the C++ kernels are loaded")
-    elif DISABLE in facts.environ:
+    elif is_set(DISABLE_EXT, facts.environ):
         text = f"not loaded: {facts.extension_error}"
-        yield Finding(WRONG, "extension", text, f"unset {DISABLE}")
+        yield Finding(WRONG, "extension", text, f"unset {DISABLE_EXT}")
     elif facts.build.built:
         yield Finding(WRONG, "extension", f"built but not loaded: {facts.extension_error}", REBUILD)
     else:
@@ -176,18 +174,18 @@ def _compiler(facts: Facts) -> Iterator[Finding]:
 
 def _isa(facts: Facts) -> Iterator[Finding]:
     m = facts.machine
-    asked = facts.environ.get("RESNET_FUSED_ISA")
+    asked = facts.environ.get(ISA)
     if m.isa_in_use is None and facts.extension_error is None and asked:
-        text = f"RESNET_FUSED_ISA={asked} is not an instruction set of {m.cpu} ({m.isa_detected})"
-        yield Finding(WRONG, "instructions", text, "unset RESNET_FUSED_ISA")
+        text = f"{ISA}={asked} is not an instruction set of {m.cpu} ({m.isa_detected})"
+        yield Finding(WRONG, "instructions", text, f"unset {ISA}")
     elif m.isa_in_use is None:
         yield Finding(NOTE, "instructions", f"{m.isa_detected} detected on {m.cpu}, none in use")
     elif _rank(m.isa_in_use) >= _rank(m.isa_detected):
         text = f"{m.isa_detected} detected on {m.cpu}, {m.isa_in_use} in use"
         yield Finding(OK, "instructions", text)
     elif asked:
-        text = f"RESNET_FUSED_ISA holds the kernels to {m.isa_in_use}, {m.cpu} has {m.isa_detected}"
-        yield Finding(NOTE, "instructions", text, "unset RESNET_FUSED_ISA")
+        text = f"{ISA} holds the kernels to {m.isa_in_use}, {m.cpu} has {m.isa_detected}"
+        yield Finding(NOTE, "instructions", text, f"unset {ISA}")
     else:
         text = f"{m.isa_in_use} in use, {m.cpu} has {m.isa_detected}"
         yield Finding(WRONG, "instructions", text, REBUILD)
@@ -203,7 +201,7 @@ def _arithmetic(facts: Facts) -> Iterator[Finding]:
 def _selection(facts: Facts) -> Iterator[Finding]:
     for variable, default in LIMITS.items():
         value = facts.environ.get(variable) or default
-        if variable == select.FORCE_VARIABLE and value not in select.FORCES:
+        if variable == FORCE and value not in select.FORCES:
             text = f"{variable} must be one of {', '.join(select.FORCES)}, got {value!r}"
             yield Finding(WRONG, "selection", text, f"unset {variable}")
         elif value != default:
@@ -217,15 +215,15 @@ def _tuning(facts: Facts) -> Iterator[Finding]:
     others = f"{t.elsewhere} for other threads, versions or machines" if t.elsewhere else ""
     if t.path is None:
         text = "kept in no file: no home folder is known"
-        if facts.environ.get(TUNE_VARIABLE):
-            text = f"kept in no file: {TUNE_VARIABLE}={facts.environ[TUNE_VARIABLE]}"
+        if facts.environ.get(TUNE_FILE):
+            text = f"kept in no file: {TUNE_FILE}={facts.environ[TUNE_FILE]}"
         yield Finding(OK, "tuning", text)
     elif t.problem:
         mend = f"mv {shlex.quote(str(t.path))} {shlex.quote(f'{t.path}.bak')}"
         yield Finding(NOTE, "tuning", f"{t.path} {t.problem}: it counts as absent", mend)
     elif not t.writable:
         text = f"{t.path} cannot be written: what `resnet-fused tune` measures would not be kept"
-        yield Finding(NOTE, "tuning", text, f"export {TUNE_VARIABLE}=FILE")
+        yield Finding(NOTE, "tuning", text, f"export {TUNE_FILE}=FILE")
     elif t.here:
         text = f"{t.path} is valid, entries: {t.here} for this machine"
         yield Finding(OK, "tuning", f"{text}, {others}" if others else text)
@@ -253,7 +251,7 @@ def _cuda(facts: Facts) -> Iterator[Finding]:
 
 def _cuda_kernels(facts: Facts) -> Iterator[Finding]:
     """Triton and PyTorch serve a GPU without them; without a GPU they are not missed."""
-    if not facts.cuda_available or DISABLE in facts.environ:
+    if not facts.cuda_available or is_set(DISABLE_EXT, facts.environ):
         return
     if facts.cuda_error is None:
         yield Finding(OK, "CUDA kernels", "the CUDA C++ kernels are loaded")

@@ -8,7 +8,8 @@ from rich.table import Table
 
 import resnet_fused as rf
 
-from .. import check, models, select
+from .. import _environment, check, models, select
+from .._errors import one_line
 from ..measure.machine import machine, usable_cores
 from ..measure.networks import plain_net, random_images
 from ..tune import Tuning
@@ -53,7 +54,7 @@ def tune(
     try:
         fused = rf.fuse(plain_net(model).to(device, DTYPES[dtype]))
     except (RuntimeError, AssertionError) as error:  # no such device, or a torch without it
-        raise click.BadParameter(str(error).splitlines()[0], param_hint="--device") from None
+        raise click.BadParameter(one_line(error, None), param_hint="--device") from None
     x = random_images(batch, size=size).to(device, DTYPES[dtype])
     with torch_threads(threads):
         about = machine()
@@ -69,7 +70,7 @@ def tune(
         text = f"{about.load:.1f} running processes in the last minute: tune again when idle"
         out.print(f"[yellow]{text}[/yellow]", highlight=False)
     if select.force() != "none":
-        out.print(f"{select.FORCE_VARIABLE} is set, so it decides and not what was measured.")
+        out.print(f"{_environment.FORCE} is set, so it decides and not what was measured.")
     out.print(f"[dim]{about.describe()}[/dim]", highlight=False, soft_wrap=True)
 
 

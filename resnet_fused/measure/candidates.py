@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
+from ..conv_shape import Geometry
 from ..ops import _gpu
 from ..select import ConvShape
 from ..verify import GRANTED
@@ -195,8 +196,9 @@ def pools_at_once(call: ConvCall, plan: str) -> bool:
     """Whether one kernel of the plan computes the max-pool too; it has no configurations."""
     s = call.shape
     size = (s.batch, s.in_channels, *call.in_size)
-    keywords = {"kernel_size": s.kernel, "plan": plan, "pool": call.pool, **_keywords(call)}
-    return _gpu.pools_at_once(call.device, s.dtype, size, s.out_channels, **keywords)
+    geometry = Geometry(s.kernel, s.stride, call.padding, s.dilation, s.groups)
+    where = (call.device, s.dtype, size, s.out_channels)
+    return call.pool and _gpu.pools_at_once(plan, *where, geometry)
 
 
 def _pooled(call: ConvCall, y: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import resnet_fused as rf
 
+from .._errors import one_line
 from .timing import Runner, Timed
 
 EAGER = "eager"
@@ -67,13 +68,6 @@ def prepare(name: str, engine: Engine, model: nn.Module, x: Tensor) -> tuple[Pre
         if name in OWN and not isinstance(error, Unavailable):
             raise
         raise Unavailable(one_line(error)) from error
-
-
-def one_line(error: BaseException, width: int = 100) -> str:
-    """The first line of an exception's message that says something, shortened to `width`."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _to_channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from .._errors import one_line
+
 GRAPH_CALLS = 10  # in one graph: its own launch, about 10 us, is spread over so many
 WARMUP_CALLS = 3  # before recording: compilers, cuDNN's choice of algorithm, allocations
 
@@ -100,7 +102,7 @@ class GraphRunner:
                     for _ in range(self.calls):
                         self.output = self.call()
             except RuntimeError as error:
-                raise NotCapturable(f"no CUDA graph: {_first_line(error)}") from error
+                raise NotCapturable(f"no CUDA graph: {one_line(error, None)}") from error
             graph.replay()
             torch.cuda.synchronize()
         return graph
@@ -116,7 +118,3 @@ def seconds_between_events(launch: Callable[[], object], times: int) -> float:
     end.record()
     end.synchronize()
     return 1e-3 * start.elapsed_time(end)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

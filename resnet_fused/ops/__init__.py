@@ -10,9 +10,10 @@
     global_avg_pool, linear  what follows the last block, for a few images
     content_*           has a tensor been edited? for the cache of packed weights
 
-All of them exist whether or not the C++ extension does: with it, its kernels take the CPU; without
-it, and on every other device, the definitions of `reference` run. Importing this package registers
-them: schemas (_library), fakes, fallback, autograd, autocast.
+All of them exist whether or not anything is compiled. With the C++ extension its kernels take the
+CPU. Everywhere else _composite chooses: on a GPU the kernels in CUDA C++ or Triton that serve, and
+where there is none PyTorch's operations. Importing this package registers what belongs to
+the schemas (resnet_fused._schemas): fakes, the ops in Python, autograd, autocast.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor
 
 from .. import check, reference
-from . import _fakes, _fallback  # noqa: F401
+from .._extension import CPU_FEATURES, cpu_isa, extension_error
+from . import _composite, _fakes  # noqa: F401
 from ._autocast import is_autocast_on, to_autocast_dtype
 from ._autograd import conv_bn_act_vjp
-from ._library import CPU_FEATURES, cpu_isa, extension_error
 from ._shapes import check_pack
 from ._transforms import is_transformed
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import check
-from ._library import library
+from .._schemas import library
 
 _ops = torch.ops.resnet_fused
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import NAMESPACE, library
+from .._schemas import NAMESPACE, library
 
 _ops = torch.ops.resnet_fused
 

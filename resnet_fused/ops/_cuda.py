@@ -1,134 +1,22 @@
-"""conv_bn_act_cuda, conv_bn_act_pool_cuda, bottleneck_tail_cuda, add_relu_cuda,
-scale_shift_act_cuda, prepare_cuda and run_prepared_cuda: the CUDA C++ kernels as ops. Also loads
-those of global_avg_pool and linear.
-
-The kernels are in an extension of their own, `_C_cuda`, which only a torch with CUDA can load.
-"""
+"""The CUDA C++ kernels as ops: configurations of conv_bn_act_cuda, and the fakes of
+conv_bn_act_pool_cuda, bottleneck_tail_cuda and scale_shift_act_cuda."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import importlib.util
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import check
+from .. import _gpu_kernels, check, tuned
+from .._schemas import library
 from .._tf32 import uses_tf32
-from ._library import constant_in_graphs, library
-from ._shapes import check_gpu_conv, empty_in_format, empty_nhwc
+from ..conv_shape import ConvShape, Geometry
+from ._shapes import check_gpu_conv, empty_nhwc
 
-OLDEST_CAPABILITY = (8, 0)
-
-
-def release_of(binary: str) -> Callable[[int], None]:
-    """What frees an answer of the op `prepare_cuda`, from the library that has registered it."""
-    release = ctypes.CDLL(binary).resnet_fused_release_prepared_cuda
-    release.argtypes, release.restype = [ctypes.c_int64], None
-    return release
-
-
-def _load() -> str | None:
-    """Registers the CUDA C++ kernels; returns why it could not, or None."""
-    if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
-        return "RESNET_FUSED_DISABLE_EXT is set"
-    try:
-        found = importlib.util.find_spec("resnet_fused._C_cuda")
-    except ImportError as error:
-        return str(error)
-    if found is None or found.origin is None:
-        return "the CUDA C++ kernels are not built (resnet-fused doctor says why)"
-    if torch.version.cuda is None:
-        return "torch was built without CUDA"
-    try:
-        torch.ops.load_library(found.origin)
-    except OSError as error:
-        return str(error.__cause__ or error)  # the loader's own words, where torch kept them
-    try:
-        release_of(found.origin)
-    except AttributeError:
-        return "the CUDA C++ kernels are of another version: build them again"
-    return None
-
-
-# Read by the C++ kernel for float32: torch's flag has no stable place in C++.
-library.define("uses_tf32() -> bool")
 library.impl("uses_tf32", uses_tf32, "CompositeExplicitAutograd")
-library.define("cuda_configurations() -> str")
-# Configurations of conv_bn_act_cuda for a convolution on a GPU, by its index: those that are worth
-# measuring, a line each; and why one cannot serve, "" where it can. x, shortcut_x: (N, C, H, W),
-# the latter empty without a shortcut; kind: bfloat16, float16, tf32 or float32.
-_SIZES = (
-    "int[] x, int out_channels, int[2] kernel_size, int[2] stride, int[2] padding, "
-    "int[2] dilation, int groups, int[] shortcut_x, int[2] shortcut_stride, str kind, int device"
-)
-library.define(f"conv_bn_act_cuda_ranked({_SIZES}) -> str")
-library.define(f"conv_bn_act_cuda_refusal({_SIZES}, str config) -> str")
-# Why the binary's kernels cannot be loaded on a device, by its index; "" where they can.
-library.define("cuda_image_error(int device) -> str")
-# Why conv_bn_act_pool_cuda cannot serve an x of these sizes, (N, C, H, W); "" where it can.
-library.define(
-    "conv_bn_act_pool_refusal(int[] x, int out_channels, int[2] kernel_size, int[2] stride, "
-    "int[2] padding) -> str"
-)
-
-# The same for bottleneck_tail_cuda; between: channels of the map between its convolutions.
-library.define(
-    "bottleneck_tail_refusal(int[] x, int between, int out_channels, int[2] kernel_size, "
-    "int[2] stride, int[2] padding, int[2] dilation) -> str"
-)
-
-extension_error: str | None = _load()
-"""None where the CUDA C++ kernels are loaded, else why they are not."""
-
-
-def _load_release() -> Callable[[int], None]:
-    found = importlib.util.find_spec("resnet_fused._C_cuda") if extension_error is None else None
-    if found is None or found.origin is None:
-        return lambda prepared: None
-    return release_of(found.origin)
-
-
-release_prepared = _load_release()
-
-
-def cuda_error(device: torch.device) -> str | None:
-    """Why the CUDA C++ kernels cannot serve a device; None where they can."""
-    if extension_error is not None:
-        return extension_error
-    if device.type != "cuda" or (device.index is None and not torch.cuda.is_available()):
-        return "there is no GPU"
-    return _error_on(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@functools.cache  # asking whether there is a GPU takes microseconds, too
-def _error_on(index: int) -> str | None:
-    if not torch.cuda.is_available():
-        return "there is no GPU"
-    if torch.version.hip is not None:
-        return "the CUDA C++ kernels are for NVIDIA's GPUs"
-    capability = torch.cuda.get_device_capability(index)
-    if capability < OLDEST_CAPABILITY:
-        return f"sm_{capability[0]}{capability[1]} is older than sm_80"
-    words = _image_error(index)
-    if "no kernel image" not in words and "PTX" not in words:
-        return words or None
-    major, minor = capability
-    return (
-        f"the CUDA C++ kernels were compiled for other GPUs than sm_{major}{minor} ({words}): "
-        f"build them with TORCH_CUDA_ARCH_LIST={major}.{minor}"
-    )
-
-
-@constant_in_graphs
-def _image_error(index: int) -> str:
-    """The CUDA runtime's words where it cannot load the kernels on a GPU, "" where it can."""
-    return torch.ops.resnet_fused.cuda_image_error(index)
 
 
 @functools.cache
@@ -157,7 +45,7 @@ class Configuration:
 
 def configurations() -> tuple[Configuration, ...]:
     """What is compiled; nothing where the kernels are not loaded."""
-    if extension_error is not None:
+    if _gpu_kernels.extension_error is not None:
         return ()
     rows = torch.ops.resnet_fused.cuda_configurations().splitlines()
     parts = [row.rsplit(" ", 2) for row in rows]
@@ -192,62 +80,24 @@ def ranked(sizes: Sizes) -> list[str]:
 
 def measured(sizes: Sizes, dtype: torch.dtype) -> str:
     """The configuration that `tune` found for a convolution on this GPU, "" for the rule's."""
-    from .. import tuned
-
     return _measured(sizes, dtype, tuned.state())
 
 
 @functools.lru_cache(maxsize=4096)
 def _measured(sizes: Sizes, dtype: torch.dtype, state: Any) -> str:
-    from .. import tuned
-    from ..conv_shape import ConvShape
-
-    geometry = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
-    shape = ConvShape(
-        device="cuda",
-        index=sizes.device,
+    geometry = Geometry.of(sizes._asdict())
+    shape = ConvShape.of(
+        geometry,
+        device=torch.device("cuda", sizes.device),
         dtype=dtype,
-        in_channels=sizes.x[1],
-        out_channels=sizes.out_channels,
-        kernel=sizes.kernel_size,
-        out_size=check.output_size("conv_bn_act_cuda", sizes.x[-2:], *geometry),
-        stride=sizes.stride,
-        dilation=sizes.dilation,
-        groups=sizes.groups,
         batch=sizes.x[0],
+        channels=(sizes.x[1], sizes.out_channels),
+        out_size=geometry.out_size("conv_bn_act_cuda", sizes.x),
     )
     text = tuned.config("cuda", shape)
     # It was measured with one padding and without a shortcut.
     serves = text and not torch.ops.resnet_fused.conv_bn_act_cuda_refusal(*sizes, text)
     return text if serves else ""
-
-
-def _conv_fake(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None = None,
-    shortcut_x: Tensor | None = None,
-    shortcut_packed: Tensor | None = None,
-    shortcut_scale: Tensor | None = None,
-    shortcut_shift: Tensor | None = None,
-    *,
-    kernel_size,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    act="relu",
-    shortcut_stride=(1, 1),
-    config="",
-) -> Tensor:
-    shortcut = (shortcut_x, shortcut_packed, shortcut_scale, shortcut_shift)
-    shape = check_gpu_conv(
-        *("conv_bn_act_cuda", x, packed, scale, shift, residual, shortcut, kernel_size, stride),
-        *(padding, dilation, groups, act, shortcut_stride),
-    )
-    return empty_nhwc(x, shape)
 
 
 def _conv_pool_fake(
@@ -309,11 +159,6 @@ def _tail_fake(
     return empty_nhwc(x, shape)
 
 
-def _add_relu_fake(a: Tensor, b: Tensor) -> Tensor:
-    check.add_relu("add_relu_cuda", a, b)
-    return empty_in_format(a)
-
-
 def _scale_shift_act_fake(
     x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None, *, act="relu"
 ) -> Tensor:
@@ -331,10 +176,8 @@ def _scale_shift_act_fake(
     return empty_nhwc(x, tuple(x.shape))
 
 
-torch.library.register_fake("resnet_fused::conv_bn_act_cuda", _conv_fake, lib=library)
 torch.library.register_fake("resnet_fused::conv_bn_act_pool_cuda", _conv_pool_fake, lib=library)
 torch.library.register_fake("resnet_fused::bottleneck_tail_cuda", _tail_fake, lib=library)
-torch.library.register_fake("resnet_fused::add_relu_cuda", _add_relu_fake, lib=library)
 torch.library.register_fake(
     "resnet_fused::scale_shift_act_cuda", _scale_shift_act_fake, lib=library
 )

@@ -5,13 +5,16 @@ Python kernels see only the arguments that differ from the schema's defaults, so
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .. import check
-from ._library import NAMESPACE, library
+from .._schemas import NAMESPACE, library
 from ._shapes import (
     block_convs,
     check_block,
+    check_gpu_conv,
     check_kept,
     check_pack,
     check_packed,
@@ -42,10 +45,51 @@ def _conv_bn_act_fake(
     return empty_nhwc(x, shape)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::add_relu", lib=library)
-def _add_relu_fake(a, b):
-    check.add_relu("add_relu", a, b)
-    return empty_in_format(a)
+def _add_relu_fake(op: str) -> Callable:
+    def fake(a, b):
+        check.add_relu(op, a, b)
+        return empty_in_format(a)
+
+    return fake
+
+
+for _op in ("add_relu", "add_relu_cuda", "add_relu_triton"):
+    torch.library.register_fake(f"{NAMESPACE}::{_op}", _add_relu_fake(_op), lib=library)
+
+
+def _gpu_conv_fake(op: str) -> Callable:
+    def fake(
+        x,
+        packed,
+        scale,
+        shift,
+        residual=None,
+        shortcut_x=None,
+        shortcut_packed=None,
+        shortcut_scale=None,
+        shortcut_shift=None,
+        *,
+        kernel_size,
+        stride=(1, 1),
+        padding=(0, 0),
+        dilation=(1, 1),
+        groups=1,
+        act="relu",
+        shortcut_stride=(1, 1),
+        config="",
+    ):
+        shortcut = (shortcut_x, shortcut_packed, shortcut_scale, shortcut_shift)
+        shape = check_gpu_conv(
+            *(op, x, packed, scale, shift, residual, shortcut, kernel_size, stride, padding),
+            *(dilation, groups, act, shortcut_stride),
+        )
+        return empty_nhwc(x, shape)
+
+    return fake
+
+
+for _op in ("conv_bn_act_cuda", "conv_bn_act_triton"):
+    torch.library.register_fake(f"{NAMESPACE}::{_op}", _gpu_conv_fake(_op), lib=library)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::pack_conv", lib=library)

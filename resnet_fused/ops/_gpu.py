@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import check, reference
+from .. import _gpu_kernels, check, reference
+from ..conv_shape import Geometry
 from . import _cuda, _triton
 
 _ops = torch.ops.resnet_fused
@@ -39,8 +40,9 @@ def conv(
     """conv_op(plan) by the configuration that was measured, where one was. For "triton" the op
     looks for it itself."""
     if plan == "cuda":
-        branch = shortcut[0].shape if shortcut else None
-        keywords["config"] = config(x.shape, x.dtype, x.device, scale.numel(), branch, **keywords)
+        geometry = Geometry.of(keywords)
+        branch = (shortcut[0].shape, keywords["shortcut_stride"]) if shortcut else None
+        keywords["config"] = config(x.shape, x.dtype, x.device, scale.numel(), geometry, branch)
     return conv_op(plan)(x, packed, scale, shift, residual, *shortcut, **keywords)
 
 
@@ -55,27 +57,18 @@ def config(
     dtype: torch.dtype,
     device: torch.device,
     out_channels: int,
-    branch: Sequence[int] | None,
-    *,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    shortcut_stride: Sequence[int] = (1, 1),
-    **_: Any,
+    geometry: Geometry,
+    branch: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> str:
-    """What was measured for a convolution of images of `size`; branch: the shortcut's images."""
+    """What was measured for a convolution of images of `size`; branch: the size of the images of a
+    shortcut that is joined to it, and its stride."""
+    branch_size, branch_stride = branch or ((), (1, 1))
     sizes = _cuda.Sizes(
-        x=(1, *size)[-4:],
-        out_channels=out_channels,
-        kernel_size=tuple(kernel_size),
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-        groups=groups,
-        shortcut_x=() if branch is None else (1, *branch)[-4:],
-        shortcut_stride=tuple(shortcut_stride),
+        (1, *size)[-4:],
+        out_channels,
+        *geometry,
+        shortcut_x=(1, *branch_size)[-4:] if branch else (),
+        shortcut_stride=tuple(branch_stride),
         kind=_cuda.kind_of(dtype),
         device=device.index or 0,
     )
@@ -86,21 +79,22 @@ def prepare(
     operands: tuple[Tensor, Tensor, Tensor],
     size: tuple[int, ...],
     device: torch.device,
+    geometry: Geometry,
+    act: str,
     *,
     adds: bool = False,
     shortcut: tuple[Tensor, Tensor, Tensor] | None = None,
     shortcut_size: tuple[int, ...] = (),
     shortcut_stride: Sequence[int] = (1, 1),
-    **keywords: Any,
 ) -> Callable[..., Tensor]:
     """conv_bn_act_cuda with everything but the images fixed, as _triton.prepare."""
     op = conv_op("cuda")
     weight, scale, shift = operands
-    given = {name: value for name, value in keywords.items() if name not in _OPERANDS}
+    branch = None if shortcut is None else (shortcut_size, shortcut_stride)
+    found = config(size, weight.dtype, device, scale.numel(), geometry, branch)
+    given = geometry._asdict() | {"act": act, "config": found}
     if shortcut is not None:
         given["shortcut_stride"] = shortcut_stride
-    branch = None if shortcut is None else shortcut_size
-    given["config"] = config(size, weight.dtype, device, scale.numel(), branch, **given)
     if shortcut is None:
         return lambda x, residual=None: op(x, weight, scale, shift, residual, **given)
     return lambda x, other: op(x, weight, scale, shift, None, other, *shortcut, **given)
@@ -114,7 +108,7 @@ class Prepared:
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self._prepared = _ops.prepare_cuda(*arguments, **keywords)
         # Not at exit: then the whole process ends.
-        weakref.finalize(self, _cuda.release_prepared, self._prepared).atexit = False
+        weakref.finalize(self, _gpu_kernels.release_prepared, self._prepared).atexit = False
 
     def __reduce__(self) -> tuple:
         """Of copies, which have parameters of their own, remains None."""
@@ -154,52 +148,33 @@ _OPERANDS = ("packed", "scale", "shift", "plan", "pool")
 
 
 def pools_at_once(
+    plan: str,
     device: torch.device,
     dtype: torch.dtype,
     size: Sequence[int],
     out_channels: int,
-    *,
-    plan: str,
-    pool: bool,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    **_: Any,
+    geometry: Geometry,
 ) -> bool:
     """Whether one kernel computes a convolution of images of `size`, (N, C, H, W), that adds no
-    residual, and the max-pool behind it. The keywords are conv_bn_act_packed's."""
+    residual, and the max-pool behind it."""
     return (
-        pool
-        and plan == "cuda"
+        plan == "cuda"
         and dtype in (torch.bfloat16, torch.float16)
-        and (groups, *dilation) == (1, 1, 1)
-        and _cuda.cuda_error(device) is None
-        and not _ops.conv_bn_act_pool_refusal(
-            list(size), out_channels, list(kernel_size), list(stride), list(padding)
-        )
+        and (geometry.groups, *geometry.dilation) == (1, 1, 1)
+        and _gpu_kernels.cuda_error(device) is None
+        and not _ops.conv_bn_act_pool_refusal(list(size), out_channels, *map(list, geometry[:3]))
     )
 
 
 def conv_with_pool(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    *,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    act: str,
-    **_: Any,
+    x: Tensor, packed: Tensor, scale: Tensor, shift: Tensor, geometry: Geometry, act: str
 ) -> Tensor:
-    """maxpool(act(conv(x) * scale + shift)), where pools_at_once says so, by the same keywords."""
+    """maxpool(act(conv(x) * scale + shift)), where pools_at_once says so."""
     return _ops.conv_bn_act_pool_cuda(
         *(x, packed, scale, shift),
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
+        kernel_size=geometry.kernel_size,
+        stride=geometry.stride,
+        padding=geometry.padding,
         act=act,
     )
 
@@ -236,18 +211,37 @@ def tails(
 ) -> bool:
     """Whether one kernel computes the last two convolutions of a block that adds its input as it
     is. size: (N, C, H, W) of what goes into the first of them."""
-    if not is_tail(before, last) or _cuda.cuda_error(device) is not None:
+    if not is_tail(before, last) or _gpu_kernels.cuda_error(device) is not None:
         return False
     if _cuda.has_wgmma(device):
         return False
-    names = ("kernel_size", "stride", "padding", "dilation")
-    geometry = [list(before[name]) for name in names]
+    geometry = Geometry.of(before)
     channels = (before["scale"].shape[0], last["scale"].shape[0])
-    out = check.output_size("conv_bn_act_packed", size[-2:], *(before[name] for name in names))
+    out = geometry.out_size("conv_bn_act_packed", size)
     least = _TAIL_BLOCKS * _TAIL_PIXELS * _cuda.multiprocessors(device)
     return size[0] * out[0] * out[1] >= least and not _ops.bottleneck_tail_refusal(
-        list(size), *channels, *geometry
+        list(size), *channels, *map(list, geometry[:4])
     )
+
+
+Ending = Literal["tail", "joined", "separate"]
+
+
+def ending(
+    device: torch.device,
+    size: Sequence[int],
+    main: Sequence[dict[str, Any]],
+    shortcut: dict[str, Any] | None,
+) -> Ending:
+    """How a residual block ends: with one kernel for the last two convolutions of its main path
+    ("tail"), one for the last and its shortcut's ("joined"), or one for each ("separate").
+
+    main, shortcut: arguments of conv_bn_act_packed. size: (N, C, H, W) of what goes into the last
+    but one of `main`.
+    """
+    if shortcut is not None:
+        return "joined" if joins(main[-1], shortcut) else "separate"
+    return "tail" if len(main) > 1 and tails(device, size, *main[-2:]) else "separate"
 
 
 def conv_tail(x: Tensor, before: dict[str, Any], last: dict[str, Any], residual: Tensor) -> Tensor:
@@ -264,9 +258,9 @@ def conv_tail(x: Tensor, before: dict[str, Any], last: dict[str, Any], residual:
 def add_relu(a: Tensor, b: Tensor) -> Tensor:
     """relu(a + b), checked before, by one kernel where there is one for the device."""
     if a.dtype != torch.float64:
-        if _cuda.cuda_error(a.device) is None:
+        if _gpu_kernels.cuda_error(a.device) is None:
             return _ops.add_relu_cuda(a, b)
-        if _triton.triton_error(a.device) is None:
+        if _gpu_kernels.triton_error(a.device) is None:
             return _ops.add_relu_triton(a, b)
     return reference.add_relu(a, b)
 
@@ -286,6 +280,6 @@ def conv_by_torch(
 ) -> Tensor:
     """PyTorch's convolution, and what follows it in one pass where there is a kernel for that."""
     y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
-    if x.dtype != torch.float64 and _cuda.cuda_error(x.device) is None:
+    if x.dtype != torch.float64 and _gpu_kernels.cuda_error(x.device) is None:
         return _ops.scale_shift_act_cuda(y, scale, shift, residual, act=act)
     return reference.scale_shift_act(y, scale, shift, residual, act)

@@ -1,4 +1,4 @@
-"""Argument checks, shapes and layouts of results: what fakes and fallback share."""
+"""Argument checks, shapes and layouts of results: what fakes and ops in Python share."""
 
 from __future__ import annotations
 

@@ -6,45 +6,25 @@ Triton itself is imported at the first use: it may be missing.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .. import check
+from .. import check, tuned
+from .._environment import INTERPRETED
+from .._schemas import library
 from .._tf32 import uses_tf32
-from ._library import library
+from ..conv_shape import ConvShape, Geometry
 from ._shapes import as_runtime_error, check_gpu_conv, dense_nhwc, empty_in_format, empty_nhwc
 
 if TYPE_CHECKING:
-    from ..conv_shape import ConvShape
     from ..triton_kernels.problem import Problem
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-OLDEST_CAPABILITY = (8, 0)
 KEY = "CPU" if INTERPRETED else "CUDA"
 BY_RULE = "rule"  # a config: the rule's, whatever was measured
-
-
-@functools.cache
-def triton_error(device: torch.device) -> str | None:
-    """Why the Triton kernels cannot serve a device; None where they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if INTERPRETED:
-        return None if device.type == "cpu" else "Triton's interpreter is on, for the CPU"
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return "there is no GPU"
-    if torch.version.hip is not None:
-        return "the Triton kernels were not tried on AMD's GPUs"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_CAPABILITY:
-        return f"sm_{capability[0]}{capability[1]} is older than sm_80"
-    return None
 
 
 @functools.cache
@@ -110,21 +90,14 @@ def _conv(
 
 def _measured(problem: Problem, device: torch.device) -> str:
     """The configuration that `tune` found for a convolution on this GPU, "" for the rule's."""
-    from .. import tuned
-    from ..conv_shape import ConvShape
-
-    shape = ConvShape(
-        device=device.type,
-        index=device.index or 0,
-        dtype=problem.dtype,
-        in_channels=problem.in_channels,
-        out_channels=problem.out_channels,
-        kernel=problem.kernel,
-        out_size=problem.out_size,
-        stride=problem.stride,
-        dilation=problem.dilation,
-        groups=problem.groups,
-        batch=problem.batch,
+    p = problem
+    shape = ConvShape.of(
+        Geometry(p.kernel, p.stride, p.padding, p.dilation, p.groups),
+        device=device,
+        dtype=p.dtype,
+        batch=p.batch,
+        channels=(p.in_channels, p.out_channels),
+        out_size=p.out_size,
     )
     text = tuned.config("triton", shape)
     return text if text and _kernels().is_able(problem, device, text) else ""
@@ -161,18 +134,13 @@ def prepare(
     operands: tuple[Tensor, Tensor, Tensor],
     size: tuple[int, ...],
     device: torch.device,
-    *,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
+    geometry: Geometry,
     act: str,
+    *,
     adds: bool = False,
     shortcut: tuple[Tensor, Tensor, Tensor] | None = None,
     shortcut_size: tuple[int, ...] = (),
-    shortcut_stride: tuple[int, int] = (1, 1),
-    **_: Any,
+    shortcut_stride: Sequence[int] = (1, 1),
 ) -> Callable[..., Tensor]:
     """conv_bn_act_triton with everything but the images fixed, for images of `size`.
 
@@ -181,17 +149,16 @@ def prepare(
     """
     weight, scale, shift = operands
     x = weight.new_empty((1,) * 4).expand(size)  # a shape: no memory
-    out = check.output_size("prepare", size[-2:], kernel_size, stride, padding, dilation)
     branch = None if shortcut is None else weight.new_empty((1,) * 4).expand(shortcut_size)
     launch = _kernels()
     problem = launch.problem_of(
         x,
         tuple(weight.shape),
-        out,
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-        groups=groups,
+        geometry.out_size("conv_bn_act_triton", size),
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
+        groups=geometry.groups,
         act=act,
         residual=adds,
         shortcut_x=branch,
@@ -210,34 +177,6 @@ def prepare(
     return run
 
 
-def _conv_fake(
-    x,
-    packed,
-    scale,
-    shift,
-    residual=None,
-    shortcut_x=None,
-    shortcut_packed=None,
-    shortcut_scale=None,
-    shortcut_shift=None,
-    *,
-    kernel_size,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    act="relu",
-    shortcut_stride=(1, 1),
-    config="",
-):
-    shortcut = (shortcut_x, shortcut_packed, shortcut_scale, shortcut_shift)
-    shape = check_gpu_conv(
-        *("conv_bn_act_triton", x, packed, scale, shift, residual, shortcut, kernel_size, stride),
-        *(padding, dilation, groups, act, shortcut_stride),
-    )
-    return empty_nhwc(x, shape)
-
-
 def _add_relu(a: Tensor, b: Tensor) -> Tensor:
     as_runtime_error(check.add_relu, "add_relu_triton", a, b)
     y = empty_in_format(a)
@@ -249,12 +188,5 @@ def _add_relu(a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
-def _add_relu_fake(a, b):
-    check.add_relu("add_relu_triton", a, b)
-    return empty_in_format(a)
-
-
 library.impl("conv_bn_act_triton", _conv, KEY)
 library.impl("add_relu_triton", _add_relu, KEY)
-torch.library.register_fake("resnet_fused::conv_bn_act_triton", _conv_fake, lib=library)
-torch.library.register_fake("resnet_fused::add_relu_triton", _add_relu_fake, lib=library)

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .conv import conv_kernel, reduce_kernel
-from .plan import Launch, Plan
+from .plan import Launch, Launches
 from .problem import Problem
 
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -37,8 +37,10 @@ class Compiled:
     sass: str
 
 
-def compile_conv(problem: Problem, launches: Plan, capability: tuple[int, int]) -> list[Compiled]:
-    """The kernels of a plan, the convolution first."""
+def compile_conv(
+    problem: Problem, launches: Launches, capability: tuple[int, int]
+) -> list[Compiled]:
+    """The kernels that are launched, the convolution first."""
     image, wide = _POINTERS[problem.dtype], "*fp32"
     residual = image if problem.residual else None
     shortcut = (image, image, wide, wide) if problem.shortcut else (None,) * 4

@@ -10,11 +10,12 @@ step adds a scalar. With few input channels (the stem has 3) taps and channels a
 
 A 1x1 convolution of a second tensor, the shortcut of a residual block, follows as more steps of the
 same sum: between the two the accumulator is multiplied by scale / shortcut_scale, so that the
-epilogue's shortcut_scale serves both, and no weight is scaled. Where that ratio is not finite or
-shortcut_scale is 0, the first sum is multiplied by scale at once and the shortcut's weights by 0,
-which keeps the NaN that eager gets from 0 * Inf.
+epilogue's shortcut_scale serves both, and no weight is scaled. Where shortcut_scale is at most
+2^-100 or that ratio at least 1e30, whatever their signs, the first sum is multiplied by scale at
+once and the shortcut's weights by 0, which keeps the NaN that eager gets from 0 * Inf.
 
-SPLIT > 1: programs share the steps of a tile and leave float32 sums; `reduce` adds them in order.
+SPLIT > 1: programs share the steps of a tile and leave float32 sums; reduce_kernel adds them in
+order.
 SWAP: channels are the rows of the product. wgmma takes rows by 64 and up to 256 columns, so that 64
 channels by 256 pixels read 320 rows of shared memory, as 64 by 64 four times would 512.
 """

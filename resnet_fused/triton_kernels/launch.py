@@ -1,7 +1,7 @@
 """conv_bn_act and add_relu through the Triton kernels: from checked tensors to launches.
 
 A launch through `kernel[grid](...)` looks at every argument anew, which takes longer than a small
-convolution. So the compiled kernel of each plan is kept and launched directly, as long as all
+convolution. So the compiled kernel of each launch is kept and launched directly, as long as all
 pointers are multiples of 16, which is compiled in.
 """
 
@@ -79,7 +79,7 @@ class Conv:
     def __init__(self, problem: Problem, device: torch.device, config: str = "") -> None:
         self.problem, self.device = problem, device
         cut = parse(config) if config else choose(problem, _facts_of(device))
-        self._plan = plan(problem, cut, _is_interpreted)
+        self._launches = plan(problem, cut, _is_interpreted)
         self._size = (problem.batch, *problem.out_size, problem.out_channels)
 
     def __call__(self, operands: Sequence[Tensor | None]) -> Tensor:
@@ -89,7 +89,7 @@ class Conv:
         all dense; None what the problem does not have.
         """
         y = torch.empty(self._size, dtype=self.problem.dtype, device=self.device)
-        launches = self._plan
+        launches = self._launches
         with _on(y):
             if launches.parts is None:
                 _launch(conv_kernel, launches.conv, [*operands, y])
@@ -166,7 +166,7 @@ def _launch(kernel: Any, launch: Launch, tensors: Sequence[Tensor | None]) -> No
         kernel[launch.grid](*arguments)
         return
     aligned = all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
-    # Which tensors there are and their dtypes follow from the plan, but for the first one's.
+    # Which tensors there are and their dtypes follow from the launch, but for the first one's.
     key = (id(launch), tensors[0].dtype, torch.cuda.current_device())
     found = _compiled.get(key) if aligned else None
     if found is not None and found[0] is launch:

@@ -30,7 +30,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Launches:
     """reduce: the second kernel where programs share a tile; parts: the shape of their sums."""
 
     conv: Launch
@@ -39,7 +39,7 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(problem: Problem, config: Config, interpreted: bool = False) -> Plan:
+def plan(problem: Problem, config: Config, interpreted: bool = False) -> Launches:
     """The launches of a problem cut by a configuration.
 
     Raises ValueError where pixels cannot be counted in 32 bits.
@@ -99,7 +99,7 @@ def plan(problem: Problem, config: Config, interpreted: bool = False) -> Plan:
         stages=config.stages,
     )
     if epilogue:
-        return Plan(conv)
+        return Launches(conv)
     count = problem.pixels * problem.out_channels
     reduce = Launch(
         grid=(-(-count // _REDUCE_BLOCK), 1, 1),
@@ -116,4 +116,4 @@ def plan(problem: Problem, config: Config, interpreted: bool = False) -> Plan:
         warps=4,
         stages=1,
     )
-    return Plan(conv, reduce, (config.split, problem.pixels, problem.out_channels))
+    return Launches(conv, reduce, (config.split, problem.pixels, problem.out_channels))

@@ -22,8 +22,8 @@ class Left:
 
 
 @dataclass(eq=False)
-class Plan:
-    """Names are dotted paths below the planned model, "" for the model itself."""
+class Survey:
+    """Names are dotted paths below the model that was looked at, "" for the model itself."""
 
     blocks: list[tuple[str, BlockRecipe]] = field(default_factory=list)
     sites: list[tuple[str, Site]] = field(default_factory=list)  # by the name of the parent
@@ -35,19 +35,19 @@ def join(parent: str, child: str) -> str:
     return f"{parent}.{child}" if parent and child else parent or child
 
 
-def plan(model: nn.Module) -> Plan:
+def survey(model: nn.Module) -> Survey:
     """Looks at every module of `model` that is not fused yet, the innermost blocks first.
 
     A module that a user would call a residual block is fused or left alone as a whole; sites are
     looked for everywhere else.
     """
-    return _Planner(model).plan
+    return _Surveyor(model).found
 
 
-class _Planner:
+class _Surveyor:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.plan = Plan()
+        self.found = Survey()
         self.names: dict[int, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(id(module), []).append(name)
@@ -83,9 +83,9 @@ class _Planner:
         name = self.names[id(module)][0]
         reason = verdict.reason or self._shared(module, verdict.recipe)
         if reason:
-            self.plan.left.append(Left(name, verdict.kind, reason))
+            self.found.left.append(Left(name, verdict.kind, reason))
         else:
-            self.plan.blocks.append((name, verdict.recipe))
+            self.found.blocks.append((name, verdict.recipe))
 
     def _shared(self, block: nn.Module, recipe: BlockRecipe) -> str:
         """Why a block cannot be taken on its own, or ""."""
@@ -114,18 +114,14 @@ class _Planner:
     def _add_sites(self, name: str, parent: nn.Module) -> None:
         if not any(isinstance(child, nn.modules.conv._ConvNd) for child in parent.children()):
             return
-        graphs = self._graphs(name, parent)
-        if isinstance(graphs, NoMatch):
-            sites, refused = find_sites(parent)
-        else:
-            sites, refused = find_sites(parent, graphs)
+        sites, refused = find_sites(parent, self._graphs(name, parent))
         for site in sites:
             reason = self._site_shared(site) or self._reached_into(name)
             if reason:
                 refused.append((site.unit.conv_name, reason))
             else:
-                self.plan.sites.append((name, site))
-        self.plan.left += [Left(join(name, conv), "conv_bn", reason) for conv, reason in refused]
+                self.found.sites.append((name, site))
+        self.found.left += [Left(join(name, conv), "conv_bn", reason) for conv, reason in refused]
 
     def _site_shared(self, site: Site) -> str:
         unit = site.unit

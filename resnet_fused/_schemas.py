@@ -1,14 +1,6 @@
-"""The schemas of all ops, and the C++ extension that implements them on the CPU."""
+"""The schemas of all ops."""
 
 from __future__ import annotations
-
-import ctypes
-import functools
-import importlib.util
-import os
-import zlib
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -74,72 +66,28 @@ _SCHEMAS = (
 for _schema in _SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-_ops = torch.ops.resnet_fused
+# Read by the C++ kernel for float32: torch's flag has no stable place in C++.
+library.define("uses_tf32() -> bool")
+library.define("cuda_configurations() -> str")
+# Configurations of conv_bn_act_cuda for a convolution on a GPU, by its index: those that are worth
+# measuring, a line each; and why one cannot serve, "" where it can. x, shortcut_x: (N, C, H, W),
+# the latter empty without a shortcut; kind: bfloat16, float16, tf32 or float32.
+_SIZES = (
+    "int[] x, int out_channels, int[2] kernel_size, int[2] stride, int[2] padding, "
+    "int[2] dilation, int groups, int[] shortcut_x, int[2] shortcut_stride, str kind, int device"
+)
+library.define(f"conv_bn_act_cuda_ranked({_SIZES}) -> str")
+library.define(f"conv_bn_act_cuda_refusal({_SIZES}, str config) -> str")
+# Why the binary's kernels cannot be loaded on a device, by its index; "" where they can.
+library.define("cuda_image_error(int device) -> str")
+# Why conv_bn_act_pool_cuda cannot serve an x of these sizes, (N, C, H, W); "" where it can.
+library.define(
+    "conv_bn_act_pool_refusal(int[] x, int out_channels, int[2] kernel_size, int[2] stride, "
+    "int[2] padding) -> str"
+)
 
-
-_binary = ""  # the extension's file
-
-
-def _load_extension() -> str | None:
-    """Registers the C++ kernels; returns why it could not, or None."""
-    global _binary
-    if os.environ.get("RESNET_FUSED_DISABLE_EXT", "0") not in ("", "0"):
-        return "RESNET_FUSED_DISABLE_EXT is set"
-    try:
-        found = importlib.util.find_spec("resnet_fused._C")
-    except ImportError as error:
-        return str(error)
-    if found is None or found.origin is None:
-        return "resnet_fused._C was not built (resnet-fused doctor says why)"
-    try:
-        torch.ops.load_library(found.origin)  # loaded, not imported: it needs nothing of Python
-    except OSError as error:
-        return str(error)
-    _binary = found.origin
-    return None
-
-
-extension_error: str | None = _load_extension()
-"""None where the C++ kernels are loaded, else why they are not."""
-
-
-def _load_release() -> Callable[[int], None]:
-    if extension_error is not None:
-        return lambda prepared: None
-    release = ctypes.CDLL(_binary).resnet_fused_release_prepared
-    release.argtypes, release.restype = [ctypes.c_int64], None
-    return release
-
-
-release_prepared: Callable[[int], None] = _load_release()
-"""Frees what the op `prepare` returned; no op, so that a finalizer may call it at any moment."""
-
-
-def constant_in_graphs(function: Callable) -> Callable:
-    """Lets torch.compile call `function`, which takes nothing, once and keep the result.
-
-    torch.compiler.assume_constant_result does the same, and imports torch._dynamo for it: 1.5 s.
-    """
-    function._dynamo_marked_constant = True
-    return function
-
-
-@constant_in_graphs
-def cpu_isa() -> str:
-    """The instruction set whose kernels run on the CPU, "none" without the extension."""
-    return _ops.cpu_isa() if extension_error is None else "none"
-
-
-@functools.cache
-def kernels_id() -> str:
-    """Eight digits that change with the compiled kernels, "none" without them."""
-    if extension_error is not None:
-        return "none"
-    try:
-        return f"{zlib.crc32(Path(_binary).read_bytes()):08x}"
-    except OSError:  # replaced since it was loaded
-        return "unknown"
-
-
-CPU_FEATURES = frozenset(_ops.cpu_features().split() if extension_error is None else ())
-"""What CPUID reports of the features that the choice looks at; empty without the extension."""
+# The same for bottleneck_tail_cuda; between: channels of the map between its convolutions.
+library.define(
+    "bottleneck_tail_refusal(int[] x, int between, int out_channels, int[2] kernel_size, "
+    "int[2] stride, int[2] padding, int[2] dilation) -> str"
+)

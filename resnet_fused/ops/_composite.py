@@ -1,4 +1,8 @@
-"""Every op in PyTorch's own ops: what runs without the C++ extension and on other devices."""
+"""The ops in Python, for every device: a GPU's kernels where they serve (_gpu), else PyTorch's ops.
+
+On the CPU the kernels of the C++ extension, where it is loaded, go before them. conv_bn_act and
+conv_bn_act_kept, which only choose and pack, are here for every device.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import check, reference, select
+from .._extension import extension_error
+from .._schemas import library
+from ..conv_shape import Geometry
 from . import _gpu
 from ._kept import kept_weights
-from ._library import extension_error, library
 from ._shapes import (
     as_runtime_error,
     block_convs,
@@ -59,19 +65,13 @@ def _conv_bn_act(
         *("conv_bn_act", x, weight, scale, shift, residual, stride, padding, dilation, groups, act),
     )
     stride, padding, dilation = map(_pair, (stride, padding, dilation))
-    kernel = (weight.shape[2], weight.shape[3])
-    shape = select.ConvShape(
-        device=x.device.type,
-        index=x.device.index or 0,
+    shape = select.ConvShape.of(
+        Geometry((weight.shape[2], weight.shape[3]), stride, padding, dilation, groups),
+        device=x.device,
         dtype=x.dtype,
-        in_channels=x.shape[-3],
-        out_channels=weight.shape[0],
-        kernel=kernel,
-        out_size=result[-2:],
-        stride=stride,
-        dilation=dilation,
-        groups=groups,
         batch=x.shape[0] if x.dim() == 4 else 1,
+        channels=(x.shape[-3], weight.shape[0]),
+        out_size=result[-2:],
     )
     return _ops.conv_bn_act_kept(
         x,
@@ -155,7 +155,6 @@ def _conv_bn_act_packed(
         *(plan, pool),
     )
     _refuse_ours("conv_bn_act_packed", plan, x)
-    kernel_size = _pair(kernel_size)
     keywords = {
         "stride": _pair(stride),
         "padding": _pair(padding),
@@ -165,16 +164,13 @@ def _conv_bn_act_packed(
     }
     if plan == "torch":
         y = _gpu.conv_by_torch(x, packed, scale, shift, residual, **keywords)
-    elif residual is None and _gpu.pools_at_once(
-        *(x.device, x.dtype, (1, *x.shape)[-4:], scale.shape[0]),
-        **keywords,
-        kernel_size=kernel_size,
-        plan=plan,
-        pool=pool,
-    ):
-        return _gpu.conv_with_pool(x, packed, scale, shift, kernel_size=kernel_size, **keywords)
     else:
-        keywords["kernel_size"] = kernel_size
+        keywords["kernel_size"] = _pair(kernel_size)
+        if pool and residual is None:
+            geometry = Geometry.of(keywords)
+            where = (x.device, x.dtype, (1, *x.shape)[-4:], scale.shape[0])
+            if _gpu.pools_at_once(plan, *where, geometry):
+                return _gpu.conv_with_pool(x, packed, scale, shift, geometry, act)
         y = _gpu.conv(plan, x, packed, scale, shift, residual, **keywords)
     return dense_nhwc(reference.max_pool(y) if pool else y)
 
@@ -189,20 +185,19 @@ def _residual_block(x, packed, scales, shifts, *, has_shortcut, **lists):
     convs = as_runtime_error(checked)
     for conv in convs:
         _refuse_ours("residual_block", conv["plan"], x)
-    *main, last = convs[:-1] if has_shortcut else convs
+    main, shortcut = (convs[:-1], convs[-1]) if has_shortcut else (convs, None)
     y = x
-    for conv in main[:-1]:
+    for conv in main[:-2]:
         y = _ops.conv_bn_act_packed(y, **conv)
-    if main:
-        if not has_shortcut and _gpu.tails(x.device, (1, *y.shape)[-4:], main[-1], last):
-            return _gpu.conv_tail(y, main[-1], last, x)
-        y = _ops.conv_bn_act_packed(y, **main[-1])
-    if not has_shortcut:
-        return _ops.conv_bn_act_packed(y, residual=x, **last)
-    if _gpu.joins(last, convs[-1]):
-        return _gpu.conv_with_shortcut(y, last, x, convs[-1])
-    shortcut = _ops.conv_bn_act_packed(x, **convs[-1])
-    return _ops.conv_bn_act_packed(y, residual=shortcut, **last)
+    ending = _gpu.ending(x.device, (1, *y.shape)[-4:], main, shortcut)
+    if ending == "tail":
+        return _gpu.conv_tail(y, *main[-2:], x)
+    for conv in main[-2:-1]:
+        y = _ops.conv_bn_act_packed(y, **conv)
+    if ending == "joined":
+        return _gpu.conv_with_shortcut(y, main[-1], x, shortcut)
+    residual = x if shortcut is None else _ops.conv_bn_act_packed(x, **shortcut)
+    return _ops.conv_bn_act_packed(y, residual=residual, **main[-1])
 
 
 def _refuse_ours(op: str, plan: str, where: Tensor) -> None:
