@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ._errors import one_line
 from ._trace import shadow
+from .conv_shape import as_pair
 from .recipe import BlockRecipe, ConvUnit, NoMatch
 
 # Larger than any receptive field; a power of two, so that strides fit main path and shortcut alike.
@@ -132,6 +133,8 @@ class _Log(TorchFunctionMode):
 
 
 def _conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
+    stride, dilation = as_pair(stride), as_pair(dilation)
+    padding = padding if isinstance(padding, str) else as_pair(padding)
     channels = weight.shape[1] * groups
     if x.shape[1] != channels:
         raise ValueError(f"a convolution of {channels} channels gets {x.shape[1]}")

@@ -16,10 +16,11 @@ from ._capture import constant_in_graphs
 from ._launches import Launch
 from ._links import GLOBAL_HOOK_FACTS, Link, changed, facts_of, has_global_hooks
 from ._ready import Ready, ReadyOnGpu, can_be_ready, takes_launches
+from ._refusals import refuse_edited
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
 from .ops._transforms import is_dual, is_transformed
-from .recipe import ConvUnit
+from .recipe import ConvUnit, NoMatch
 
 _ops = torch.ops.resnet_fused
 
@@ -102,6 +103,11 @@ class FusedModule(Wrapper):
     def _run_original(self, x: Tensor) -> Tensor:
         return self.original()(x)
 
+    def _refuse_edited(self) -> None:
+        """Raises NoMatch where edits since fusing left tensors that do not belong together."""
+        for unit in self._units:
+            refuse_edited(unit)
+
     def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> Tensor | None:
         """What _compose would return, by one op for all units; None where there is none."""
         return None
@@ -156,13 +162,18 @@ class FusedModule(Wrapper):
 
     def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The first argument; that the original uses no other was proved when it was fused."""
-        bound = inspect.signature(self.original().forward).bind(*args, **kwargs)
+        try:
+            bound = inspect.signature(self.original().forward).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
         return next(iter(bound.arguments.values()), None)
 
     def _check_input(self, x: Any) -> None:
         op, conv = type(self).__name__, self._units[0].conv
         check.image(op, "x", x)
         weight = conv._parameters["weight"]
+        if weight is None or weight.dim() != 4:
+            return  # _why_edited tells
         channels = weight.shape[1] * conv.groups
         if x.shape[-3] != channels:
             raise ValueError(
@@ -180,7 +191,15 @@ class FusedModule(Wrapper):
 
     def _why_eager(self) -> str | None:
         """Why the next call runs the original module, or None."""
-        return self._why_changed() or self._why_eager_now()
+        return self._why_changed() or self._why_eager_now() or self._why_edited()
+
+    def _why_edited(self) -> str | None:
+        """Why tensors or settings no longer belong together, after edits, or None."""
+        try:
+            self._refuse_edited()
+        except NoMatch as reason:
+            return str(reason)
+        return None
 
     def _why_changed(self) -> str | None:
         """What was done to the module since it was fused that fusing cannot follow, or None."""
@@ -199,12 +218,19 @@ class FusedModule(Wrapper):
         if self.training:
             return "training"
         for unit in self._units:
+            weight = unit.conv._parameters["weight"]
+            if weight is None or weight.dim() != 4:
+                return f"{unit.conv_name}.weight has no four dimensions"
             if unit.conv.padding_mode != "zeros":
                 return f"{unit.conv_name} pads with {unit.conv.padding_mode!r}"
             bn = unit.bn
             if bn is not None and (bn.training or bn._buffers["running_mean"] is None):
                 return f"{unit.bn_name} uses batch statistics"
-        if x is None or torch.compiler.is_compiling():
+        if x is None:
+            return None
+        if _is_exported_to_onnx():
+            return "torch.onnx.export is at work, which knows PyTorch's operations only"
+        if torch.compiler.is_compiling():
             return None
         if x.is_meta:
             return "the input has a shape only"
@@ -225,16 +251,18 @@ class FusedModule(Wrapper):
     def _compute(self, x: Tensor) -> Tensor:
         dtype = self._compute_dtype(x)
         compiling = torch.compiler.is_compiling()
+        packed = None if compiling else self._pack(x, dtype)
+        if packed is None and not compiling:
+            return self._run_original(x)  # which says what does not fit
         if torch.is_grad_enabled() and self._needs_grad(x):
             runner = (
                 self._differentiable_in_graph(dtype)
                 if compiling
-                else self._differentiable(x, dtype)
+                else self._differentiable(packed.units, dtype)
             )
         elif compiling:
             runner = self._in_graph(x, dtype)
         else:
-            packed = self._pack(x, dtype)
             self._make_ready(x, dtype, packed)
             y = self._run_at_once(x, dtype, packed)
             if y is not None:
@@ -271,12 +299,19 @@ class FusedModule(Wrapper):
             ]
         )
 
-    def _pack(self, x: Tensor, dtype: torch.dtype) -> packing.Packing:
+    def _pack(self, x: Tensor, dtype: torch.dtype) -> packing.Packing | None:
+        """The packed weights for calls like this one; None if _why_edited."""
+
+        def choose_all() -> tuple[select.Choice, ...]:
+            self._refuse_edited()
+            return self._choose_all(x, dtype, batch)
+
         batch = self._cache.largest_batch(x.shape[0] if x.dim() == 4 else 1)
         context = (x.shape[-2:], batch, dtype, self.exact_nonfinite, select.state())
-        return self._cache.get(
-            self._units, dtype, context, lambda: self._choose_all(x, dtype, batch)
-        )
+        try:
+            return self._cache.get(self._units, dtype, context, choose_all)
+        except NoMatch:
+            return None
 
     def _make_ready(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> None:
         """Remembers how to serve further inputs like x, where one op can and all can be watched."""
@@ -342,9 +377,7 @@ class FusedModule(Wrapper):
 
         return run
 
-    def _differentiable(self, x: Tensor, dtype: torch.dtype) -> Run:
-        packed = self._pack(x, dtype).units
-
+    def _differentiable(self, packed: tuple[packing.PackedUnit, ...], dtype: torch.dtype) -> Run:
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             unit = self._units[i]
             scale, shift = packing.fold(unit)
@@ -404,6 +437,13 @@ def _folds_constants() -> bool:
     """Whether inductor is about to freeze the graph that is captured: parameters are constants."""
     config = sys.modules.get("torch._inductor.config")
     return config is not None and config.freezing
+
+
+@constant_in_graphs
+def _is_exported_to_onnx() -> bool:
+    """Whether the exporter that goes through torch.export is at work; the older one traces."""
+    flags = sys.modules.get("torch.onnx._internal.exporter._flags")
+    return flags is not None and flags._is_onnx_exporting
 
 
 _MOST_READY = 16  # shapes of inputs

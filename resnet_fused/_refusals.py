@@ -9,6 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from ._trace import HOOKS
+from .conv_shape import as_pair
 from .recipe import BlockRecipe, ConvUnit, NoMatch
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -84,13 +85,13 @@ def _refuse_conv(conv: nn.Module, name: str) -> None:
         raise NoMatch(f"{name} is a {type(conv).__name__}, not a plain Conv2d")
     if conv.padding_mode != "zeros":
         raise NoMatch(f"{name} pads with {conv.padding_mode!r}, not with zeros")
-    extents = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    if conv.padding == "same" and any(extent % 2 for extent in extents):
+    for setting in ("kernel_size", *_SETTINGS):
+        _refuse_setting(conv, name, setting)
+    sides = zip(as_pair(conv.dilation), as_pair(conv.kernel_size), strict=True)
+    if conv.padding == "same" and any(dilation * (size - 1) % 2 for dilation, size in sides):
         raise NoMatch(f"{name} pads one side more than the other")
-    if not (conv.padding in ("same", "valid") or isinstance(conv.padding, tuple)):
-        raise NoMatch(f"{name} has padding {conv.padding!r}")
     _refuse_tensors(conv, name)
-    shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    shape = (conv.out_channels, conv.in_channels // conv.groups, *as_pair(conv.kernel_size))
     if tuple(conv.weight.shape) != shape:
         raise NoMatch(
             f"{name}.weight has shape {tuple(conv.weight.shape)} where {name} says {shape}"
@@ -99,6 +100,46 @@ def _refuse_conv(conv: nn.Module, name: str) -> None:
         raise NoMatch(
             f"{name}.bias has shape {tuple(conv.bias.shape)} where {name} says {shape[:1]}"
         )
+
+
+_SETTINGS = ("stride", "padding", "dilation")
+
+
+def _refuse_setting(conv: nn.Conv2d, name: str, setting: str) -> None:
+    """Anything but an int or a pair, as PyTorch's convolution takes them."""
+    value = getattr(conv, setting)
+    if setting == "padding" and value in ("same", "valid"):
+        return
+    values = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) != 2 or not all(type(v) is int for v in values):
+        raise NoMatch(f"{name} has {setting} {value!r}")
+
+
+def refuse_edited(unit: ConvUnit) -> None:
+    """Tensors and settings that do not belong together, after edits of a unit that was fused.
+
+    Its layers' own attributes (out_channels, ...), which PyTorch does not read, may be out of date.
+    """
+    conv, bn = unit.conv, unit.bn
+    for setting in _SETTINGS:
+        _refuse_setting(conv, unit.conv_name, setting)
+    weight = conv._parameters.get("weight")
+    if weight is None or weight.layout is not torch.strided or weight.dim() != 4:
+        raise NoMatch(f"{unit.conv_name}.weight is no dense tensor of four dimensions")
+    channels = weight.shape[0]
+    vectors = [(unit.conv_name, "bias", conv._parameters.get("bias"))]
+    if bn is not None:
+        held = {**bn._parameters, **bn._buffers}
+        if held.get("running_var") is None:
+            raise NoMatch(f"{unit.bn_name} has no running_var")
+        if (held.get("weight") is None) != (held.get("bias") is None):
+            raise NoMatch(f"{unit.bn_name} has only one of weight and bias")
+        keys = ("running_mean", "running_var", "weight", "bias")
+        vectors += [(unit.bn_name, key, held.get(key)) for key in keys]
+    for name, key, vector in vectors:
+        if vector is not None and tuple(vector.shape) != (channels,):
+            shape = tuple(vector.shape)
+            raise NoMatch(f"{name}.{key} has shape {shape}, {unit.conv_name} {channels} channels")
 
 
 def _refuse_bn(bn: nn.Module, unit: ConvUnit) -> None:
@@ -156,26 +197,33 @@ def refuse_recipe(recipe: BlockRecipe) -> None:
     """Units that do not fit each other: channels, dtypes, devices."""
     for unit in recipe.units():
         refuse_unit(unit)
-    for before, after in zip(recipe.main, recipe.main[1:], strict=False):
-        _refuse_channels(before, after)
-    first, last = recipe.main[0], recipe.main[-1]
-    entering = (recipe.shortcut or first).conv.in_channels
-    if entering != first.conv.in_channels:
-        expected = first.conv.in_channels
-        raise NoMatch(f"the shortcut takes {entering} channels, the main path {expected}")
-    arriving = recipe.shortcut.conv.out_channels if recipe.shortcut else first.conv.in_channels
-    if arriving != last.conv.out_channels:
-        expected = last.conv.out_channels
-        raise NoMatch(f"the shortcut gives {arriving} channels, the main path {expected}")
+    refuse_channels(recipe)
     refuse_mixture(recipe.units())
 
 
-def _refuse_channels(before: ConvUnit, after: ConvUnit) -> None:
-    if before.conv.out_channels != after.conv.in_channels:
-        raise NoMatch(
-            f"{before.conv_name} gives {before.conv.out_channels} channels, "
-            f"{after.conv_name} takes {after.conv.in_channels}"
-        )
+def refuse_channels(recipe: BlockRecipe) -> None:
+    """Units that do not take what the ones before them give."""
+    for before, after in zip(recipe.main, recipe.main[1:], strict=False):
+        if _gives(before) != _takes(after):
+            raise NoMatch(
+                f"{before.conv_name} gives {_gives(before)} channels, "
+                f"{after.conv_name} takes {_takes(after)}"
+            )
+    first, last = recipe.main[0], recipe.main[-1]
+    entering, taken = _takes(recipe.shortcut or first), _takes(first)
+    if entering != taken:
+        raise NoMatch(f"the shortcut takes {entering} channels, the main path {taken}")
+    arriving, given = _gives(recipe.shortcut) if recipe.shortcut else taken, _gives(last)
+    if arriving != given:
+        raise NoMatch(f"the shortcut gives {arriving} channels, the main path {given}")
+
+
+def _takes(unit: ConvUnit) -> int:
+    return unit.conv.weight.shape[1] * unit.conv.groups
+
+
+def _gives(unit: ConvUnit) -> int:
+    return unit.conv.weight.shape[0]
 
 
 def refuse_mixture(units: tuple[ConvUnit, ...]) -> None:

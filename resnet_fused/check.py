@@ -135,8 +135,10 @@ def _is_int(value: Any) -> bool:
 def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     """An int or a pair of ints, each at least `least` and at most LARGEST, as a pair."""
     both = (value, value) if _is_int(value) else value
-    if not isinstance(both, Sequence) or isinstance(both, str) or not all(map(_is_int, both)):
+    if not isinstance(both, Sequence) or isinstance(both, str):
         _wrong_type(op, name, "an int or a pair of ints", value)
+    if not all(map(_is_int, both)):
+        raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
     if len(both) == 1:  # the dispatcher's own way of writing one value for both
         both = (both[0], both[0])
     if len(both) != 2:

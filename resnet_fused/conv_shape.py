@@ -13,6 +13,11 @@ from . import _extension
 from .check import PLAN_TRAITS, dtype_name, output_size
 
 
+def as_pair(setting: int | Sequence[int]) -> tuple[int, int]:
+    """A setting of a convolution as (rows, columns); whoever edits one may make it an int."""
+    return (setting, setting) if isinstance(setting, int) else tuple(setting)
+
+
 class Geometry(NamedTuple):
     """How a convolution's window goes over its input; pairs are (rows, columns)."""
 

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from . import check
 from ._fused import FusedModule
@@ -89,7 +90,7 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
     model = fused if inplace else _copy("unfuse", "fused", fused)
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Wrapper):
-            _carry_hooks(module)
+            _carry_over(module)
         if isinstance(module, FusedModule | PassSlot | HeadLayer):
             model = _replace(model, name, module.original())
     return model
@@ -133,11 +134,19 @@ def _replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
     return model
 
 
-def _carry_hooks(wrapper: Wrapper) -> None:
-    """Hooks registered on a wrapper go on to its original, which had none when it was fused."""
-    original = wrapper.__dict__["_original"]
+def _carry_over(wrapper: Wrapper) -> None:
+    """What a wrapper got since fusing goes on to its original, which had none of it then: hooks, a
+    patched forward, parametrizations."""
+    own, original = wrapper.__dict__, wrapper.__dict__["_original"]
     for hooks in (*HOOKS, *_HOOK_OPTIONS):
-        original.__dict__[hooks] = wrapper.__dict__[hooks]
+        original.__dict__[hooks] = own[hooks]
+    if "forward" in own:
+        original.__dict__["forward"] = own["forward"]
+    if parametrize.is_parametrized(wrapper):
+        # They are children, which both share; what is missing is a class with their properties.
+        parametrize._inject_new_class(original)
+        for name in wrapper.parametrizations:
+            parametrize._inject_property(original, name)
 
 
 _HOOK_OPTIONS = (

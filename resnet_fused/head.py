@@ -102,8 +102,10 @@ class Linear(HeadLayer, nn.Linear):
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return x.dtype in _DTYPES and (
-        x.is_cpu or (x.is_cuda and _gpu_kernels.cuda_error(x.device) is None)
+    return (
+        x.dtype in _DTYPES
+        and x.layout is torch.strided
+        and (x.is_cpu or (x.is_cuda and _gpu_kernels.cuda_error(x.device) is None))
     )
 
 

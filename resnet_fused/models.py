@@ -9,6 +9,7 @@ raise ValueError or TypeError in one sentence for arguments that they cannot use
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from torch import nn
@@ -135,6 +136,16 @@ def _check_block(name: str, expansion: int, block: object) -> None:
     if isinstance(block, nn.Module) or not callable(block):
         got = f"an instance of {type(block).__name__}"
         raise TypeError(f"{name}: block must be a block class such as {wanted}, got {got}")
+    try:
+        inspect.signature(block).bind(64, 64, use_1x1conv=True, strides=2)
+    except TypeError as error:
+        got = getattr(block, "__name__", block)
+        raise TypeError(
+            f"{name}: block must take (input_channels, num_channels, use_1x1conv, strides) as "
+            f"{wanted} do, got {got}: {error}"
+        ) from None
+    except ValueError:
+        pass  # it does not tell its arguments
     got = _expansion(block)
     if got not in (None, expansion):
         outputs = "num_channels" if expansion == 1 else f"{expansion} * num_channels"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import guard, select
 from ._streams import Readers
-from .conv_shape import Geometry
+from .conv_shape import Geometry, as_pair
 from .ops import _gpu
 from .recipe import ConvUnit
 
@@ -58,9 +58,10 @@ def pair_padding(conv: nn.Conv2d) -> tuple[int, int]:
     if conv.padding == "valid":
         return (0, 0)
     if conv.padding == "same":
-        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        sides = zip(as_pair(conv.dilation), kernel_size(conv), strict=True)
+        reach = [dilation * (size - 1) for dilation, size in sides]
         return (reach[0] // 2, reach[1] // 2)
-    return tuple(conv.padding)
+    return as_pair(conv.padding)
 
 
 def kernel_size(conv: nn.Conv2d) -> tuple[int, int]:
@@ -69,10 +70,8 @@ def kernel_size(conv: nn.Conv2d) -> tuple[int, int]:
 
 
 def geometry(conv: nn.Conv2d) -> Geometry:
-    padding = pair_padding(conv)
-    return Geometry(
-        kernel_size(conv), tuple(conv.stride), padding, tuple(conv.dilation), conv.groups
-    )
+    stride, dilation = as_pair(conv.stride), as_pair(conv.dilation)
+    return Geometry(kernel_size(conv), stride, pair_padding(conv), dilation, conv.groups)
 
 
 def out_size(op: str, conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
@@ -188,9 +187,9 @@ def conv_keywords(unit: ConvUnit) -> dict[str, Any]:
     """CONV_KEYWORDS of this unit, as conv_bn_act takes them."""
     conv = unit.conv
     return {
-        "stride": conv.stride,
+        "stride": as_pair(conv.stride),
         "padding": pair_padding(conv),
-        "dilation": conv.dilation,
+        "dilation": as_pair(conv.dilation),
         "groups": conv.groups,
         "act": unit.act,
     }

@@ -9,6 +9,8 @@ from . import check, packing, reference
 from ._fused import FusedModule, Run
 from ._launches import Launch, prepare_at_once, prepare_block
 from ._links import links_below
+from ._refusals import refuse_channels
+from ._wrapper import Wrapper
 from .match import match_block
 from .recipe import BlockRecipe, NoMatch
 
@@ -48,6 +50,11 @@ class FusedResidual(FusedModule):
         other module and TypeError for anything else.
         """
         check.module("FusedResidual.from_block", "block", block)
+        if isinstance(block, Wrapper):
+            raise NoMatch("FusedResidual.from_block: block is fused already")
+        if not any(isinstance(m, nn.Conv2d) for m in list(block.modules())[1:]):
+            kind = type(block).__name__
+            raise NoMatch(f"FusedResidual.from_block: block must hold convolutions, got a {kind}")
         return fused_block(block, match_block(block))
 
     @property
@@ -62,6 +69,10 @@ class FusedResidual(FusedModule):
         if self._recipe.shortcut is not None:
             sizes.append(size)  # the addition demands it
         return sizes
+
+    def _refuse_edited(self) -> None:
+        super()._refuse_edited()
+        refuse_channels(self._recipe)
 
     def _packed_block(self, packed: packing.Packing) -> _PackedBlock:
         if packed.derived is None:

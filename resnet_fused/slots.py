@@ -24,6 +24,13 @@ from .recipe import Site
 _POOL_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
+# Attributes that make a call of a layer something else, while its class stays what it was.
+_OWN_CALLS = {
+    "forward": "forward of {} was patched",
+    "_compiled_call_impl": "{} is compiled on its own",
+}
+
+
 def _pool_settings(pool: nn.MaxPool2d) -> tuple[Any, ...]:
     return tuple(getattr(pool, name) for name in _POOL_SETTINGS)
 
@@ -91,6 +98,7 @@ class _Installed:
         for name, slot in zip(self.names, self.slots, strict=True):
             facts.append(guard.item_is(self.parent._modules, name, slot))
             facts.append(guard.type_is(slot, type(slot)))
+            facts += [guard.absent(slot.__dict__, key) for key in _OWN_CALLS]
             facts += [*hook_facts(slot), *facts_of(slot.link)]
         if self.site.max_pool is not None:
             facts += [guard.attribute(self.site.max_pool, name) for name in _POOL_SETTINGS]
@@ -105,6 +113,9 @@ class _Installed:
                 return f"{name} became a {type(slot).__name__}"
             if has_hooks(slot):
                 return f"{name} has hooks"
+            for key, what in _OWN_CALLS.items():
+                if key in slot.__dict__:
+                    return what.format(name)
             reason = changed(slot.link)
             if reason is not None:
                 return reason

@@ -1,0 +1,265 @@
+"""Layers that users edit after fusing: patched, compiled, parametrized, with other settings or with
+tensors that do not fit. The fused module computes what eager would, or raises what eager raises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_same, randomize
+from torch import nn
+from torch.nn.utils import parametrize
+
+import resnet_fused as rf
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Stem(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def stem():
+    return randomize(Stem()).eval()
+
+
+@pytest.fixture
+def block():
+    return randomize(rf.reference.Residual(64, 64)).eval()
+
+
+IMAGE, MAP = torch.randn(2, 3, 12, 12), torch.randn(1, 64, 8, 8)
+
+
+def close(found, want):
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+def row(fused, name):
+    return next(row for row in rf.report(fused) if row.name == name)
+
+
+@pytest.mark.parametrize(
+    ("layer", "function"),
+    [("relu", F.silu), ("bn", lambda y: 2 * y), ("conv", lambda x: x.repeat(1, 3, 1, 1)[:, :8])],
+)
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_forward_patched_on_a_layer_of_a_site(stem, layer, function, warm):
+    fused = rf.fuse(stem)
+    if warm:
+        fused(IMAGE), fused(IMAGE)
+    for net in (stem, fused):
+        getattr(net, layer).forward = function
+    close(fused(IMAGE), stem(IMAGE))
+    assert row(fused, "conv").reason == f"forward of {layer} was patched"
+
+
+def test_the_forward_of_a_convolution_compiled_by_itself(stem):
+    fused = rf.fuse(stem)
+    fused.conv.forward = torch.compile(fused.conv.forward, backend="eager")
+    close(fused(IMAGE), stem(IMAGE))
+
+
+def test_layers_of_a_site_compiled_by_themselves(stem):
+    fused = rf.fuse(stem)
+    for layer in fused.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.compile(backend="eager")
+    close(fused(IMAGE), stem(IMAGE))
+    assert row(fused, "conv").reason == "conv is compiled on its own"
+
+
+SETTINGS = [("stride", 1), ("stride", 2), ("padding", 0), ("dilation", 2), ("padding", [1, 2])]
+
+
+@pytest.mark.parametrize(("setting", "value"), SETTINGS)
+@pytest.mark.parametrize("before", [True, False])
+def test_settings_that_are_no_tuples(stem, setting, value, before):
+    """As surgery on dilations leaves them; PyTorch's convolution takes ints and lists."""
+    fused = rf.fuse(stem)
+    setattr(stem.conv, setting, value)
+    if before:
+        fused = rf.fuse(stem)
+    else:
+        setattr(fused.conv, setting, value)
+    close(fused(IMAGE), stem(IMAGE))
+    assert row(fused, "conv").fused
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_block_dilated_by_ints(block, before):
+    def edit(net):
+        for conv in (net.conv1, net.conv2):
+            conv.dilation = conv.padding = 2
+            conv.kernel_size = 3
+        return net
+
+    if before:
+        fused = rf.fuse(edit(block))
+    else:
+        fused = edit(rf.fuse(block))
+        edit(block)
+    close(fused(MAP), block(MAP))
+    assert row(fused, "").fused
+
+
+@pytest.mark.parametrize("value", [(1, 1, 1), 1.0, "all"])
+def test_a_setting_that_is_none_is_left_to_eager(block, value):
+    block.conv1.stride = value
+    fused = rf.fuse(block)
+    assert row(fused, "").reason == f"conv1 has stride {value!r}"
+
+
+def halved(tensor):
+    return nn.Parameter(tensor[:48].clone())
+
+
+EDITS = {
+    "filters": (lambda b: setattr(b.conv1, "weight", halved(b.conv1.weight)),
+                "conv1.bias has shape (64,), conv1 48 channels"),
+    "bias": (lambda b: setattr(b.conv1, "bias", nn.Parameter(torch.ones(1))),
+             "conv1.bias has shape (1,), conv1 64 channels"),
+    "mean": (lambda b: setattr(b.bn1, "running_mean", torch.zeros(1)),
+             "bn1.running_mean has shape (1,), conv1 64 channels"),
+    "scale": (lambda b: setattr(b.bn2, "weight", nn.Parameter(torch.ones(1))),
+              "bn2.weight has shape (1,), conv2 64 channels"),
+    "no variance": (lambda b: setattr(b.bn1, "running_var", None), "bn1 has no running_var"),
+    "no weight": (lambda b: setattr(b.conv1, "weight", None),
+                  "conv1.weight has no four dimensions"),
+    "three dimensions": (lambda b: setattr(b.conv2, "weight", nn.Parameter(torch.ones(64, 64, 3))),
+                         "conv2.weight has no four dimensions"),
+    "fewer inputs": (lambda b: setattr(b.conv2, "weight", nn.Parameter(b.conv2.weight[:, :48])),
+                     "conv1 gives 64 channels, conv2 takes 48"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("warm", [False, True])
+def test_tensors_that_do_not_belong_together(block, edit, warm):
+    change, reason = EDITS[edit]
+    fused = rf.fuse(block)
+    if warm:
+        fused(MAP), fused(MAP)
+    change(block), change(fused)
+    with pytest.raises((RuntimeError, TypeError)) as wanted:
+        block(MAP)
+    with pytest.raises(type(wanted.value)) as caught:
+        fused(MAP)
+    assert str(caught.value) == str(wanted.value)
+    assert row(fused, "").reason == reason
+
+
+def test_a_block_made_narrower_stays_fused(block):
+    """As pruning whole channels does; the layers' own out_channels stay what they were."""
+
+    def narrow(net):
+        net.conv1.weight, net.conv1.bias = halved(net.conv1.weight), halved(net.conv1.bias)
+        for key in ("weight", "bias"):
+            setattr(net.bn1, key, halved(getattr(net.bn1, key)))
+        for key in ("running_mean", "running_var"):
+            setattr(net.bn1, key, getattr(net.bn1, key)[:48].clone())
+        net.conv2.weight = nn.Parameter(net.conv2.weight[:, :48].clone())
+
+    fused = rf.fuse(block)
+    fused(MAP)
+    narrow(block), narrow(fused)
+    close(fused(MAP), block(MAP))
+    assert row(fused, "").fused
+
+
+class Times(nn.Module):
+    def forward(self, weight):
+        return weight * 1.5
+
+
+@pytest.mark.parametrize("layer", ["conv", "bn"])
+def test_unfuse_takes_parametrizations_along(stem, layer):
+    fused = rf.fuse(stem)
+    for net in (stem, fused):
+        parametrize.register_parametrization(getattr(net, layer), "weight", Times())
+    assert_same(rf.unfuse(fused)(IMAGE), stem(IMAGE))
+    plain = rf.unfuse(fused, inplace=True)
+    assert_same(plain(IMAGE), stem(IMAGE))
+    parametrize.remove_parametrizations(getattr(plain, layer), "weight")
+    assert type(getattr(plain, layer)) is type(getattr(Stem(), layer))
+    assert_same(plain(IMAGE), stem(IMAGE))
+
+
+def test_unfuse_takes_weight_norm_along(stem):
+    fused = rf.fuse(stem)
+    nn.utils.parametrizations.weight_norm(fused.conv)
+    close(rf.unfuse(fused)(IMAGE), stem(IMAGE))
+    assert rf.verify(fused, fused, IMAGE).ok
+
+
+def test_unfuse_takes_a_patched_forward_along(block):
+    fused = rf.fuse(block)
+    fused.forward = lambda x: 2 * x
+    assert_same(rf.unfuse(fused)(MAP), 2 * MAP)
+
+
+def test_onnx_export_sees_pytorchs_operations(stem, monkeypatch):
+    """The exporter that goes through torch.export, which knows no op of ours."""
+    from torch.onnx._internal.exporter import _flags
+
+    fused = rf.fuse(nn.Sequential(stem, rf.reference.Residual(8, 8)).eval())
+    monkeypatch.setattr(_flags, "_is_onnx_exporting", True)
+    program = torch.export.export(fused, (IMAGE,), strict=False)
+    assert not [node for node in program.graph.nodes if "resnet_fused" in str(node.target)]
+    monkeypatch.undo()
+    close(program.module()(IMAGE), fused(IMAGE))
+    program = torch.export.export(fused, (IMAGE,), strict=False)
+    assert [node for node in program.graph.nodes if "resnet_fused" in str(node.target)]
+
+
+@pytest.mark.parametrize("call", [lambda f: f(), lambda f: f(MAP, MAP), lambda f: f(image=MAP)])
+def test_arguments_that_no_forward_takes(block, call):
+    with pytest.raises(TypeError, match=r"^FusedResidual: "):
+        call(rf.fuse(block))
+
+
+def test_from_block_says_what_it_got(block):
+    for given, message in (
+        (nn.Conv2d(3, 3, 3), "block must hold convolutions, got a Conv2d"),
+        (rf.fuse(block), "block is fused already"),
+    ):
+        with pytest.raises(rf.NoMatch) as caught:
+            rf.FusedResidual.from_block(given)
+        assert str(caught.value) == f"FusedResidual.from_block: {message}"
+
+
+def test_a_block_class_that_is_none():
+    with pytest.raises(TypeError) as caught:
+        rf.models.resnet18(block=nn.Linear)
+    assert str(caught.value).startswith(
+        "resnet18: block must take (input_channels, num_channels, use_1x1conv, strides) as "
+        "FusedResidual or reference.Residual do, got Linear: "
+    )
+
+
+@pytest.mark.parametrize("layout", ["sparse", "mkldnn"])
+def test_a_head_takes_the_layouts_that_eager_takes(layout):
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    net = nn.Sequential(rf.reference.Residual(8, 8), *head).eval()
+    fused = rf.fuse(net)
+    if layout == "sparse":
+        x = torch.randn(2, 8).to_sparse()
+        close(fused[3](x), net[3](x))
+    else:
+        x = torch.randn(2, 8, 3, 3).to_mkldnn()
+        close(fused[1](x).to_dense(), net[1](x).to_dense())
