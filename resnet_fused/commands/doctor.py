@@ -15,7 +15,7 @@ import torch
 from rich.markup import escape
 
 from .. import _build_info, ops, select, tuned
-from ..measure.machine import ROOT, Machine, machine, usable_cores
+from ..measure.machine import ISAS, ROOT, Machine, machine, usable_cores
 from ..measure.peak import multiply_peak
 from ..ops import _cuda as cuda_ops
 from .console import console
@@ -23,7 +23,6 @@ from .console import console
 OK, NOTE, WRONG = "ok", "note", "wrong"
 LOOKS = {OK: "[green]ok   [/green]", NOTE: "[yellow]note [/yellow]", WRONG: "[red]wrong[/red]"}
 OLDEST_TORCH = (2, 11)
-ISAS = ("scalar", "avx2", "avx512")
 REBUILD = "pip install --force-reinstall --no-deps -e ."
 TUNE_VARIABLE = "RESNET_FUSED_TUNE_FILE"
 DISABLE = "RESNET_FUSED_DISABLE_EXT"
@@ -313,8 +312,7 @@ def _set_threads(count: int) -> str:
 
 def _rank(isa: str) -> int:
     """Position among the instruction sets; a name this file does not know counts as the widest."""
-    known = [i for i, name in enumerate(ISAS) if isa.startswith(name)]
-    return max(known) if known else len(ISAS)
+    return ISAS.index(isa) if isa in ISAS else len(ISAS)
 
 
 def _version(text: str) -> tuple[int, int]:
