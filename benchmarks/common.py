@@ -15,7 +15,7 @@ from resnet_fused.measure.engines import (
     one_line,
     prepare,
 )
-from resnet_fused.measure.error import error_limit, exact_logits, relative_error
+from resnet_fused.measure.error import GRANTED, error_limit, exact_logits, relative_error
 from resnet_fused.measure.machine import machine
 from resnet_fused.measure.networks import plain_net, random_images
 from resnet_fused.measure.timing import Runner, Samples, Timed, interleave
@@ -24,6 +24,7 @@ __all__ = [
     "CHANNELS_LAST",
     "COMPILE",
     "FUSED",
+    "GRANTED",
     "Result",
     "Runner",
     "Samples",

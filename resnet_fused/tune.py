@@ -133,8 +133,8 @@ def tune(
 
     fused: a model with fused modules. x: an example input (a tensor, a tuple of arguments, a dict
         of keyword arguments), with the batch and the size to be fast at.
-    allow: plans that are measured although their error is above a convolution's bound (2e-6 in
-        float32, twice eager's in 16 bit), the opt-in ones among check.PLANS.
+    allow: plans that are measured although their error is above a convolution's bound (twice
+        eager's, or what `verify` grants the dtype), the opt-in ones among check.PLANS.
     seconds: timed per convolution. progress: show a bar on a terminal's standard error.
 
     Training flags, BN statistics and random states stay what they were; packed weights are dropped.

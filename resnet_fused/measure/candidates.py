@@ -22,8 +22,7 @@ from torch import Tensor
 from .. import reference
 from ..ops import _gpu
 from ..select import ConvShape
-from ..verify import GRANTED
-from .error import CHUNK
+from .error import CHUNK, GRANTED, error_limit
 from .gpu_timing import GraphRunner
 from .timing import Runner, Samples, Timed, interleave
 
@@ -219,13 +218,12 @@ def _runner(call: ConvCall, o: _Operands, plan: str, weight_bytes: int) -> Calla
 
 
 def _verify(call: ConvCall, o: _Operands, plans: Sequence[str]) -> tuple[dict[str, float], float]:
-    """Each plan's error, and what may be: twice eager's, or what verify grants the dtype."""
+    """Each plan's error, and what it may be."""
     exact = _exact(call, o)
-    granted = GRANTED[call.shape.dtype]
     eager = _distance(_eager(call, o), exact)
-    limit = max(2 * eager.relative, granted)
+    limit = error_limit(eager.relative, call.shape.dtype)
     # One wrong pixel among millions hardly shows in the norm.
-    furthest = eager.largest + granted * float(exact.abs().amax())
+    furthest = eager.largest + GRANTED[call.shape.dtype] * float(exact.abs().amax())
     errors = {}
     for plan in plans:
         found = _distance(_run(call, o, plan, _pack(call, o, plan)), exact)
