@@ -577,13 +577,16 @@ def test_tests_of_families_that_cost_a_process_come_last(tmp_path):
 
 
 def test_every_kind_of_kernel_is_a_family():
-    from benchmarks.gpu_check import families, ops_once
+    import emulated_sm80
+    import emulated_sm90
+
+    from benchmarks.gpu_check import families
 
     found = families.families()
     assert {name.split()[0] for name in found} == {"cuda", "sm90", "triton"}
     names = [check.name for checks in found.values() for check in checks]
     for tile in re.findall(r"sm[89]0 (\S+) split", "\n".join(names)):
-        assert tile in (*ops_once._cuda_tiles("sm80"), *ops_once._cuda_tiles("sm90"), "tap-shift")
+        assert tile in (*emulated_sm80.TILES, *emulated_sm90.TILES, "tap-shift")
     for word in ("/2 ", "tap-shift", "stem", "tail", "add_relu", "k16", "k32", "split 8"):
         assert any(word in name for name in names), word
 
@@ -961,10 +964,18 @@ def test_a_wrong_answer_is_seen():
     assert ops_once.error(off, want) == float("inf")
 
 
-def test_every_compiled_tile_is_found():
-    import emulated_sm80
-
+def test_every_compiled_tile_is_called(monkeypatch):
     from benchmarks.gpu_check import ops_once
+    from resnet_fused.ops import _cuda
 
-    assert list(ops_once._cuda_tiles("sm80")) == emulated_sm80.TILES
-    assert {"c128x256", "p64x32", "p128x64k16"} <= set(ops_once._cuda_tiles("sm90"))
+    names = ("sm80 64x64", "sm80 any64x64", "sm90 p64x32", "sm90 p128x64k16")
+    compiled = tuple(_cuda.Configuration(name, 128, 1 << 15) for name in names)
+    monkeypatch.setattr(_cuda, "configurations", lambda: compiled)
+    for here, called in (
+        (("cuda",), names[:2]),
+        (("cuda", "sm90"), (*names, "sm90 tap-shift")),
+        ((), ()),
+    ):
+        monkeypatch.setattr(ops_once, "works_here", lambda kernels, device, h=here: kernels in h)
+        configs = {call.config for call in ops_once.calls(ops_once.torch.device("cpu"))}
+        assert {config.partition(" split")[0] for config in configs - {""}} == set(called)
