@@ -283,17 +283,17 @@ def precompiled(monkeypatch):
 
     case, ran, raised = "resnet18-float32-1", [], {}
     monkeypatch.setattr(
-        precompile, "_candidates", lambda call, plans: [f"{p} {i}" for p in plans for i in (1, 2)]
+        precompile,
+        "worth_measuring",
+        lambda call, plans: [f"{plan} {i}" for plan in plans for i in (1, 2)],
     )
-    for name in ("_operands", "_pack"):
-        monkeypatch.setattr(precompile.candidates, name, lambda *given: None)
 
-    def run_one(call, o, name, packed):
+    def run_one(call, name):
         ran.append((str(call.shape), name))
         if name in raised:
             raise raised[name]
 
-    monkeypatch.setattr(precompile.candidates, "_run", run_one)
+    monkeypatch.setattr(precompile, "run_once", run_one)
 
     def run_share(file, share=0, shares=1, start=0):
         return precompile.run_share([case], share, shares, file, start, "cpu", 32)
@@ -394,6 +394,7 @@ def test_a_wrong_candidate_costs_no_other_answer(tmp_path, monkeypatch, tuning_f
     """On the CPU, with times that are made up."""
     from benchmarks.gpu_check import tune_net
     from resnet_fused import tuned
+    from resnet_fused.measure import plans
     from resnet_fused.measure.candidates import Measured, WrongCandidate
 
     def measure(call, names, standard, **rest):
@@ -402,7 +403,7 @@ def test_a_wrong_candidate_costs_no_other_answer(tmp_path, monkeypatch, tuning_f
         ms = {name: 1.0 + (name != "torch") for name in names}
         return Measured("torch", ms, dict.fromkeys(names, 0.0), 1.0)
 
-    monkeypatch.setattr(tune_net.tune, "measure", measure)
+    monkeypatch.setattr(plans, "measure", measure)
     file = tmp_path / "left"
     words = ["--left-out", str(file), "--device", "cpu", "--size", "32", "resnet18-float32-1"]
     result = CliRunner().invoke(tune_net.main, words)

@@ -121,6 +121,13 @@ def measure(
     return Measured(_fastest(samples, standard), ms, errors, limit)
 
 
+def run_once(call: ConvCall, candidate: str) -> Tensor:
+    """What the candidate makes of the operands that `measure` would give it."""
+    with torch.inference_mode(), torch.autocast(call.shape.device, enabled=False):
+        o = _operands(call)
+        return _run(call, o, candidate, _pack(call, o, candidate))
+
+
 def _fastest(samples: Mapping[str, Samples], standard: str) -> str:
     if standard not in samples:
         return min(samples, key=lambda plan: samples[plan].median, default=standard)
