@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from resnet_fused.commands import picture
-from resnet_fused.commands.bench import FILE, BatchSizes
+from resnet_fused.commands.options import FILE, BatchSizes
 
 from . import gpu_contest, gpu_record, gpu_show, record
 from .arguments import Cases, Words

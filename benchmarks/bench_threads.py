@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from resnet_fused import models, ops, packing, select
 from resnet_fused.check import dtype_name
-from resnet_fused.commands.bench import DTYPES, FILE, BatchSizes
+from resnet_fused.commands.options import DTYPES, FILE, BatchSizes
 from resnet_fused.measure.peak import multiply_peak, read_bandwidth
 from resnet_fused.ops._shapes import packed_dtype, packed_shape
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -22,6 +20,7 @@ from . import picture
 from .console import console, progress_bar
 from .options import DTYPES, FILE, SECONDS, BatchSizes
 from .tables import add_results, speed_table
+from .threads import torch_threads
 
 
 @click.command()
@@ -140,16 +139,3 @@ def _document(about: Machine, net: dict, groups: list[list[Result]]) -> dict[str
             for result in group
         ],
     }
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """torch's intra-op threads within the block; None leaves them alone."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)

@@ -27,7 +27,6 @@ REBUILD = "pip install --force-reinstall --no-deps -e ."
 TUNE_VARIABLE = "RESNET_FUSED_TUNE_FILE"
 DISABLE = "RESNET_FUSED_DISABLE_EXT"
 LIMITS = {"RESNET_FUSED_FORCE": "none", "RESNET_FUSED_EXACT_NONFINITE": "0"}  # free choice
-BUSY = 0.5  # share of the usable cores that others may keep busy before timings suffer
 
 
 @dataclass(frozen=True)
@@ -293,7 +292,7 @@ def _threads(facts: Facts) -> Iterator[Finding]:
 def _load(facts: Facts) -> Iterator[Finding]:
     m = facts.machine
     text = f"{m.load:.1f} running processes in the last minute"
-    if m.load > BUSY * usable_cores(m):
+    if m.is_busy():
         mend = "ps -eo pcpu,pid,args --sort=-pcpu | head  # who they are"
         yield Finding(NOTE, "load", f"{text}: measured times will vary", mend)
     else:

@@ -9,13 +9,12 @@ from rich.table import Table
 import resnet_fused as rf
 
 from .. import check, models, select
-from ..measure.machine import machine, usable_cores
+from ..measure.machine import machine
 from ..measure.networks import plain_net, random_images
 from ..tune import Tuning
-from .bench import torch_threads
 from .console import console
-from .doctor import BUSY
 from .options import DTYPES, SECONDS
+from .threads import torch_threads
 
 OPT_IN = [plan for plan, traits in check.PLAN_TRAITS.items() if traits.opt_in]
 
@@ -65,7 +64,7 @@ def tune(
     known = f" {dtype} cpu" if device == "cpu" else f" {dtype} cuda batch {batch}"
     out.print(_table(title, result, known))
     out.print(escape(result.summary()), highlight=False, soft_wrap=True)
-    if about.load > BUSY * usable_cores(about):
+    if about.is_busy():
         text = f"{about.load:.1f} running processes in the last minute: tune again when idle"
         out.print(f"[yellow]{text}[/yellow]", highlight=False)
     if select.force() != "none":

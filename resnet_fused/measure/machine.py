@@ -29,6 +29,7 @@ _FLAGS = {
     "avx512bf16": _AVX512 | {"avx512_bf16"},
 }
 ISAS = tuple(_FLAGS)
+BUSY = 0.5  # share of the usable cores
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Machine:
     def has_kernels(self) -> bool:
         """Whether this package has CPU kernels for such a machine."""
         return self.system.startswith("Linux") and self.system.endswith("x86_64")
+
+    def is_busy(self) -> bool:
+        """Whether others keep so many cores busy that timings suffer."""
+        return self.load > BUSY * usable_cores(self)
 
     def describe(self) -> str:
         """One line for the foot of a table or picture."""
