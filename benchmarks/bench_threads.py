@@ -44,9 +44,10 @@ from .common import (
     prepare,
     progress_bar,
     random_images,
+    titled_table,
 )
 from .layers import all_layers
-from .record import now
+from .when import now
 
 GOAL = 1.7  # speed-up with two threads at batch 1
 SHARE = 0.9  # of the limit, which is enough where the limit is below the goal
@@ -185,7 +186,7 @@ def _widest(dtype: torch.dtype) -> torch.dtype:
 
 
 def _table(title: str, results: list[Scaling]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = titled_table(title)
     headings = (
         "dtype",
         "batch",

@@ -4,8 +4,8 @@ It lives in resnet_fused.measure so that an installed package has it; this folde
 """
 
 from resnet_fused.commands.console import console, milliseconds, progress_bar
-from resnet_fused.commands.tables import add_results, speed_table
-from resnet_fused.measure.compare import Result, best_peer, compare, of_engine, ratio
+from resnet_fused.commands.tables import add_results, speed_table, titled_table, verdict
+from resnet_fused.measure.compare import Result, best_peer, compare, of_engine, ratio, with_samples
 from resnet_fused.measure.engines import (
     CHANNELS_LAST,
     COMPILE,
@@ -49,4 +49,7 @@ __all__ = [
     "ratio",
     "relative_error",
     "speed_table",
+    "titled_table",
+    "verdict",
+    "with_samples",
 ]

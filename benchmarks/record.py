@@ -9,7 +9,6 @@ Times are milliseconds per call, errors relative L2 norms of the logits against 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from .common import CHANNELS_LAST, GRANTED, Result, Samples, error_limit, machin
 from .contest import Setup
 from .goals import GOALS
 from .peers import ENTRANTS, version
+from .when import now
 
 Record = dict[str, Any]
 KEPT = ("when", "accuracy", "failed", "cases")  # of a record that is resumed
@@ -141,7 +141,3 @@ def _limit(eager: float | None, dtype: torch.dtype) -> float | None:
     if eager is None:
         return GRANTED[dtype] if dtype == torch.float32 else None
     return error_limit(eager, dtype)
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

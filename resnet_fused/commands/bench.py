@@ -19,7 +19,7 @@ from ..measure.networks import plain_net, random_images
 from . import picture
 from .console import console, progress_bar
 from .options import DTYPES, FILE, SECONDS, BatchSizes
-from .tables import add_results, speed_table
+from .tables import add_results, speed_table, verdict
 from .threads import torch_threads
 
 
@@ -118,13 +118,8 @@ def _measure(
 def _verdict(group: list[Result]) -> str:
     """Whether fused is the fastest of a batch size, and by how much."""
     fused, peer = of_engine(group, FUSED), best_peer(group)
-    times = ratio(fused, peer)
-    start = f"batch {fused.batch}: "
-    if times is None:
-        return f"{start}no peer could run"
-    if times >= 1:
-        return f"[green]{start}fused is {times:.2f}x as fast as {peer.engine}[/green]"
-    return f"[red]{start}a loss, {peer.engine} is {1 / times:.2f}x as fast as fused[/red]"
+    where = f"batch {fused.batch}"
+    return f"{where}: no peer could run" if peer is None else verdict(where, fused, peer)
 
 
 def _document(about: Machine, net: dict, groups: list[list[Result]]) -> dict[str, object]:

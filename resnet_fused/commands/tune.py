@@ -14,6 +14,7 @@ from ..measure.networks import plain_net, random_images
 from ..tune import Tuning
 from .console import console
 from .options import DTYPES, SECONDS
+from .tables import titled_table
 from .threads import torch_threads
 
 OPT_IN = [plan for plan, traits in check.PLAN_TRAITS.items() if traits.opt_in]
@@ -76,7 +77,7 @@ def _table(title: str, result: Tuning, known: str) -> Table:
     """The winner green; yellow where it is not the plan that the rule names. known: the end of a
     convolution's text that the title says already.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = titled_table(title)
     headings, rows = result.table()
     for heading, justify in headings.items():
         table.add_column(heading, justify=justify)
