@@ -91,7 +91,7 @@ def main(
     _measure(out, cases, setup, current, json_path)
     show.tables(out, current)
     if chart:
-        show.chart(chart, current)
+        show.chart(chart, current, show.surroundings(current), columns=3)
     if check:
         _conclude(out, cases, current)
 

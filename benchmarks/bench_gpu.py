@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 
 from resnet_fused.commands import picture
-from resnet_fused.commands.bench import FILE, BatchSizes
+from resnet_fused.commands.options import FILE, BatchSizes
 
-from . import gpu_contest, gpu_record, gpu_show, record
+from . import gpu_contest, gpu_record, gpu_show, record, show
 from .arguments import Cases, Words
 from .cases import Case
 from .common import console as new_console
@@ -90,7 +90,7 @@ def main(
     _measure(out, cases, setup, current, json_path)
     gpu_show.tables(out, current)
     if chart and current["cases"]:
-        gpu_show.chart(chart, current)
+        show.chart(chart, current, gpu_show.surroundings(current), columns=2)
     if gpu_show.failures(current):
         sys.exit(1)
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from resnet_fused import models, ops, packing, select
 from resnet_fused.check import dtype_name
-from resnet_fused.commands.bench import DTYPES, FILE, BatchSizes
+from resnet_fused.commands.options import DTYPES, FILE, BatchSizes
 from resnet_fused.measure.peak import multiply_peak, read_bandwidth
 from resnet_fused.ops._shapes import packed_dtype, packed_shape
 
@@ -44,9 +44,10 @@ from .common import (
     prepare,
     progress_bar,
     random_images,
+    titled_table,
 )
 from .layers import all_layers
-from .record import now
+from .when import now
 
 GOAL = 1.7  # speed-up with two threads at batch 1
 SHARE = 0.9  # of the limit, which is enough where the limit is below the goal
@@ -185,7 +186,7 @@ def _widest(dtype: torch.dtype) -> torch.dtype:
 
 
 def _table(title: str, results: list[Scaling]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = titled_table(title)
     headings = (
         "dtype",
         "batch",

@@ -5,8 +5,8 @@ It lives in resnet_fused.measure so that an installed package has it; this folde
 
 from resnet_fused._errors import one_line
 from resnet_fused.commands.console import console, milliseconds, progress_bar
-from resnet_fused.commands.tables import add_results, speed_table
-from resnet_fused.measure.compare import Result, best_peer, compare, of_engine, ratio
+from resnet_fused.commands.tables import add_results, speed_table, titled_table, verdict
+from resnet_fused.measure.compare import Result, best_peer, compare, of_engine, ratio, with_samples
 from resnet_fused.measure.engines import (
     CHANNELS_LAST,
     COMPILE,
@@ -15,7 +15,7 @@ from resnet_fused.measure.engines import (
     engines,
     prepare,
 )
-from resnet_fused.measure.error import error_limit, exact_logits, relative_error
+from resnet_fused.measure.error import GRANTED, error_limit, exact_logits, relative_error
 from resnet_fused.measure.machine import machine
 from resnet_fused.measure.networks import plain_net, random_images
 from resnet_fused.measure.timing import Runner, Samples, Timed, interleave
@@ -24,6 +24,7 @@ __all__ = [
     "CHANNELS_LAST",
     "COMPILE",
     "FUSED",
+    "GRANTED",
     "Result",
     "Runner",
     "Samples",
@@ -48,4 +49,7 @@ __all__ = [
     "ratio",
     "relative_error",
     "speed_table",
+    "titled_table",
+    "verdict",
+    "with_samples",
 ]

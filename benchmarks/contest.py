@@ -26,6 +26,7 @@ from .common import (
     plain_net,
     random_images,
     relative_error,
+    with_samples,
 )
 from .peers import Entrant, Job
 from .remote import Worker
@@ -112,10 +113,7 @@ class Contest:
                     raise
                 reason = runners.pop(name).failed
                 results[name] = Result(name, case.batch, reason=reason)
-        return [
-            Result(name, case.batch, samples[name], r.error) if name in samples else r
-            for name, r in results.items()
-        ]
+        return with_samples(results, samples)
 
     def _prepare(
         self, entrant: Entrant, case: Case, stack: contextlib.ExitStack

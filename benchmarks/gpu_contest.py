@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from resnet_fused import models, reference, select, tuned
-from resnet_fused.measure.compare import verified, with_samples
+from resnet_fused.measure.compare import verified
 from resnet_fused.measure.networks import draw_statistics
 from resnet_fused.triton_kernels.device import device_of
 
@@ -25,6 +25,7 @@ from .common import (
     one_line,
     plain_net,
     random_images,
+    with_samples,
 )
 from .gpu_engines import TITLES, Clock, engines
 from .layers import distinct_layers

@@ -1,20 +1,18 @@
-"""A record of bench_gpu for the eye: tables of nets and layers, verdicts, bar charts."""
+"""A record of bench_gpu for the eye: tables of nets and layers, verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from resnet_fused.commands import picture
 from resnet_fused.commands.console import coloured_ratio, milliseconds
 from resnet_fused.measure.engines import OWN
 
-from .common import Result, best_peer, ratio
+from .common import Result, best_peer, ratio, titled_table, verdict
 from .gpu_layers import OURS
 from .record import Record, results_of
 from .show import by_net
@@ -50,7 +48,7 @@ def tables(out: Console, record: Record) -> None:
 
 def net_table(title: str, entries: list[Mapping[str, Any]]) -> Table:
     """A section a batch size, a row an engine."""
-    table = _table(title)
+    table = titled_table(title)
     table.add_column("batch", justify="right")
     table.add_column("engine", no_wrap=True)
     for heading in ("ms", "quartiles", "images/s", "to best peer", "of floor", "error"):
@@ -85,7 +83,7 @@ def _cells(r: Result, peer: Result | None, floor_ms: float | None) -> list[str]:
 
 def layer_table(title: str, entry: Mapping[str, Any]) -> Table:
     """A section a stage, a row a distinct layer."""
-    table = _table(title)
+    table = titled_table(title)
     table.add_column("layer", no_wrap=True)
     table.add_column("n", justify="right")
     table.add_column("plan", no_wrap=True)
@@ -119,17 +117,7 @@ def verdicts(record: Record) -> list[str]:
         peer = best_peer(results)
         if not own or peer is None:
             continue
-        best = min(own, key=lambda r: r.samples.median)
-        times = ratio(best, peer)
-        if times >= 1:
-            lines.append(
-                f"[green]{name}: {best.engine} is {times:.2f}x as fast as {peer.engine}[/green]"
-            )
-        else:
-            lines.append(
-                f"[red]{name}: a loss, {peer.engine} is {1 / times:.2f}x as fast as "
-                f"{best.engine}[/red]"
-            )
+        lines.append(verdict(name, min(own, key=lambda r: r.samples.median), peer))
     return lines
 
 
@@ -146,18 +134,6 @@ def failures(record: Record) -> list[str]:
     return lines
 
 
-def chart(path: Path, record: Record) -> None:
-    """One panel a case, ratios to the fastest peer."""
-    panels = []
-    for (model, dtype), entries in by_net(record).items():
-        for entry in entries:
-            results = results_of(entry)
-            heading = f"{model}, {dtype}, batch {entry['batch']}"
-            panels.append(picture.Panel(heading, results, best_peer(results)))
-    footer = f"{surroundings(record)}. Ratios are to the fastest grey bar."
-    picture.save_speed(path, "The fused net beside other engines", panels, footer, columns=2)
-
-
 def surroundings(record: Record) -> str:
     """One line: GPU, driver, versions, commit."""
     about, versions = record["machine"], record["versions"]
@@ -168,7 +144,3 @@ def surroundings(record: Record) -> str:
 
 def _ratio(value: float | None) -> str:
     return "-" if value is None else coloured_ratio(value)
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")

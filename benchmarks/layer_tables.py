@@ -11,6 +11,7 @@ from rich.table import Table
 from resnet_fused.check import dtype_name
 from resnet_fused.commands.console import coloured_ratio, milliseconds
 
+from .common import titled_table
 from .in_net import Part
 from .layer_cases import Measured
 from .layer_check import Verdict, target
@@ -28,7 +29,7 @@ def layer_table(net: str, measured: Sequence[Measured]) -> Table:
 
     A share below its target is red.
     """
-    table = _table(_title(net, measured))
+    table = titled_table(_title(net, measured))
     table.add_column("layer", no_wrap=True)
     table.add_column("n", justify="right")
     table.add_column("plan", no_wrap=True)
@@ -54,7 +55,7 @@ def layer_table(net: str, measured: Sequence[Measured]) -> Table:
 
 def below_table(verdict: Verdict) -> Table:
     """The layers below their target and why."""
-    table = _table(f"Below their target: {len(verdict.layers)} layers")
+    table = titled_table(f"Below their target: {len(verdict.layers)} layers")
     for text in ("layer", "plan", "batch", "share", "target"):
         table.add_column(
             text, no_wrap=True, justify="left" if text in ("layer", "plan") else "right"
@@ -75,7 +76,7 @@ def below_table(verdict: Verdict) -> Table:
 
 def net_table(title: str, parts: Sequence[Part], peak: float) -> Table:
     """Milliseconds of each step inside the net; peak: multiply-adds a second."""
-    table = _table(title)
+    table = titled_table(title)
     for text in ("step", "module", "backend"):
         table.add_column(text)
     for text in ("ms", "of the net", "GFLOP/s", "of peak"):
@@ -95,10 +96,6 @@ def net_table(title: str, parts: Sequence[Part], peak: float) -> Table:
     table.add_section()
     table.add_row("", "whole net", "", milliseconds(total), "100%", "", "")
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
 
 
 def _title(net: str, measured: Sequence[Measured]) -> str:

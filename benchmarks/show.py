@@ -11,7 +11,7 @@ from rich.table import Table
 
 from resnet_fused.commands import picture
 
-from .common import FUSED, add_results, best_peer, speed_table
+from .common import FUSED, add_results, best_peer, speed_table, titled_table
 from .goals import Outcome, Verdict
 from .peers import BY_TITLE
 from .record import Record, results_of
@@ -42,7 +42,7 @@ def by_net(record: Record) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
 
 
 def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("Error of the logits against float64")
+    table = titled_table("Error of the logits against float64")
     for heading in ("net", "precision", "seeds", "fused", "eager", "allowed", ""):
         table.add_column(heading, justify="left" if heading in ("net", "precision") else "right")
     for row in rows:
@@ -55,7 +55,7 @@ def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    table = _table("Goals: time of the fastest peer / time of the fused net")
+    table = titled_table("Goals: time of the fastest peer / time of the fused net")
     for heading in ("case", "over", "fastest"):
         table.add_column(heading)
     for heading in ("ratio", "at least", "aim"):
@@ -84,16 +84,16 @@ def conclusion(out: Console, outcome: Outcome) -> None:
     out.print(f"[{LOOKS[outcome]}]{text}[/]", highlight=False)
 
 
-def chart(path: Path, record: Record) -> None:
-    """One panel a case, ratios to the fastest peer."""
+def chart(path: Path, record: Record, about: str, columns: int) -> None:
+    """One panel a case, ratios to the fastest peer. about: what it was measured on."""
     panels = []
     for (model, dtype), entries in by_net(record).items():
         for entry in entries:
             results = results_of(entry)
             heading = f"{model}, {dtype}, batch {entry['batch']}"
             panels.append(picture.Panel(heading, results, best_peer(results)))
-    footer = f"{surroundings(record)}. Ratios are to the fastest grey bar."
-    picture.save_speed(path, "The fused net beside other engines", panels, footer, columns=3)
+    footer = f"{about}. Ratios are to the fastest grey bar."
+    picture.save_speed(path, "The fused net beside other engines", panels, footer, columns=columns)
 
 
 def surroundings(record: Record) -> str:
@@ -109,10 +109,6 @@ def surroundings(record: Record) -> str:
         f"{about['cpu']}, {about['cpus']} processors, threads: {record['setup']['threads']}, "
         f"kernels {about['isa_in_use'] or 'not built'}, resnet-fused {about['package']}, {versions}"
     )
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
 
 
 def _coloured(outcome: Outcome) -> str:

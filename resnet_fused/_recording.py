@@ -8,7 +8,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_WARMUP = 3  # calls before the recording: they pack weights, compile kernels and let cuDNN choose
+_WARMUP = 3  # calls before a recording: they pack weights, compile kernels and let cuDNN choose
+
+
+def warm_up(call: Callable[[], object]) -> torch.cuda.Stream:
+    """Calls it some times, as a recording needs it, on a stream beside the current one: that one.
+
+    Not on the default stream, on which nothing can be recorded.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARMUP):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    return side
 
 
 class Recording:
@@ -27,12 +41,7 @@ class Recording:
         self._inputs = [x.detach().clone() for x in inputs]
         self._done = torch.cuda.Event()
         with torch.cuda.device(device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARMUP):
-                    run(self._inputs)
-            torch.cuda.current_stream().wait_stream(stream)
+            warm_up(lambda: run(self._inputs))
             self._graph = torch.cuda.CUDAGraph()
             # Other threads go on with their work, which may allocate memory.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):

@@ -7,55 +7,21 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
-from . import _fused, check, packing, select, tuned
-from ._call import check_example, evaluating, run
-from ._fused import FusedModule
+from . import check, tuned
+from ._call import check_example
 from ._progress import progress_bar
 from ._tables import table, time_text
 from ._tuning_file import Answer
 from .fuse import refresh
-from .measure.candidates import (
-    MARGIN,
-    ConvCall,
-    Measured,
-    measure,
-    pools_at_once,
-    split_name,
-)
-from .ops import _cuda, _triton
-from .select import ConvShape
-
-
-@dataclass(frozen=True)
-class Row:
-    """One convolution of the model, a stem's with its max-pool.
-
-    shape: what was measured, with its batch. count: how many convolutions of the model are like
-    it. ms: plan -> median in milliseconds, None where it is not exact enough; empty where only one
-    plan can compute it. errors: plan -> relative L2 against float64, of those that ran. plan: the
-    fastest, by_rule where none is faster beyond chance. by_rule: what is chosen where nothing was
-    measured. configs: on a GPU, plan -> the fastest configuration of its kernel, whose time is the
-    plan's; no entry where that is the plan's own choice.
-    """
-
-    shape: ConvShape
-    count: int
-    ms: dict[str, float | None]
-    errors: dict[str, float]
-    plan: str
-    by_rule: str
-    configs: dict[str, str] = field(default_factory=dict)
+from .measure.convolutions import Found, convolutions, fused_modules, weight_bytes
+from .measure.plans import Row, measure_convolution
 
 
 class Tuning(Sequence[Row]):
@@ -134,8 +100,8 @@ def tune(
 
     fused: a model with fused modules. x: an example input (a tensor, a tuple of arguments, a dict
         of keyword arguments), with the batch and the size to be fast at.
-    allow: plans that are measured although their error is above a convolution's bound (2e-6 in
-        float32, twice eager's in 16 bit), the opt-in ones among check.PLANS.
+    allow: plans that are measured although their error is above a convolution's bound (twice
+        eager's, or what `verify` grants the dtype), the opt-in ones among check.PLANS.
     seconds: timed per convolution. progress: show a bar on a terminal's standard error.
 
     Training flags, BN statistics and random states stay what they were; packed weights are dropped.
@@ -143,22 +109,20 @@ def tune(
     cannot run on x, and RuntimeError where a plan computes something else than the convolution.
     """
     _check(fused, x, allow, seconds)
-    modules = [m for m in fused.modules() if isinstance(m, FusedModule)]
-    if not modules:
+    if not fused_modules(fused):
         raise ValueError(
             f"tune: fused must have fused modules, got a {type(fused).__name__} without: "
             "resnet_fused.fuse(model) makes them"
         )
     try:
-        found = _convolutions(fused, x, modules)
-        weight_bytes = sum(m.status().packed_bytes for m in modules)
-        rows = _measure_all(found, tuple(allow), weight_bytes, seconds, progress)
+        found = convolutions(fused, x)
+        rows = _measure_all(found, tuple(allow), weight_bytes(fused), seconds, progress)
     finally:
         refresh(fused)
-    return Tuning(rows, _learn(rows))
+    return Tuning(rows, learn(rows))
 
 
-def _learn(rows: Sequence[Row]) -> Path | None:
+def learn(rows: Sequence[Row]) -> Path | None:
     """Keeps the answers by the processor that gave them; returns the file, None if in none."""
     answers: dict[tuple[str, int], dict[str, Answer]] = {}
     for r in rows:
@@ -185,52 +149,10 @@ def _check(fused: Any, x: Any, allow: Any, seconds: Any) -> None:
         raise ValueError(f"tune: seconds must be at least 0 and finite, got {seconds}")
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A convolution of the model: its commonest call, and how many there are."""
-
-    call: ConvCall
-    count: int
-
-
-def _convolutions(fused: nn.Module, x: Any, modules: Sequence[FusedModule]) -> list[_Found]:
-    """Runs the model once and collects what its fused modules ask `select` for."""
-    calls: dict[str, Counter[ConvCall]] = {}
-
-    def watch(module: FusedModule, x: Tensor, dtype: torch.dtype) -> None:
-        if not any(module is m for m in modules):  # another thread's
-            return
-        for call in _calls(module, x, dtype):
-            if call.shape.batch > 0:
-                calls.setdefault(str(call.shape), Counter())[call] += 1
-
-    refresh(fused)  # what is packed already is not asked for
-    with evaluating(fused), _watching(watch):
-        run("tune", "fused", fused, x)
-    return [_Found(c.most_common(1)[0][0], c.total()) for c in calls.values()]
-
-
-def _calls(module: FusedModule, x: Tensor, dtype: torch.dtype) -> Iterator[ConvCall]:
-    units = module._units
-    batch = x.shape[0] if x.dim() == 4 else 1
-    for unit, shape in zip(units, module.conv_shapes(x, dtype, batch), strict=True):
-        residual = module.adds_shortcut and unit is units[-1]
-        yield ConvCall(shape, packing.pair_padding(unit.conv), unit.act, residual, unit.max_pool)
-
-
-@contextmanager
-def _watching(watcher: Callable[[FusedModule, Tensor, torch.dtype], None]) -> Iterator[None]:
-    _fused.watchers.append(watcher)
-    try:
-        yield
-    finally:
-        _fused.watchers.remove(watcher)
-
-
 def _measure_all(
-    found: Sequence[_Found],
+    found: Sequence[Found],
     allow: tuple[str, ...],
-    weight_bytes: int,
+    packed_bytes: int,
     seconds: float,
     progress: bool,
 ) -> list[Row]:
@@ -243,87 +165,16 @@ def _measure_all(
             def on_round(done: int, total: int, i: int = i) -> None:
                 bar.update(task, completed=i + done / total)
 
-            rows.append(_row(f, allow, weight_bytes, seconds, on_round))
+            rows.append(
+                measure_convolution(
+                    f,
+                    allow=allow,
+                    weight_bytes=packed_bytes,
+                    seconds=seconds,
+                    on_round=on_round,
+                )
+            )
     return rows
-
-
-def _row(
-    f: _Found,
-    allow: tuple[str, ...],
-    weight_bytes: int,
-    seconds: float,
-    on_round: Callable[[int, int], None],
-    without: Collection[str] = (),
-) -> Row:
-    """without: candidates that are known to fail here; their plans count as inexact."""
-    call, shape = f.call, f.call.shape
-    by_rule = select.by_rule(shape).plan
-    plans = select.candidates(shape, allow=allow)
-    names = [name for name in _candidates(call, plans) if name not in without]
-    if len(plans) == 1 or not names:
-        return Row(shape, f.count, {}, {}, plans[0], by_rule)
-    m = measure(
-        call,
-        names,
-        by_rule,
-        allow=allow,
-        weight_bytes=weight_bytes,
-        seconds=seconds,
-        on_round=on_round,
-    )
-    return _row_of(f, m, plans, by_rule)
-
-
-def _candidates(call: ConvCall, plans: Sequence[str]) -> list[str]:
-    """What is measured: the plans as they choose themselves, then their configurations."""
-    return [*plans, *(name for plan in plans for name in _configured(plan, call))]
-
-
-_MOST_CONFIGS = 8  # of a plan: those with the least estimated time, each takes a second to compile
-
-
-def _configured(plan: str, call: ConvCall) -> list[str]:
-    """Configurations of a plan that are worth measuring, as candidates; GPU kernels have some."""
-    if plan == "triton":
-        texts = _triton.configs(call.shape, call.in_size, call.padding, call.act, call.residual)
-    elif plan == "cuda" and not pools_at_once(call, plan):
-        texts = _cuda.ranked(_cuda_sizes(call))
-    else:
-        return []
-    return [f"{plan} {text}" for text in texts[:_MOST_CONFIGS]]
-
-
-def _cuda_sizes(call: ConvCall) -> _cuda.Sizes:
-    shape = call.shape
-    return _cuda.Sizes(
-        x=(shape.batch, shape.in_channels, *call.in_size),
-        out_channels=shape.out_channels,
-        kernel_size=shape.kernel,
-        stride=shape.stride,
-        padding=call.padding,
-        dilation=shape.dilation,
-        groups=shape.groups,
-        shortcut_x=(),
-        shortcut_stride=(1, 1),
-        kind=_cuda.kind_of(shape.dtype),
-        device=shape.index,
-    )
-
-
-def _row_of(f: _Found, m: Measured, plans: Sequence[str], by_rule: str) -> Row:
-    """Each plan stands for the fastest of its configurations; its own choice goes first."""
-    best: dict[str, str] = {}
-    for name, ms in m.ms.items():
-        plan, _ = split_name(name)
-        at = best.get(plan)
-        if at is None or (ms is not None and (m.ms[at] is None or ms < MARGIN * m.ms[at])):
-            best[plan] = name
-    plan, _ = split_name(m.plan)
-    best[plan] = m.plan
-    configs = {p: split_name(name)[1] for p, name in best.items() if split_name(name)[1]}
-    ms = {p: m.ms[best[p]] if p in best else None for p in plans}
-    errors = {p: m.errors[best[p]] for p in plans if p in best}
-    return Row(f.call.shape, f.count, ms, errors, plan, by_rule, configs)
 
 
 def _time(ms: float | None) -> str:

@@ -14,15 +14,7 @@ from . import check
 from ._call import check_example, evaluating, run
 from ._tables import table
 from .fuse import unfuse
-
-# Relative L2 error that is granted however exact eager is. float32: the bound of a Winograd kernel;
-# the others: a rounding of the last bit of every value.
-GRANTED = {
-    torch.float64: 1e-13,
-    torch.float32: 2e-6,
-    torch.float16: 5e-4,
-    torch.bfloat16: 4e-3,
-}
+from .measure.error import GRANTED, error_limit
 
 
 @dataclass(frozen=True)
@@ -140,7 +132,7 @@ def _compare(
     error = (wide_ours - wide_exact).norm().item() / norm
     eager_error = (wide_eager - wide_exact).norm().item() / norm
     # Integers and booleans must agree wholly.
-    limit = max(2 * eager_error, GRANTED[ours.dtype]) if ours.dtype in GRANTED else eager_error
+    limit = error_limit(eager_error, ours.dtype) if ours.dtype in GRANTED else eager_error
     difference = (wide_ours - wide_eager).abs()
     rows.append(
         Row(

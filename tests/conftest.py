@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 # Before the package is imported, which reads the file: no test may see the user's or write to it.
 os.environ["RESNET_FUSED_TUNE_FILE"] = "none"
@@ -80,6 +81,19 @@ EVERY_PLAN = _parameters([(plan,) for plan in CPU_PLANS])
 PLAN_DTYPES = _parameters(
     [(plan, dtype) for plan in CPU_PLANS for dtype in PLAN_TRAITS[plan].dtypes]
 )
+
+
+# ---- around a call -----------------------------------------------------------------------------
+
+
+def message(result) -> str:
+    """The sentence after "Error:" of a command that click's runner ran, on one line."""
+    return " ".join(result.output.partition("Error: ")[2].split())
+
+
+def resident_bytes() -> int:
+    """Memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # ---- fixtures ----------------------------------------------------------------------------------
@@ -446,6 +460,14 @@ def fused(o: Operands, case: Case, force: str = "ours") -> Tensor:
         y = rf.ops.conv_bn_act(*o.args(), **case.keywords)
     assert y.dtype == o.x.dtype
     return y
+
+
+def sprinkled(t: Tensor, value: float, count: int, seed: int = 0) -> Tensor:
+    """t with `count` of its elements set to value."""
+    t = t.clone()
+    g = torch.Generator().manual_seed(seed)
+    t.view(-1)[torch.randperm(t.numel(), generator=g)[:count]] = value
+    return t
 
 
 # ---- comparisons -------------------------------------------------------------------------------

@@ -306,6 +306,12 @@ class Data:
         return y if absolute or not c.relu else torch.where(y < 0, 0.0, y)  # NaN passes
 
 
+def sparse(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A share of its signs, zero elsewhere."""
+    kept = torch.rand(like.shape, generator=generator) < share
+    return torch.where(kept, torch.sign(like.float()), 0.0).to(like.dtype)
+
+
 def draw(conv: Conv) -> Data:
     generator = torch.Generator().manual_seed(conv.seed)
 

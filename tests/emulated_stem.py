@@ -19,6 +19,7 @@ from emulated_sm90 import (
     build_library,
     draw,
     nhwc,
+    sparse,
     words,
 )
 from torch import Tensor
@@ -76,12 +77,8 @@ def whole(conv: Conv) -> Stem:
     """Whole numbers whose sums both types hold exactly; outputs of either sign."""
     data, generator = drawn(conv), torch.Generator().manual_seed(conv.seed + 1)
 
-    def sparse(like: Tensor, share: float) -> Tensor:
-        kept = torch.rand(like.shape, generator=generator) < share
-        return torch.where(kept, torch.sign(like.float()), 0.0).to(like.dtype)
-
-    data.x = sparse(data.x, 0.5)
-    data.weight = sparse(data.weight, min(1.0, 60.0 / data.weight[0].numel()))
+    data.x = sparse(data.x, 0.5, generator)
+    data.weight = sparse(data.weight, min(1.0, 60.0 / data.weight[0].numel()), generator)
     data.scale = torch.where(data.scale < 0, -1.0, 2.0)
     data.shift = data.shift.round()
     return data

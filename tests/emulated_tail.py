@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from emulated_sm80 import Problem, problem_of
-from emulated_sm90 import CSRC, UNITS, Conv, Data, build_library, draw, nhwc, words
+from emulated_sm90 import CSRC, UNITS, Conv, Data, build_library, draw, nhwc, sparse, words
 from torch import Tensor
 
 
@@ -135,13 +135,9 @@ def whole(conv: Conv, k: int = 256, **how: bool) -> Tail:
     """Whole numbers that every step holds exactly; outputs of either sign."""
     data, generator = drawn(conv, k, **how), torch.Generator().manual_seed(conv.seed + 1)
 
-    def sparse(like: Tensor, share: float) -> Tensor:
-        kept = torch.rand(like.shape, generator=generator) < share
-        return torch.where(kept, torch.sign(like.float()), 0.0).to(like.dtype)
-
-    data.x = sparse(data.x, 0.5)
-    data.weight = sparse(data.weight, min(1.0, 16.0 / data.weight[0].numel()))
-    data.last_weight = sparse(data.last_weight, min(1.0, 6.0 / conv.k))
+    data.x = sparse(data.x, 0.5, generator)
+    data.weight = sparse(data.weight, min(1.0, 16.0 / data.weight[0].numel()), generator)
+    data.last_weight = sparse(data.last_weight, min(1.0, 6.0 / conv.k), generator)
     for name in words("scale last_scale"):
         setattr(data, name, torch.where(getattr(data, name) < 0, -1.0, 2.0))
     data.shift, data.last_shift = data.shift.round(), data.last_shift.round()

@@ -13,6 +13,8 @@ import copy
 import gc
 import re
 
+import emulated_sm80
+import emulated_sm90
 import null_device
 import pytest
 import torch
@@ -264,3 +266,10 @@ def test_bad_arguments(changed, sentence):
     OPS.prepare_cuda(x, **lists())
     with pytest.raises(RuntimeError, match=re.escape(f"prepare_cuda: {sentence}") + "$"):
         OPS.prepare_cuda(x, **lists(**changed))
+
+
+def test_the_op_lists_every_tile():
+    """benchmarks/gpu_check calls each of them once."""
+    names = [configuration.name for configuration in _cuda.configurations()]
+    sm80 = [f"sm80 {tile}" for tile in emulated_sm80.TILES]
+    assert names == [*sm80, *(f"sm90 {tile}" for tile in emulated_sm90.TILES)]

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import message
 
 from benchmarks import accuracy, bench_engines, contest, peers, readme, record, remote
 from benchmarks.cases import Case
@@ -19,6 +20,7 @@ from resnet_fused.measure.compare import Result
 from resnet_fused.measure.engines import CHANNELS_LAST, COMPILE, FUSED, Unavailable
 from resnet_fused.measure.timing import Samples
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PNG = b"\x89PNG\r\n\x1a\n"
 FLOAT32, BFLOAT16 = Case("resnet18", "float32", 1), Case("resnet18", "bfloat16", 1)
 SETUP = Setup(ENTRANTS, threads=1, size=32, rounds=1, rest_s=0.0)
@@ -26,20 +28,6 @@ SETUP = Setup(ENTRANTS, threads=1, size=32, rounds=1, rest_s=0.0)
 
 def run(*args):
     return CliRunner().invoke(bench_engines.main, [str(a) for a in args], catch_exceptions=False)
-
-
-def message(result):
-    """The sentence after "Error:", on one line."""
-    return " ".join(result.output.partition("Error: ")[2].split())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other make small nets ten times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- arguments -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import message
 
 from benchmarks import bench_gpu, gpu_contest, gpu_layers, gpu_show, record
 from benchmarks.cases import Case
@@ -36,18 +37,11 @@ def command(*args):
     return CliRunner().invoke(bench_gpu.main, words, catch_exceptions=False)
 
 
-def message(result):
-    """The sentence after "Error:", on one line."""
-    return " ".join(result.output.partition("Error: ")[2].split())
-
-
 @pytest.fixture(autouse=True)
-def as_it_was():
-    """One thread, since threads that wait make small nets slow; cuDNN's setting put back."""
-    threads, tries = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    torch.set_num_threads(1)
+def as_it_was(one_thread):
+    """cuDNN's setting is put back, too."""
+    tries = torch.backends.cudnn.benchmark
     yield
-    torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = tries
 
 

@@ -6,11 +6,9 @@ the images are cut into slices; the oracle holds both to what a block is.
 
 from __future__ import annotations
 
-import os
 import threading
 import zlib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +24,7 @@ from conftest import (
     is_dense_channels_last,
     needs_extension,
     poison,
+    resident_bytes,
     use_isa,
 )
 from torch import Tensor
@@ -377,17 +376,14 @@ def test_intermediates_of_a_slice_are_all_there_is(budget, threads):
     )  # 24 MiB between, 0.8 before and behind
     c = call(draw(block).to(torch.float32), block, ["direct", "direct"])
 
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     def grown(size: int) -> int:
         grown = []
 
         def run() -> None:  # in a thread of its own, which has kept nothing yet
             budget(size)
-            before = resident()
+            before = resident_bytes()
             c.run()
-            grown.append(resident() - before)
+            grown.append(resident_bytes() - before)
 
         thread = threading.Thread(target=run)
         thread.start()

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import needs_extension
+from conftest import message, needs_extension
 
 import resnet_fused as rf
 from resnet_fused import tuned
@@ -24,26 +24,13 @@ from resnet_fused.measure.compare import Result, WrongResult
 from resnet_fused.measure.engines import CHANNELS_LAST, COMPILE, EAGER, FUSED, OURS
 from resnet_fused.measure.timing import Samples
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK_BENCH = ["bench", "--size", "32", "--rounds", "2", "--no-compile"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def run(*args):
     return CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-
-
-def message(result):
-    """The sentence after "Error:", on one line."""
-    return " ".join(result.output.partition("Error: ")[2].split())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other make small nets ten times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -13,16 +13,10 @@ import pytest
 import torch
 from emulated_sm90 import ROOT, Conv, beyond_allowed, why_not
 from emulated_stem import (
-    NOT_FINITE_CHANNELS,
     Stem,
     agreeing,
-    below_zero,
     check_exact,
     drawn,
-    not_finite_anywhere,
-    not_finite_channels,
-    not_finite_of,
-    overflowing,
     whole,
 )
 from emulated_stem90 import TILES, Choice, Grid, build, run
@@ -92,38 +86,7 @@ def test_schedules_and_blocks_do_not_change_a_bit(library, columns, order):
         assert torch.equal(alone, y)
 
 
-@every_tile
-@pytest.mark.parametrize("conv", [RESNET, Conv(2, 11, 13, 4, 24, stride=2)], ids=str)
-def test_what_is_outside_of_the_map_is_no_zero(library, conv, columns):
-    is_exact(library, below_zero(conv), columns)
-    for size in (31, 33):
-        data = whole(replace(conv, relu=False, h=size, w=size + 1))
-        data.shift = data.shift - 200
-        is_exact(library, data, columns)
-
-
-def test_float16_overflows_as_it_does_in_eager(library):
-    is_exact(library, overflowing(RESNET))
-
-
 # ---- what is not finite ------------------------------------------------------------------------
-
-
-@both_kernels
-@pytest.mark.parametrize(
-    "conv",
-    [
-        Conv(1, 20, 24, 3, 64, kernel=7, stride=2),
-        Conv(1, 19, 23, 1, 8, kernel=7, stride=2),
-        Conv(1, 15, 13, 4, 64, stride=2),
-        Conv(1, 20, 17, 3, 24, kernel=(2, 3), stride=(1, 2), padding=(1, 3)),
-        Conv(1, 14, 18, 2, 8, kernel=1, stride=2),
-        Conv(1, 20, 24, 1, 24, kernel=(3, 8), stride=2, padding=3),
-    ],
-    ids=str,
-)
-def test_one_value_spreads_no_further_than_in_eager(library, conv, dtype, columns):
-    agrees(library, not_finite_anywhere(conv, dtype), columns, blocks=2)
 
 
 @every_tile
@@ -136,11 +99,6 @@ def test_what_is_not_finite_changes_no_other_band(library, columns):
     assert not beyond_allowed(data, y)
     finite = data.exact.isfinite()
     assert torch.equal(y[finite], data.exact[finite])
-
-
-def test_a_channel_keeps_what_is_not_finite_to_itself(library):
-    y = agrees(library, not_finite_channels(replace(RESNET, k=72)))
-    assert not_finite_of(y) == NOT_FINITE_CHANNELS
 
 
 # ---- the plan ----------------------------------------------------------------------------------

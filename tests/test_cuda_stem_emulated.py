@@ -14,18 +14,12 @@ import torch
 from emulated_sm80 import Grid
 from emulated_sm90 import ROOT, Conv, why_not
 from emulated_stem import (
-    NOT_FINITE_CHANNELS,
     TILES,
     Stem,
     agreeing,
-    below_zero,
     build,
     check_exact,
     drawn,
-    not_finite_anywhere,
-    not_finite_channels,
-    not_finite_of,
-    overflowing,
     problem_of,
     run,
     whole,
@@ -92,45 +86,6 @@ def test_schedules_and_blocks_do_not_change_a_bit(library, rows, order):
     alone = agrees(library, data, rows, blocks=1000)
     for blocks in (1, 2):
         assert torch.equal(alone, agrees(library, data, rows, blocks=blocks, order=order))
-
-
-@every_tile
-@pytest.mark.parametrize("conv", [RESNET, Conv(2, 11, 13, 4, 24)], ids=str)
-def test_what_is_outside_of_the_map_is_no_zero(library, conv, rows):
-    is_exact(library, below_zero(conv), rows)
-    for size in (31, 33):  # pooled rows and columns that end a tile, and one more
-        data = whole(replace(conv, relu=False, h=size, w=size + 1))
-        data.shift = data.shift - 200
-        is_exact(library, data, rows)
-
-
-def test_float16_overflows_as_it_does_in_eager(library):
-    is_exact(library, overflowing(RESNET))
-
-
-# ---- what is not finite ------------------------------------------------------------------------
-
-
-@both_kernels
-@pytest.mark.parametrize(
-    "conv",
-    [
-        Conv(1, 20, 24, 3, 64, kernel=7, stride=2),
-        Conv(1, 19, 23, 1, 8, kernel=7, stride=2),
-        Conv(1, 15, 13, 4, 64),
-        Conv(1, 20, 17, 3, 24, kernel=(2, 3), stride=(1, 2), padding=(1, 3)),
-        Conv(1, 14, 18, 2, 8, kernel=1),
-        Conv(1, 20, 24, 1, 24, kernel=(3, 8), stride=2, padding=3),
-    ],
-    ids=str,
-)
-def test_one_value_spreads_no_further_than_in_eager(library, conv, dtype, rows):
-    agrees(library, not_finite_anywhere(conv, dtype), rows, blocks=2)
-
-
-def test_a_channel_keeps_what_is_not_finite_to_itself(library):
-    y = agrees(library, not_finite_channels(replace(RESNET, k=72)))
-    assert not_finite_of(y) == NOT_FINITE_CHANNELS
 
 
 # ---- the plan ----------------------------------------------------------------------------------

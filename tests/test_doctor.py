@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import resnet_fused as rf
 from resnet_fused import _build_info, select, tuned
 from resnet_fused._tuning_file import Answer
 from resnet_fused.cli import main
@@ -13,6 +14,7 @@ from resnet_fused.commands import doctor
 from resnet_fused.commands.doctor import NOTE, OK, WRONG, Facts, examine
 from resnet_fused.measure import machine as machine_module
 from resnet_fused.measure.machine import (
+    ISAS,
     Machine,
     cpu_model,
     cpu_quota,
@@ -124,12 +126,20 @@ def test_no_control_groups(tmp_path):
         ("avx2 fma f16c", "avx2"),
         ("avx2 fma f16c avx512f avx512bw avx512dq", "avx2"),
         ("avx2 fma f16c avx512f avx512bw avx512dq avx512vl", "avx512"),
+        ("avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_bf16", "avx512bf16"),
     ],
 )
 def test_instruction_set_detected(tmp_path, flags, isa):
     write(tmp_path, "proc/cpuinfo", f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}")
-    assert isa_detected(tmp_path) == isa
+    assert isa_detected(tmp_path, features=()) == isa
     assert cpu_model(tmp_path) == "A CPU"
+
+
+def test_the_extension_knows_the_instruction_sets(tmp_path):
+    assert isa_detected(tmp_path, features={"scalar", "avx2", "amx_bf16"}) == "avx2"
+    if rf.ops.extension_error is None:
+        assert set(rf.ops.CPU_FEATURES) <= {*ISAS, "amx_bf16"}
+        assert isa_detected(tmp_path) == isa_detected(features=())
 
 
 def test_hyper_threads_count_once(tmp_path):
@@ -219,7 +229,9 @@ def test_instruction_set_below_the_processors():
     assert (held.status, held.mend) == (NOTE, "unset RESNET_FUSED_ISA")
     assert finding("instructions", isa_in_use="avx2").status == WRONG
     assert finding("instructions", isa_in_use="avx2", isa_detected="avx2").status == OK
+    assert finding("instructions", isa_detected="avx512bf16").status == WRONG
     assert finding("instructions", isa_in_use="avx512bf16").status == OK
+    assert finding("instructions", isa_in_use="of a later version").status == OK
     bad = finding("instructions", isa_in_use=None, environ={"RESNET_FUSED_ISA": "neon"})
     assert (bad.status, bad.mend) == (WRONG, "unset RESNET_FUSED_ISA")
     assert finding("instructions", isa_in_use=None, extension_error="none").status == NOTE

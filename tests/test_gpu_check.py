@@ -283,17 +283,17 @@ def precompiled(monkeypatch):
 
     case, ran, raised = "resnet18-float32-1", [], {}
     monkeypatch.setattr(
-        precompile, "_candidates", lambda call, plans: [f"{p} {i}" for p in plans for i in (1, 2)]
+        precompile,
+        "worth_measuring",
+        lambda call, plans: [f"{plan} {i}" for plan in plans for i in (1, 2)],
     )
-    for name in ("_operands", "_pack"):
-        monkeypatch.setattr(precompile.candidates, name, lambda *given: None)
 
-    def run_one(call, o, name, packed):
+    def run_one(call, name):
         ran.append((str(call.shape), name))
         if name in raised:
             raise raised[name]
 
-    monkeypatch.setattr(precompile.candidates, "_run", run_one)
+    monkeypatch.setattr(precompile, "run_once", run_one)
 
     def run_share(file, share=0, shares=1, start=0):
         return precompile.run_share([case], share, shares, file, start, "cpu", 32)
@@ -394,6 +394,7 @@ def test_a_wrong_candidate_costs_no_other_answer(tmp_path, monkeypatch, tuning_f
     """On the CPU, with times that are made up."""
     from benchmarks.gpu_check import tune_net
     from resnet_fused import tuned
+    from resnet_fused.measure import plans
     from resnet_fused.measure.candidates import Measured, WrongCandidate
 
     def measure(call, names, standard, **rest):
@@ -402,7 +403,7 @@ def test_a_wrong_candidate_costs_no_other_answer(tmp_path, monkeypatch, tuning_f
         ms = {name: 1.0 + (name != "torch") for name in names}
         return Measured("torch", ms, dict.fromkeys(names, 0.0), 1.0)
 
-    monkeypatch.setattr(tune_net.tune, "measure", measure)
+    monkeypatch.setattr(plans, "measure", measure)
     file = tmp_path / "left"
     words = ["--left-out", str(file), "--device", "cpu", "--size", "32", "resnet18-float32-1"]
     result = CliRunner().invoke(tune_net.main, words)
@@ -577,13 +578,16 @@ def test_tests_of_families_that_cost_a_process_come_last(tmp_path):
 
 
 def test_every_kind_of_kernel_is_a_family():
-    from benchmarks.gpu_check import families, ops_once
+    import emulated_sm80
+    import emulated_sm90
+
+    from benchmarks.gpu_check import families
 
     found = families.families()
     assert {name.split()[0] for name in found} == {"cuda", "sm90", "triton"}
     names = [check.name for checks in found.values() for check in checks]
     for tile in re.findall(r"sm[89]0 (\S+) split", "\n".join(names)):
-        assert tile in (*ops_once._cuda_tiles("sm80"), *ops_once._cuda_tiles("sm90"), "tap-shift")
+        assert tile in (*emulated_sm80.TILES, *emulated_sm90.TILES, "tap-shift")
     for word in ("/2 ", "tap-shift", "stem", "tail", "add_relu", "k16", "k32", "split 8"):
         assert any(word in name for name in names), word
 
@@ -961,10 +965,18 @@ def test_a_wrong_answer_is_seen():
     assert ops_once.error(off, want) == float("inf")
 
 
-def test_every_compiled_tile_is_found():
-    import emulated_sm80
-
+def test_every_compiled_tile_is_called(monkeypatch):
     from benchmarks.gpu_check import ops_once
+    from resnet_fused.ops import _cuda
 
-    assert list(ops_once._cuda_tiles("sm80")) == emulated_sm80.TILES
-    assert {"c128x256", "p64x32", "p128x64k16"} <= set(ops_once._cuda_tiles("sm90"))
+    names = ("sm80 64x64", "sm80 any64x64", "sm90 p64x32", "sm90 p128x64k16")
+    compiled = tuple(_cuda.Configuration(name, 128, 1 << 15) for name in names)
+    monkeypatch.setattr(_cuda, "configurations", lambda: compiled)
+    for here, called in (
+        (("cuda",), names[:2]),
+        (("cuda", "sm90"), (*names, "sm90 tap-shift")),
+        ((), ()),
+    ):
+        monkeypatch.setattr(ops_once, "works_here", lambda kernels, device, h=here: kernels in h)
+        configs = {call.config for call in ops_once.calls(ops_once.torch.device("cpu"))}
+        assert {config.partition(" split")[0] for config in configs - {""}} == set(called)

@@ -142,6 +142,7 @@ def test_errors():
     assert error_limit(1e-7, torch.float32) == 2e-6
     assert error_limit(2e-6, torch.float32) == 4e-6
     assert error_limit(1e-2, torch.bfloat16) == 2e-2
+    assert error_limit(1e-3, torch.bfloat16) == 4e-3
 
 
 def test_exact_logits_leave_the_net_alone():

@@ -21,6 +21,7 @@ from conftest import (
     needs_extension,
     normals,
     randomize,
+    sprinkled,
 )
 from torch import nn
 from winograd_algorithms import algorithm
@@ -77,14 +78,6 @@ def fused(o, case, word, act="relu"):
         return rf.ops.conv_bn_act(*o.args(), **case.keywords | {"act": act})
 
 
-def sprinkle(t, value, count, seed=0):
-    """t with `count` of its elements set to value."""
-    t = t.clone()
-    g = torch.Generator().manual_seed(seed)
-    t.view(-1)[torch.randperm(t.numel(), generator=g)[:count]] = value
-    return t
-
-
 @needs_extension
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("where", ["x", "weight", "scale", "shift", "residual"])
@@ -92,7 +85,7 @@ def sprinkle(t, value, count, seed=0):
 def test_nothing_wild_becomes_tame(case, where, value, isa):
     for dtype in DTYPES:
         o = normals(case).to(dtype)
-        setattr(o, where, sprinkle(getattr(o, where), value, 2))
+        setattr(o, where, sprinkled(getattr(o, where), value, 2))
         for act in ("relu", "none"):
             want = wild_in_eager(o, case, act)
             for plan in case.plans(dtype):
@@ -110,7 +103,7 @@ def test_direct_kernels_keep_them_in_place(case, where, value, isa):
     """Not one output more than in eager becomes NaN or infinite."""
     for dtype in KERNEL_DTYPES:
         o = normals(case).to(dtype)
-        setattr(o, where, sprinkle(getattr(o, where), value, 2))
+        setattr(o, where, sprinkled(getattr(o, where), value, 2))
         for act in ("relu", "none"):
             want = eager(o, case, act)
             for plan in case.plans(dtype):
@@ -233,7 +226,7 @@ def image():
 @pytest.mark.parametrize("force", ["ours", "none"])
 def test_block_hides_nothing(force, value):
     fused_block = block()
-    x = sprinkle(image(), value, 3)
+    x = sprinkled(image(), value, 3)
     with torch.no_grad(), select.forced(force):
         want = wild(fused_block.original()(x))
         assert want.any()
@@ -300,7 +293,7 @@ def test_exact_nonfinite_by_environment():
 def test_conv_bn_hides_nothing():
     conv, bn = nn.Conv2d(3, 64, 7, stride=2, padding=3), nn.BatchNorm2d(64)
     module = randomize(rf.FusedConvBN(conv, bn)).eval()
-    x = sprinkle(torch.randn(1, 3, 33, 31), NAN, 4)
+    x = sprinkled(torch.randn(1, 3, 33, 31), NAN, 4)
     with torch.no_grad():
         want = F.relu(bn(conv(x))).isnan()
         got = module(x).isnan()

@@ -34,6 +34,7 @@ from conftest import (
     is_dense_channels_last,
     needs_extension,
     normals,
+    resident_bytes,
 )
 
 import resnet_fused as rf
@@ -477,15 +478,12 @@ def test_a_call_leaves_no_memory_behind():
     x, weight, vector = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1)
     packed = rf.ops.pack_conv(weight, plan="direct")
 
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     def call(times: int) -> None:
         for _ in range(times):
             _ops.conv_bn_act_packed(x, packed, vector, vector, kernel_size=ONE, plan="direct")
 
     with torch.inference_mode():
         call(1000)
-        before = resident()
+        before = resident_bytes()
         call(30_000)
-    assert resident() - before < 1_000_000
+    assert resident_bytes() - before < 1_000_000

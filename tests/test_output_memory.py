@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from conftest import needs_extension
+from conftest import needs_extension, resident_bytes
 
 import resnet_fused as rf
 
@@ -91,21 +91,16 @@ def test_steady_state_has_no_page_faults():
 def test_refresh_gives_it_back():
     y = copied(1, (16, 64, 160, 160))  # 100 MiB
     del y
-    before = resident()
+    before = resident_bytes()
     rf.refresh(torch.nn.Identity())
-    assert before - resident() > 90 << 20
-
-
-def resident():
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert before - resident_bytes() > 90 << 20
 
 
 def test_no_more_is_kept_than_the_limit():
-    before = resident()
+    before = resident_bytes()
     outputs = [copied(i, (16, 64, 160, 160)) for i in range(8)]  # 800 MiB
     del outputs
-    assert resident() - before < 600 << 20
+    assert resident_bytes() - before < 600 << 20
     torch.ops.resnet_fused.drop_output_memory()
 
 

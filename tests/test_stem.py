@@ -26,6 +26,7 @@ from conftest import (
     needs_extension,
     normals,
     poison,
+    sprinkled,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -206,13 +207,6 @@ def test_packed_weights_serve_every_instruction_set(isa):
 
 
 # ---- NaN and infinity ----------------------------------------------------------------------------
-
-
-def sprinkled(t, value, count, seed=0):
-    t = t.clone()
-    g = torch.Generator().manual_seed(seed)
-    t.view(-1)[torch.randperm(t.numel(), generator=g)[:count]] = value
-    return t
 
 
 @needs_extension

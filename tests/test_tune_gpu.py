@@ -3,7 +3,6 @@ up."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 from dataclasses import replace
@@ -12,7 +11,9 @@ import pytest
 import torch
 
 from resnet_fused import _gpuinfo, backends, select, tuned
+from resnet_fused.measure import plans
 from resnet_fused.measure.candidates import ConvCall, Measured, split_name
+from resnet_fused.measure.convolutions import Found
 from resnet_fused.ops import _cuda
 
 if importlib.util.find_spec("triton") is None:
@@ -22,8 +23,8 @@ from resnet_fused.ops import _triton
 from resnet_fused.triton_kernels import launch
 from resnet_fused.triton_kernels.config import choose, parse
 from resnet_fused.triton_kernels.device import KNOWN
+from resnet_fused.tune import learn as keep
 
-tune = importlib.import_module("resnet_fused.tune")
 H200 = KNOWN["NVIDIA H200"]
 SHAPE = select.ConvShape("cuda", torch.bfloat16, 512, 512, (3, 3), (7, 7), batch=8)
 CALL = ConvCall(SHAPE, (1, 1), "relu", True)
@@ -52,13 +53,13 @@ def measured(monkeypatch, times):
         able = {name: value for name, value in ms.items() if value is not None}
         return Measured(min(able, key=able.get), ms, dict.fromkeys(names, 1e-3), 1e-2)
 
-    monkeypatch.setattr(tune, "measure", measure)
+    monkeypatch.setattr(plans, "measure", measure)
     return asked
 
 
 def row(monkeypatch, times, call=CALL, without=()):
     asked = measured(monkeypatch, times)
-    found = tune._row(tune._Found(call, 2), (), 0, 0.1, lambda done, total: None, without)
+    found = plans.measure_convolution(Found(call, 2), without=without)
     return found, asked
 
 
@@ -66,7 +67,7 @@ def test_the_likely_configurations_are_measured(monkeypatch):
     found, asked = row(monkeypatch, {"torch": 1.0})
     assert asked[:2] == ["triton", "torch"]
     configured = [split_name(name) for name in asked[2:]]
-    assert len(configured) == tune._MOST_CONFIGS
+    assert len(configured) == plans.MOST_CONFIGS
     problem = launch.Problem(
         torch.bfloat16, 8, 512, (7, 7), 512, (7, 7), (3, 3), padding=(1, 1), residual=True
     )
@@ -83,7 +84,7 @@ def test_configurations_of_the_cuda_kernels_are_measured(monkeypatch):
     monkeypatch.setattr(_cuda, "ranked", lambda sizes: asked_for.append(sizes) or names)
     found, asked = row(monkeypatch, {f"cuda {names[3]}": 0.5})
     assert [n for n in asked if n.startswith("cuda")] == [
-        "cuda", *(f"cuda {name}" for name in names[: tune._MOST_CONFIGS])
+        "cuda", *(f"cuda {name}" for name in names[: plans.MOST_CONFIGS])
     ]  # fmt: skip
     assert (found.plan, found.configs["cuda"]) == ("cuda", names[3])
     geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
@@ -114,7 +115,7 @@ def test_what_is_known_to_fail_is_left_out(monkeypatch):
         "triton",
         {"triton": None, "torch": 9.0},
     )
-    tune._learn([found])
+    keep([found])
     assert select.choose(SHAPE).plan == "torch"
     found, asked = row(monkeypatch, {}, without=every)
     assert (found.ms, asked) == ({}, [])
@@ -124,9 +125,7 @@ def learn(**changes):
     given = {"plan": "triton", "ms": {"triton": 1.0, "torch": 2.0}, "configs": {"triton": FAST}}
     given |= changes
     shape = given.pop("shape", SHAPE)
-    return tune._learn(
-        [tune.Row(shape, 1, given["ms"], {}, given["plan"], "triton", given["configs"])]
-    )
+    return keep([plans.Row(shape, 1, given["ms"], {}, given["plan"], "triton", given["configs"])])
 
 
 def test_an_answer_is_of_one_batch_and_one_gpu():

@@ -20,20 +20,18 @@ import torch
 from torch import Tensor
 
 from resnet_fused import backends, reference
+from resnet_fused.ops import _cuda
 from resnet_fused.triton_kernels import config as triton_configs
 from resnet_fused.triton_kernels.device import INTERPRETED, device_of
 
 from . import faults
-from .facts import ROOT
 
 _ops = torch.ops.resnet_fused
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Of the largest output, for one rounding of the output and sums in another order; TF32 products.
 ALLOWED = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2e-6}
 TF32_ALLOWED = 2**-9
-TILES = re.compile(r"\bkTiles\[\] = \{(.*?)^\};", re.MULTILINE | re.DOTALL)
 WRONG = "! "  # begins a line about a wrong answer
-NAMED_TILE = re.compile(r'^\s*\{"(\w+)", \{', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -81,12 +79,9 @@ class Operands:
 
 def calls(device: torch.device) -> Iterator[Call]:
     """What can run on the device."""
-    tiles = [triton_configs.TILES, _cuda_tiles("sm80"), ()]
-    if works_here("sm90", device):
-        tiles[2] = (*_cuda_tiles("sm90"), "tap-shift")
     if works_here("triton", device):
         gpu = INTERPRETED if device.type == "cpu" else device_of(device.index or 0)
-        for i, tile in enumerate(tiles[0]):
+        for i, tile in enumerate(triton_configs.TILES):
             # 16-bit tiles: 32-bit operands would need twice the shared memory. Ragged channels
             # need many registers, with which large tiles are not compiled otherwise.
             channels = 40 if tile.sums_per_thread <= 32 else 64
@@ -98,9 +93,10 @@ def calls(device: torch.device) -> Iterator[Call]:
         yield Call("triton", "", torch.float16, 32, 48, groups=2)
     if not works_here("cuda", device):
         return
-    for i, name in enumerate(tiles[1]):
+    for i, name in enumerate(cuda_tiles("sm80")):
         yield Call("cuda", f"sm80 {name} split {(1, 3)[i % 2]}", DTYPES[i % 3], extra=_extra(i))
-    for i, name in enumerate(tiles[2]):
+    sm90 = (*cuda_tiles("sm90"), "tap-shift") if works_here("sm90", device) else ()
+    for i, name in enumerate(sm90):
         chunk = int((re.findall(r"k(\d+)$", name) or ["64"])[0])
         yield Call("cuda", f"sm90 {name} split 1", DTYPES[i % 2], chunk, extra=_extra(i))
         if name.startswith("p64x"):  # those whose blocks form clusters
@@ -114,14 +110,10 @@ def _extra(index: int) -> str:
     return ("residual", "shortcut", "")[index % 3]
 
 
-def _cuda_tiles(family: str) -> tuple[str, ...]:
-    """The names of the compiled tiles, read from the sources: no op lists them."""
-    texts = (path.read_text() for path in sorted((ROOT / "csrc/cuda" / family).glob("*.h")))
-    lists = (tiles for text in texts for tiles in TILES.findall(text))
-    names = tuple(name for tiles in lists for name in NAMED_TILE.findall(tiles))
-    if not names:
-        raise RuntimeError(f"ops_once: csrc/cuda/{family} must name its tiles, none was found")
-    return names
+def cuda_tiles(family: str) -> tuple[str, ...]:
+    """The names of those that are compiled; none where the kernels are not loaded."""
+    names = (configuration.name.split() for configuration in _cuda.configurations())
+    return tuple(tile for of, tile in names if of == family)
 
 
 @functools.cache

@@ -19,11 +19,10 @@ import torch
 
 import resnet_fused as rf
 from resnet_fused import select
-from resnet_fused._fused import FusedModule
-from resnet_fused.measure import candidates
-from resnet_fused.measure.candidates import ConvCall
+from resnet_fused.measure.candidates import ConvCall, run_once
+from resnet_fused.measure.convolutions import Found, convolutions, weight_bytes
 from resnet_fused.measure.networks import plain_net, random_images
-from resnet_fused.tune import _candidates, _convolutions, _Found
+from resnet_fused.measure.plans import worth_measuring
 
 from . import faults
 from .left_out import add, avoided
@@ -31,21 +30,20 @@ from .left_out import add, avoided
 EACH_S = 20.0  # a candidate: compiling and one call
 
 
-def convolutions(case: str, device: str, size: int = 224) -> tuple[list[_Found], int]:
+def convolutions_of(case: str, device: str, size: int = 224) -> tuple[list[Found], int]:
     """Those of a net, and the bytes of its weights. None of our convolutions runs."""
     model, dtype, batch = case.split("-")
     fused = rf.fuse(plain_net(model).to(device, getattr(torch, dtype)))
     x = random_images(int(batch), size=size).to(device, getattr(torch, dtype))
-    modules = [m for m in fused.modules() if isinstance(m, FusedModule)]
     with select.forced("torch"):
-        found = _convolutions(fused, x, modules)
-        return found, sum(m.status().packed_bytes for m in modules)
+        found = convolutions(fused, x)
+        return found, weight_bytes(fused)
 
 
 def configured(case: str, device: str, size: int = 224) -> Iterator[tuple[ConvCall, str]]:
     """Every convolution of a net with each candidate of it."""
-    for found in convolutions(case, device, size)[0]:
-        for name in _candidates(found.call, select.candidates(found.call.shape)):
+    for found in convolutions_of(case, device, size)[0]:
+        for name in worth_measuring(found.call, select.candidates(found.call.shape)):
             yield found.call, name
 
 
@@ -65,24 +63,22 @@ def run_share(
     done = 0
     todo = itertools.chain.from_iterable(configured(case, device, size) for case in cases)
     mine = enumerate(itertools.islice(todo, share, None, shares))
-    with torch.inference_mode():
-        for i, (call, name) in itertools.islice(mine, start, None):
-            if name in avoided(left_out, str(call.shape)):
-                continue
-            faults.announce(f"{i} {call.shape}: {name}")
-            try:
-                with faults.limit(EACH_S):
-                    o = candidates._operands(call)
-                    candidates._run(call, o, name, candidates._pack(call, o, name))
-                    why = faults.broken()
-            except Exception as error:  # Triton's are of many kinds
-                why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            if why:
-                fatal = bool(faults.broken())
-                add(left_out, str(call.shape), name, why, fatal=fatal)
-                if fatal:
-                    sys.exit(faults.BROKEN)
-            done += 1
+    for i, (call, name) in itertools.islice(mine, start, None):
+        if name in avoided(left_out, str(call.shape)):
+            continue
+        faults.announce(f"{i} {call.shape}: {name}")
+        try:
+            with faults.limit(EACH_S):
+                run_once(call, name)
+                why = faults.broken()
+        except Exception as error:  # Triton's are of many kinds
+            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if why:
+            fatal = bool(faults.broken())
+            add(left_out, str(call.shape), name, why, fatal=fatal)
+            if fatal:
+                sys.exit(faults.BROKEN)
+        done += 1
     return done
 
 

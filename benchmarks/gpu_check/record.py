@@ -9,13 +9,14 @@ be done. The facts are those of facts.py.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ..when import now
 
 PASSED, FAILED, OUT_OF_TIME, INCOMPLETE = "passed", "failed", "out of time", "incomplete"
 # What makes two runs the same work on the same machine.
@@ -96,7 +97,3 @@ def _text(value: Any) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -8,31 +8,33 @@ and the others are measured. Each answer is kept at once.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from pathlib import Path
 
 import click
 
 from resnet_fused.measure.candidates import WrongCandidate
-from resnet_fused.tune import Row, Tuning, _Found
+from resnet_fused.measure.convolutions import Found
+from resnet_fused.measure.plans import Row, measure_convolution
+from resnet_fused.tune import Tuning, learn
 
 from . import faults
 from .left_out import add, avoided
-from .precompile import convolutions
+from .precompile import convolutions_of
 
-tune = importlib.import_module("resnet_fused.tune")  # the package's `tune` is the function
 EACH_S = 30.0  # a convolution; what precompile had no time for is compiled here
 SECONDS = 0.1  # of them, timed
 
 
-def row_of(found: _Found, weight_bytes: int, left_out: Path) -> Row:
+def row_of(found: Found, weight_bytes: int, left_out: Path) -> Row:
     """Measures what is not left out; what turns out to be wrong is, from then on."""
     shape = str(found.call.shape)
     while True:
         without = avoided(left_out, shape)
         try:
-            return tune._row(found, (), weight_bytes, SECONDS, lambda done, total: None, without)
+            return measure_convolution(
+                found, weight_bytes=weight_bytes, seconds=SECONDS, without=without
+            )
         except WrongCandidate as wrong:
             add(left_out, shape, wrong.candidate, str(wrong))
 
@@ -45,12 +47,12 @@ def row_of(found: _Found, weight_bytes: int, left_out: Path) -> Row:
 @click.argument("case")
 def main(start: int, left_out: Path, device: str, size: int, case: str) -> None:
     """Tune the convolutions of a net."""
-    found, weight_bytes = convolutions(case, device, size)
+    found, weight_bytes = convolutions_of(case, device, size)
     for i, each in itertools.islice(enumerate(found), start, None):
         faults.announce(f"{i} {each.call.shape}: ")
         with faults.limit(EACH_S):
             row = row_of(each, weight_bytes, left_out)
-        print(Tuning([row], tune._learn([row])), flush=True)
+        print(Tuning([row], learn([row])), flush=True)
 
 
 if __name__ == "__main__":

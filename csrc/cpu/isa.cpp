@@ -1,4 +1,6 @@
 // Which instruction set's kernels run: chosen once by CPUID, forced with RESNET_FUSED_ISA.
+#include <cpuid.h>
+
 #include <atomic>
 #include <cstdlib>
 
@@ -20,13 +22,11 @@ bool has_avx512() {
 
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-// gcc 12's __builtin_cpu_supports does not know AMX and AVX512-FP16: CPUID leaf 7 does.
-struct Leaf7 {
-  unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
-  Leaf7() { __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx)); }
-  bool amx_bf16() const { return edx >> 22 & 1; }
-  bool avx512_fp16() const { return edx >> 23 & 1; }
-};
+// gcc 12's __builtin_cpu_supports does not know AMX: CPUID leaf 7 does.
+bool has_amx_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1);
+}
 
 const Kernels* find(const std::string& isa) {
   if (isa.empty()) {
@@ -78,9 +78,7 @@ std::string cpu_features() {
   if (has_avx2()) features += " avx2";
   if (has_avx512()) features += " avx512";
   if (has_avx512bf16()) features += " avx512bf16";
-  const Leaf7 leaf7;
-  if (leaf7.avx512_fp16()) features += " avx512_fp16";
-  if (leaf7.amx_bf16()) features += " amx_bf16";
+  if (has_amx_bf16()) features += " amx_bf16";
   return features;
 }
 

@@ -45,7 +45,8 @@ const Kernels& kernels();
 // Changes the set in use for the whole process; "" chooses as at the first call.
 void use_isa(const std::string& isa);
 
-// What CPUID reports of the features that matter here, "avx2 avx512 avx512_bf16 amx_bf16".
+// The sets of kernels that this CPU can run, narrowest first, and whether it multiplies bfloat16 in
+// tiles, which PyTorch's kernels do: "scalar avx2 avx512 avx512bf16 amx_bf16" at most.
 std::string cpu_features();
 
 }  // namespace resnet_fused

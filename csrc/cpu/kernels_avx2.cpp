@@ -13,26 +13,11 @@
 
 // clang-format off: the order matters
 #include "cpu/vec_avx2.h"
-#include "cpu/gemm_body.h"
-#include "cpu/direct_body.h"
-#include "cpu/head_body.h"
-#include "cpu/peak_body.h"
-#include "cpu/pointwise_body.h"
-#include "cpu/pool_body.h"
-#include "cpu/stem_body.h"
-#include "cpu/winograd_body.h"
+#include "cpu/kernels_body.h"
 // clang-format on
 
 namespace resnet_fused {
 
-const Kernels kAvx2Kernels = {
-    "avx2",           false,
-    avx2::direct_job, avx2::winograd_job,
-    avx2::stem_job,   avx2::stem_join,
-    avx2::epilogue,   avx2::add_relu,
-    avx2::max_pool,   avx2::mean,
-    avx2::linear,     avx2::multiply_chains<avx2::FloatProduct>,
-    nullptr,          avx2::Vec::kWidth,
-};
+constexpr Kernels kAvx2Kernels = avx2::table("avx2");
 
 }  // namespace resnet_fused

@@ -19,33 +19,11 @@
 
 // clang-format off: the order matters
 #include "cpu/vec_avx512.h"
-#include "cpu/gemm_body.h"
-#include "cpu/direct_body.h"
-#include "cpu/head_body.h"
-#include "cpu/peak_body.h"
-#include "cpu/pointwise_body.h"
-#include "cpu/pool_body.h"
-#include "cpu/stem_body.h"
-#include "cpu/winograd_body.h"
+#include "cpu/kernels_body.h"
 // clang-format on
 
 namespace resnet_fused {
 
-const Kernels kAvx512Kernels = {
-    "avx512",
-    false,
-    avx512::direct_job,
-    avx512::winograd_job,
-    avx512::stem_job,
-    avx512::stem_join,
-    avx512::epilogue,
-    avx512::add_relu,
-    avx512::max_pool,
-    avx512::mean,
-    avx512::linear,
-    avx512::multiply_chains<avx512::FloatProduct>,
-    nullptr,
-    avx512::Vec::kWidth,
-};
+constexpr Kernels kAvx512Kernels = avx512::table("avx512");
 
 }  // namespace resnet_fused

@@ -21,33 +21,11 @@
 
 // clang-format off: the order matters
 #include "cpu/vec_avx512.h"
-#include "cpu/gemm_body.h"
-#include "cpu/direct_body.h"
-#include "cpu/head_body.h"
-#include "cpu/peak_body.h"
-#include "cpu/pointwise_body.h"
-#include "cpu/pool_body.h"
-#include "cpu/stem_body.h"
-#include "cpu/winograd_body.h"
+#include "cpu/kernels_body.h"
 // clang-format on
 
 namespace resnet_fused {
 
-const Kernels kAvx512Bf16Kernels = {
-    "avx512bf16",
-    true,
-    avx512bf16::direct_job,
-    avx512bf16::winograd_job,
-    avx512bf16::stem_job,
-    avx512bf16::stem_join,
-    avx512bf16::epilogue,
-    avx512bf16::add_relu,
-    avx512bf16::max_pool,
-    avx512bf16::mean,
-    avx512bf16::linear,
-    avx512bf16::multiply_chains<avx512bf16::FloatProduct>,
-    avx512bf16::multiply_chains<avx512bf16::Bf16Product>,
-    avx512bf16::Vec::kWidth,
-};
+constexpr Kernels kAvx512Bf16Kernels = avx512bf16::table("avx512bf16");
 
 }  // namespace resnet_fused

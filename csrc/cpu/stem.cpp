@@ -55,9 +55,7 @@ Cut stem_cut(const ConvShape& shape, int64_t threads) {
     cut.job_rows = size;
   }
   // Few strips: each thread transforms the rows again for its own output channels.
-  while (cut.count() < kRounds * threads && cut.job_panels > 1) {
-    cut.job_panels = ceil_div(cut.job_panels, 2);
-  }
+  cut.split_panels(kRounds * threads);
   return cut;
 }
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -21,7 +19,8 @@ from ..measure.networks import plain_net, random_images
 from . import picture
 from .console import console, progress_bar
 from .options import DTYPES, FILE, SECONDS, BatchSizes
-from .tables import add_results, speed_table
+from .tables import add_results, speed_table, verdict
+from .threads import torch_threads
 
 
 @click.command()
@@ -119,13 +118,8 @@ def _measure(
 def _verdict(group: list[Result]) -> str:
     """Whether fused is the fastest of a batch size, and by how much."""
     fused, peer = of_engine(group, FUSED), best_peer(group)
-    times = ratio(fused, peer)
-    start = f"batch {fused.batch}: "
-    if times is None:
-        return f"{start}no peer could run"
-    if times >= 1:
-        return f"[green]{start}fused is {times:.2f}x as fast as {peer.engine}[/green]"
-    return f"[red]{start}a loss, {peer.engine} is {1 / times:.2f}x as fast as fused[/red]"
+    where = f"batch {fused.batch}"
+    return f"{where}: no peer could run" if peer is None else verdict(where, fused, peer)
 
 
 def _document(about: Machine, net: dict, groups: list[list[Result]]) -> dict[str, object]:
@@ -140,16 +134,3 @@ def _document(about: Machine, net: dict, groups: list[list[Result]]) -> dict[str
             for result in group
         ],
     }
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """torch's intra-op threads within the block; None leaves them alone."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)

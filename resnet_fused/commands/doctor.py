@@ -16,17 +16,15 @@ from rich.markup import escape
 
 from .. import _build_info, _gpu_kernels, ops, select, tuned
 from .._environment import DISABLE_EXT, EXACT_NONFINITE, FORCE, ISA, TUNE_FILE, is_set
-from ..measure.machine import ROOT, Machine, machine, usable_cores
+from ..measure.machine import ISAS, ROOT, Machine, machine, usable_cores
 from ..measure.peak import multiply_peak
 from .console import console
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 LOOKS = {OK: "[green]ok   [/green]", NOTE: "[yellow]note [/yellow]", WRONG: "[red]wrong[/red]"}
 OLDEST_TORCH = (2, 11)
-ISAS = ("scalar", "avx2", "avx512")
 REBUILD = "pip install --force-reinstall --no-deps -e ."
 LIMITS = {FORCE: "none", EXACT_NONFINITE: "0"}  # free choice
-BUSY = 0.5  # share of the usable cores that others may keep busy before timings suffer
 
 
 @dataclass(frozen=True)
@@ -292,7 +290,7 @@ def _threads(facts: Facts) -> Iterator[Finding]:
 def _load(facts: Facts) -> Iterator[Finding]:
     m = facts.machine
     text = f"{m.load:.1f} running processes in the last minute"
-    if m.load > BUSY * usable_cores(m):
+    if m.is_busy():
         mend = "ps -eo pcpu,pid,args --sort=-pcpu | head  # who they are"
         yield Finding(NOTE, "load", f"{text}: measured times will vary", mend)
     else:
@@ -311,8 +309,7 @@ def _set_threads(count: int) -> str:
 
 def _rank(isa: str) -> int:
     """Position among the instruction sets; a name this file does not know counts as the widest."""
-    known = [i for i, name in enumerate(ISAS) if isa.startswith(name)]
-    return max(known) if known else len(ISAS)
+    return ISAS.index(isa) if isa in ISAS else len(ISAS)
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -12,9 +12,14 @@ from ..report import Report
 from .console import coloured_ratio, milliseconds
 
 
+def titled_table(title: str) -> Table:
+    """Empty, its title bold above the first column."""
+    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+
+
 def speed_table(title: str, ratio_heading: str) -> Table:
     """An empty table of results; fill it with `add_results`."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = titled_table(title)
     table.add_column("batch", justify="right")
     table.add_column("engine")
     for heading in ("ms", "quartiles", "images/s", ratio_heading, "error"):
@@ -42,6 +47,14 @@ def add_results(table: Table, results: Sequence[Result], standard: Result | None
             f"{r.error:.1e}",
         )
     table.add_section()
+
+
+def verdict(where: str, ours: Result, peer: Result) -> str:
+    """Whether ours is faster than the peer, and by how much, losses too. Both were timed."""
+    times = ratio(ours, peer)
+    if times >= 1:
+        return f"[green]{where}: {ours.engine} is {times:.2f}x as fast as {peer.engine}[/green]"
+    return f"[red]{where}: a loss, {peer.engine} is {1 / times:.2f}x as fast as {ours.engine}[/red]"
 
 
 def swapped_table(report: Report) -> Table:

@@ -10,13 +10,13 @@ import resnet_fused as rf
 
 from .. import _environment, check, models, select
 from .._errors import one_line
-from ..measure.machine import machine, usable_cores
+from ..measure.machine import machine
 from ..measure.networks import plain_net, random_images
 from ..tune import Tuning
-from .bench import torch_threads
 from .console import console
-from .doctor import BUSY
 from .options import DTYPES, SECONDS
+from .tables import titled_table
+from .threads import torch_threads
 
 OPT_IN = [plan for plan, traits in check.PLAN_TRAITS.items() if traits.opt_in]
 
@@ -66,7 +66,7 @@ def tune(
     known = f" {dtype} cpu" if device == "cpu" else f" {dtype} cuda batch {batch}"
     out.print(_table(title, result, known))
     out.print(escape(result.summary()), highlight=False, soft_wrap=True)
-    if about.load > BUSY * usable_cores(about):
+    if about.is_busy():
         text = f"{about.load:.1f} running processes in the last minute: tune again when idle"
         out.print(f"[yellow]{text}[/yellow]", highlight=False)
     if select.force() != "none":
@@ -78,7 +78,7 @@ def _table(title: str, result: Tuning, known: str) -> Table:
     """The winner green; yellow where it is not the plan that the rule names. known: the end of a
     convolution's text that the title says already.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = titled_table(title)
     headings, rows = result.table()
     for heading, justify in headings.items():
         table.add_column(heading, justify=justify)

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from .._errors import one_line
+from .._recording import warm_up
 
 GRAPH_CALLS = 10  # in one graph: its own launch, about 10 us, is spread over so many
-WARMUP_CALLS = 3  # before recording: compilers, cuDNN's choice of algorithm, allocations
 
 
 class NotCapturable(RuntimeError):
@@ -87,13 +87,7 @@ class GraphRunner:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         with torch.cuda.device(self.device), self.context():
-            # Not the default stream, on which nothing can be recorded: workspaces belong to one.
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARMUP_CALLS):
-                    self.call()
-            torch.cuda.current_stream().wait_stream(side)
+            side = warm_up(self.call)  # where workspaces are by then
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             try:

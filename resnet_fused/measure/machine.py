@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,8 +19,17 @@ import torch
 from .. import ops
 from .._cpuinfo import ROOT, cpu_model, cpuinfo
 
+# Those of csrc/cpu, narrowest first, by what Linux calls the flags that each needs (isa.cpp).
 _AVX2 = {"avx2", "fma", "f16c"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_FLAGS = {
+    "scalar": set(),
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "avx512bf16": _AVX512 | {"avx512_bf16"},
+}
+ISAS = tuple(_FLAGS)
+BUSY = 0.5  # share of the usable cores
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Machine:
     cpu_quota: float | None  # processors' worth of time granted; None without a limit
     threads: int  # torch's intra-op threads
     load: float  # running processes, average over the last minute
-    isa_detected: str  # scalar | avx2 | avx512
+    isa_detected: str  # one of ISAS
     isa_in_use: str | None  # None where the kernels cannot run
     gpu: str | None
     system: str
@@ -46,6 +56,10 @@ class Machine:
     def has_kernels(self) -> bool:
         """Whether this package has CPU kernels for such a machine."""
         return self.system.startswith("Linux") and self.system.endswith("x86_64")
+
+    def is_busy(self) -> bool:
+        """Whether others keep so many cores busy that timings suffer."""
+        return self.load > BUSY * usable_cores(self)
 
     def describe(self) -> str:
         """One line for the foot of a table or picture."""
@@ -112,10 +126,15 @@ def usable_cores(m: Machine) -> int:
     return int(min(m.physical_cores, quota))
 
 
-def isa_detected(root: Path = ROOT) -> str:
-    """The widest instruction set that the processor offers and this package has kernels for."""
-    flags = set((cpuinfo("flags", root) or "").split())
-    return "avx512" if flags >= _AVX512 else "avx2" if flags >= _AVX2 else "scalar"
+def isa_detected(root: Path = ROOT, features: Collection[str] = ops.CPU_FEATURES) -> str:
+    """The widest instruction set that the processor offers and this package has kernels for.
+
+    features: what the extension found; without it /proc/cpuinfo tells.
+    """
+    if not features:
+        flags = set((cpuinfo("flags", root) or "").split())
+        features = {isa for isa, needed in _FLAGS.items() if needed <= flags}
+    return max(ISAS, key=lambda isa: (isa in features, ISAS.index(isa)))
 
 
 def isa_in_use() -> str | None:
