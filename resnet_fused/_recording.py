@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ._streams import Readers
+
+_T = TypeVar("_T")
 _WARMUP = 3  # calls before a recording: they pack weights, compile kernels and let cuDNN choose
 
 
-def warm_up(call: Callable[[], object]) -> torch.cuda.Stream:
-    """Calls it some times, as a recording needs it, on a stream beside the current one: that one.
+def capture(call: Callable[[], _T], times: int = 1) -> tuple[torch.cuda.CUDAGraph, _T]:
+    """`times` calls as one CUDA graph of the current device, and what the last of them returned.
 
-    Not on the default stream, on which nothing can be recorded.
+    Raises what `call` raises, and RuntimeError where something in it cannot be recorded, a
+    synchronisation for instance.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    # One stream for warm-up and recording, since workspaces belong to one; and of this device:
+    # torch.cuda.graph's own is of the device on which this process recorded first.
+    side, before = torch.cuda.Stream(), torch.cuda.current_stream()
+    side.wait_stream(before)
     with torch.cuda.stream(side):
         for _ in range(_WARMUP):
             call()
-    torch.cuda.current_stream().wait_stream(side)
-    return side
+    before.wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Other threads go on with their work, which may allocate memory.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            for _ in range(times):
+                result = call()
+    finally:
+        torch.cuda.set_stream(before)  # where a recording fails, torch leaves its stream current
+    return graph, result
 
 
 class Recording:
@@ -39,13 +55,11 @@ class Recording:
         device = inputs[0].device
         self._lock = threading.Lock()
         self._inputs = [x.detach().clone() for x in inputs]
+        self._readers = Readers(self._inputs)
         self._done = torch.cuda.Event()
         with torch.cuda.device(device):
-            warm_up(lambda: run(self._inputs))
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads go on with their work, which may allocate memory.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._outputs = list(run(self._inputs))
+            self._graph, outputs = capture(lambda: run(self._inputs))
+            self._outputs = list(outputs)
             self._done.record()
 
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -56,6 +70,7 @@ class Recording:
         with self._lock, torch.cuda.device(self._inputs[0].device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._done)
+            self._readers.add_current()
             for ours, given in zip(self._inputs, inputs, strict=True):
                 ours.copy_(given, non_blocking=True)
             self._graph.replay()

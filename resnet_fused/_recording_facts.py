@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import guard
 from ._fused import FusedModule
@@ -61,7 +60,8 @@ def facts_of_fused(model: nn.Module) -> list[guard.Fact]:
     return facts
 
 
-def kept_alive(model: nn.Module) -> list[Any]:
-    """What recorded kernels read, wherever the model's own references go."""
-    packings = [m._cache.packing for m in model.modules() if isinstance(m, FusedModule)]
-    return packings + [t.detach() for t in (*model.parameters(), *model.buffers())]
+def read_by_kernels(model: nn.Module) -> list[Tensor]:
+    """Tensors that recorded kernels read, wherever the model's own references go."""
+    units = [u for m in model.modules() if isinstance(m, FusedModule) for u in m._cache.held()]
+    packed = [t for unit in units for t in unit.operands]
+    return packed + [t.detach() for t in (*model.parameters(), *model.buffers())]

@@ -14,7 +14,8 @@ from . import check, guard
 from ._call import check_example
 from ._errors import one_line
 from ._recording import Recording
-from ._recording_facts import NotRecordable, facts_of_fused, facts_of_modules, kept_alive
+from ._recording_facts import NotRecordable, facts_of_fused, facts_of_modules, read_by_kernels
+from ._streams import Readers
 
 
 class Graphed(nn.Module):
@@ -220,7 +221,7 @@ class _Recorded(_NotRecorded):
             with torch.inference_mode(False), torch.no_grad():
                 self._recording = Recording(self._run, _tensors(leaves))
             facts += facts_of_fused(model)
-            self._alive = kept_alive(model)
+            self._readers = Readers(read_by_kernels(model))  # kept alive, too
         except (RuntimeError, NotRecordable) as error:
             self.why_not = f"it cannot be recorded: {one_line(error, None)}"
         # With no facts, for hooks that Python alone sees, the next call looks again.
@@ -250,4 +251,5 @@ class _Recorded(_NotRecorded):
         return any(p.requires_grad for p in self._parameters)
 
     def replay(self, leaves: list[Any]) -> Any:
+        self._readers.add_current()
         return pytree.tree_unflatten(self._recording.replay(_tensors(leaves)), self._out_spec)

@@ -437,6 +437,8 @@ class FakeGpu:
             def wait_stream(self, other):
                 pass
 
+        self.stream = self.default = Stream()
+
         class Graph:
             def replay(self):
                 gpu.now += self.recorded
@@ -456,14 +458,15 @@ class FakeGpu:
 
         @contextlib.contextmanager
         def graph(into, stream, capture_error_mode):
-            gpu.recording = 0.0
+            gpu.recording, before, gpu.stream = 0.0, gpu.stream, stream
             try:
                 yield
-                if gpu.refuses:
+                if gpu.refuses:  # torch does not put the stream back then
                     raise RuntimeError("CUDA error: operation not permitted\nmore lines")
                 into.recorded = gpu.recording
             finally:
                 gpu.recording = None
+            gpu.stream = before
 
         fakes = {
             "Stream": Stream,
@@ -472,7 +475,8 @@ class FakeGpu:
             "graph": graph,
             "stream": lambda stream: contextlib.nullcontext(),
             "device": lambda device: contextlib.nullcontext(),
-            "current_stream": Stream,
+            "current_stream": lambda: gpu.stream,
+            "set_stream": lambda stream: setattr(gpu, "stream", stream),
             "synchronize": lambda: None,
         }
         for name, fake in fakes.items():
@@ -523,6 +527,7 @@ def test_what_cannot_be_recorded_is_said_in_a_line(gpu):
     with pytest.raises(NotCapturable) as caught:
         GraphRunner(lambda: None, torch.device("cuda"))
     assert str(caught.value) == "no CUDA graph: CUDA error: operation not permitted"
+    assert gpu.stream is gpu.default
 
 
 def test_a_graph_has_at_least_one_call():

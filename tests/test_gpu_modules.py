@@ -502,9 +502,11 @@ def test_second_device(net, double, gpu, forced):
                 got = fused(images().to(f"cuda:{index}"))
                 assert got.device.index == index
                 close(got, double(images()))
-        graphed = rf.graph(fused, images().to("cuda:1"))
-        assert graphed.reason is None
-        close(graphed(images(1).to("cuda:1")), double(images(1)))
+        for index in (0, 1):  # the second must not be recorded on the first one's device
+            fused.to(f"cuda:{index}")
+            graphed = rf.graph(fused, images().to(f"cuda:{index}"))
+            assert graphed.reason is None
+            close(graphed(images(1).to(f"cuda:{index}")), double(images(1)))
         assert torch.cuda.current_device() == 0
 
 
@@ -605,6 +607,7 @@ def test_graph_of_what_looks_at_values(gpu):
     x = torch.ones(3, device=gpu)
     graphed = rf.graph(Looks().eval(), x)
     assert graphed.reason.startswith("it cannot be recorded")
+    assert torch.cuda.current_stream(gpu) == torch.cuda.default_stream(gpu)
     assert torch.equal(graphed(x), 2 * x)
     assert torch.equal(graphed(-x), -x)
 

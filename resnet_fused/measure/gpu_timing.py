@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from .._errors import one_line
-from .._recording import warm_up
+from .._recording import capture
 
 GRAPH_CALLS = 10  # in one graph: its own launch, about 10 us, is spread over so many
 
@@ -87,14 +87,8 @@ class GraphRunner:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         with torch.cuda.device(self.device), self.context():
-            side = warm_up(self.call)  # where workspaces are by then
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
             try:
-                # Other threads may go on: only this one's calls are recorded.
-                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                    for _ in range(self.calls):
-                        self.output = self.call()
+                graph, self.output = capture(self.call, self.calls)
             except RuntimeError as error:
                 raise NotCapturable(f"no CUDA graph: {one_line(error, None)}") from error
             graph.replay()
