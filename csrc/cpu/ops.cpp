@@ -7,10 +7,10 @@
 
 #include "cpu/content.h"
 #include "cpu/kernels.h"
-#include "cpu/op_string.h"
 #include "cpu/output_memory.h"
 #include "cpu/parallel.h"
 #include "cpu/tensors.h"
+#include "op/op_string.h"
 
 namespace resnet_fused {
 namespace {

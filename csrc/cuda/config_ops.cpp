@@ -5,8 +5,8 @@
 #include <map>
 #include <sstream>
 
-#include "cpu/op_string.h"
 #include "cuda/conv_launch.h"
+#include "op/op_string.h"
 
 namespace resnet_fused::cuda {
 namespace {

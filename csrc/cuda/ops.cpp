@@ -4,8 +4,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
 #include "cuda/conv_launch.h"
+#include "op/op_string.h"
 
 namespace resnet_fused::cuda {
 namespace {

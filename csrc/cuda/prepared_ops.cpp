@@ -6,9 +6,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
-#include "cpu/registry.h"
 #include "cuda/conv_launch.h"
+#include "op/op_string.h"
+#include "op/registry.h"
 
 namespace resnet_fused::cuda {
 namespace {

@@ -3,10 +3,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
 #include "cuda/context.h"
 #include "cuda/dense.h"
 #include "cuda/sm80/scale_shift.h"
+#include "op/op_string.h"
 
 namespace resnet_fused::cuda {
 namespace {

@@ -4,9 +4,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
 #include "cuda/conv_launch.h"
 #include "cuda/sm80/stem.h"
+#include "op/op_string.h"
 #ifndef RESNET_FUSED_WITHOUT_SM90
 #include "cuda/sm90/stem.h"
 #endif

@@ -4,12 +4,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
 #include "cuda/context.h"
 #include "cuda/conv_arguments.h"
 #include "cuda/conv_problem.h"
 #include "cuda/dense.h"
 #include "cuda/sm80/tail.h"
+#include "op/op_string.h"
 
 namespace resnet_fused::cuda {
 namespace {
