@@ -73,7 +73,7 @@ std::string workspace(const Call& call, int64_t partial_floats, int64_t tickets,
 }
 
 std::string run_sm80(const Call& call, const sm80::Choice* named) {
-  const auto p = problem_of<sm80::Problem>(call.conv.wanted.sizes);
+  const Problem p = problem_of(call.conv.wanted.sizes);
   const std::string why = sm80::refuses(p);
   if (!why.empty()) return why;
   const sm80::Type type = call.conv.wanted.type;
@@ -96,7 +96,7 @@ std::string run_sm80(const Call& call, const sm80::Choice* named) {
 std::string run_sm90(const Call& call, const sm90::Choice* named) {
   const std::string why = sm90_refuses(call.conv.wanted, call.facts);
   if (!why.empty()) return why;
-  const auto p = problem_of<sm90::Problem>(call.conv.wanted.sizes);
+  const Problem p = problem_of(call.conv.wanted.sizes);
   const sm90::Device device = sm90_device(call.facts);
   const sm90::Choice choice = named ? *named : sm90::choose(p, device);
   const std::string refused = sm90::refuses(p, choice, device);
@@ -149,8 +149,7 @@ std::string sm90_refuses([[maybe_unused]] const Wanted& wanted,
 #else
   if (facts.major != 9 || facts.minor != 0) return "its kernel is for sm_90";
   if (sm80::element_bytes(wanted.type) == 4) return "its kernel has no float32";
-  if (wanted.sizes.groups != 1) return "its kernel has no groups";
-  return sm90::refuses(problem_of<sm90::Problem>(wanted.sizes));
+  return sm90::refuses(problem_of(wanted.sizes));
 #endif
 }
 

@@ -61,9 +61,9 @@ Tensor bottleneck_tail(const Tensor& x, const Tensor& packed, const Tensor& scal
     const Tensor factors = dense_vector(scale), terms = dense_vector(shift);
     const Tensor last_factors = dense_vector(last_scale), last_terms = dense_vector(last_shift);
     const MaybeTensor added = dense_image(residual);
-    const sm80::TailProblem p{problem_of<sm80::Problem>({sizes_of(image), scale.numel(),
-                                                         kernel_size, stride, padding, dilation}),
-                              int(std::min<int64_t>(last_scale.numel(), INT32_MAX))};
+    const sm80::TailProblem p{
+        problem_of({sizes_of(image), scale.numel(), kernel_size, stride, padding, dilation}),
+        int(std::min<int64_t>(last_scale.numel(), INT32_MAX))};
     const sm80::TailOperands operands{act == "relu",
                                       last_act == "relu",
                                       image.const_data_ptr(),
@@ -87,9 +87,8 @@ Tensor bottleneck_tail(const Tensor& x, const Tensor& packed, const Tensor& scal
 std::string refusal(const Sizes& x, int64_t between, int64_t channels, const IntPair& kernel_size,
                     const IntPair& stride, const IntPair& padding, const IntPair& dilation) {
   check(x.size() == 4, "bottleneck_tail_refusal: x must be 4 sizes, got ", shape_text(x));
-  return sm80::tail_refuses(
-      {problem_of<sm80::Problem>({x, between, kernel_size, stride, padding, dilation}),
-       int(std::min<int64_t>(channels, INT32_MAX))});
+  return sm80::tail_refuses({problem_of({x, between, kernel_size, stride, padding, dilation}),
+                             int(std::min<int64_t>(channels, INT32_MAX))});
 }
 
 }  // namespace

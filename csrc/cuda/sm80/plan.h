@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/sm80/problem.h"
+#include "cuda/sm80/tiles.h"
 
 namespace resnet_fused::sm80 {
 

@@ -48,6 +48,7 @@ int slots(const Tile& t, const Device& d) { return d.multiprocessors * (t.consum
 }  // namespace
 
 std::string refuses(const Problem& p) {
+  if (p.groups != 1) return "its kernel has no groups";
   if (p.n < 1 || p.h < 1 || p.w < 1 || p.c < 1 || p.k < 1) return "the tensor is empty";
   if (p.c % 8 || p.shortcut_c % 8)
     return sentence("TMA needs input channels in multiples of 8, not ",

@@ -73,8 +73,8 @@ std::string stem_refuses(const Problem& p) {
     text << "the stem's kernel expands pixels to 4 channels, got " << p.c;
   } else if (p.stride_w != 2) {
     text << "the stem's kernel needs columns of stride 2, got " << p.stride_w;
-  } else if (p.dilation_h != 1 || p.dilation_w != 1 || p.shortcut_c) {
-    text << "the stem's kernel has no dilation or shortcut";
+  } else if (p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1 || p.shortcut_c) {
+    text << "the stem's kernel has no groups, dilation or shortcut";
   } else if (p.k % 8 || p.k > 65535 * kStemChannels) {
     text << "the stem's kernel has channels in multiples of 8, at most " << 65535 * kStemChannels
          << ", got " << p.k;
@@ -106,7 +106,7 @@ StemParams stem_params(const Problem& p, const StemChoice& choice, const StemOpe
   const StemTile& tile = kStemTiles[choice.tile];
   const Sizes s = sizes_of(p, tile);
   StemParams k{};
-  k.problem = p;
+  k.problem = {p.n, p.h, p.w, p.c, p.k, p.r, p.s, p.stride_h, p.stride_w, p.pad_h, p.pad_w};
   k.layout = {int(s.chunks), int(s.positions),  int(s.raw),      int(s.raw_pitch),
               int(s.ring),   int(s.ring_pitch), int(s.ring_rows)};
   k.out_h = out_h(p);

@@ -5,7 +5,7 @@
 // convolution of ResNet-18 or 50, but p128x256 and p128x64.
 #pragma once
 
-#include "cuda/sm90/problem.h"
+#include "cuda/sm90/schedule.h"
 
 namespace resnet_fused::sm90 {
 
