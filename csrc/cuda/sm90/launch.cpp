@@ -36,7 +36,7 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
     start.kernel = o.bfloat16 ? tap_shift_bfloat16(g.n, shared, shortcut)
                               : tap_shift_float16(g.n, shared, shortcut);
     // A kernel serves maps of several sizes: all that a block may have is asked for.
-    start = {start.kernel, &windows, 384, tap_shift_shared_bytes(g, shared), 232448};
+    start = {start.kernel, &windows, 384, tap_shift_shared_bytes(g, shared), kMostShared};
   } else {
     if (const char* refused = fill(&tiled, p, choice, o)) return refused;
     tiled.early_weights = allowed.weights;

@@ -9,7 +9,7 @@ std::string launch_stem(const Problem& p, const StemOperands& o, const Device& d
   if (!why.empty()) return why;
   const StemChoice choice = choose_stem(p, device);
   const void* const kernel = o.bfloat16 ? stem_bfloat16(choice.tile) : stem_float16(choice.tile);
-  if (cudaError_t code = allow_shared(kernel, kStemMostShared)) return error("shared memory", code);
+  if (cudaError_t code = allow_shared(kernel, kMostShared)) return error("shared memory", code);
   const StemGrid grid = stem_grid(p, choice, device);
   StemParams params = stem_params(p, choice, o);
 

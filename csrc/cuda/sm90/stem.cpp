@@ -79,9 +79,8 @@ std::string stem_refuses(const Problem& p) {
     text << "the stem's kernel has channels in multiples of 8, at most " << 65535 * kStemChannels
          << ", got " << p.k;
   } else if (p.r > 1024 || p.s > 1024 || p.stride_h > 1024 ||
-             stem_shared_bytes(p, kStemTiles[kStemTileCount - 1]) > kStemMostShared) {
-    text << "the stem's kernel would need more than " << kStemMostShared
-         << " bytes of shared memory";
+             stem_shared_bytes(p, kStemTiles[kStemTileCount - 1]) > kMostShared) {
+    text << "the stem's kernel would need more than " << kMostShared << " bytes of shared memory";
   }
   return text.str();
 }
@@ -91,7 +90,7 @@ StemChoice choose_stem(const Problem& p, const Device& device) {
   StemChoice best{kStemTileCount - 1, pool_h};
   double least = clocks(p, best, device);
   for (int tile = 0; tile < kStemTileCount; ++tile) {
-    if (stem_shared_bytes(p, kStemTiles[tile]) > kStemMostShared) continue;
+    if (stem_shared_bytes(p, kStemTiles[tile]) > kMostShared) continue;
     // Only heights that cut the image into even bands.
     for (int rows = pool_h; rows > 0;
          rows = rows > 1 ? ceil_div(pool_h, ceil_div(pool_h, rows - 1)) : 0) {

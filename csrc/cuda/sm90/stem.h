@@ -29,7 +29,6 @@ struct CUstream_st;
 namespace resnet_fused::sm90 {
 
 constexpr int kStemChannels = 64, kStemThreads = 128, kStemPixelBytes = 8;
-constexpr int kStemMostShared = 227 << 10;
 // Outputs of the convolution that are computed at a time, and blocks that share a multiprocessor.
 struct StemTile {
   int columns, blocks_per_sm;
