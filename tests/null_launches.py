@@ -172,6 +172,18 @@ def test_a_tail_is_left_to_its_own_kernel(monkeypatch):
     assert "tail_bfloat16" in launches(run, x)[1][-1]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 5000, 2**22])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_add_relu_fills_the_device_or_less(dtype, count, skip):
+    """256 threads of 16 bytes, of an element where addresses do not allow that."""
+    x = torch.zeros(count + skip, dtype=dtype)[skip:]
+    each = 1 if skip else 16 // x.element_size()
+    blocks = min(-(-count // (256 * each)), 8 * 132)
+    _, (line,) = launches(lambda a: OPS.add_relu_cuda(a, a), x)
+    assert line.startswith(f"add_relu_{str(dtype)[6:]} grid {blocks} 1 1 block 256 shared 0")
+
+
 def test_other_plans_are_left_to_python(monkeypatch):
     module, x = made("joined", torch.bfloat16)
     units = list(module._pack(x, x.dtype).units)
