@@ -121,7 +121,7 @@ def build_library(
 def _compile(folder: Path, csrc: Path, name: str, flags: tuple[str, ...]) -> Path:
     """One object file, named by what it was made from; the same is not made twice."""
     digest = hashlib.sha256(repr((name, flags)).encode())
-    for header in sorted((csrc / "cuda").rglob("*.*h")):
+    for header in [csrc / "check.h", *sorted((csrc / "cuda").rglob("*.*h"))]:
         digest.update(header.read_bytes())
     source = csrc / "cuda" / f"{name}.cpp"
     digest.update(source.read_bytes())

@@ -21,6 +21,11 @@ RF_HD int out_h(const Problem& p) {
 RF_HD int out_w(const Problem& p) {
   return (p.w + 2 * p.pad_w - p.dilation_w * (p.s - 1) - 1) / p.stride_w + 1;
 }
+// Rows or columns behind a stem's max-pool, 3 x 3 of stride 2 and padding 1.
+template <typename Int>
+RF_HD constexpr Int pooled(Int size) {
+  return (size - 1) / 2 + 1;
+}
 RF_HD int pixels(const Problem& p) { return p.n * out_h(p) * out_w(p); }
 RF_HD int group_in(const Problem& p) { return p.c / p.groups; }
 RF_HD int group_out(const Problem& p) { return p.k / p.groups; }

@@ -60,9 +60,7 @@ std::string run(const Conv& conv, const sm80::StemOperands& o, const DeviceFacts
 Conv pooled_conv_of(const ConvArguments& a, const Sizes& out) {
   check(a.x.scalar_type() != ScalarType::Float, a.op,
         ": x must be bfloat16 or float16, got float32");
-  Sizes pooled = out;
-  for (int i = 2; i < 4; ++i) pooled[i] = (pooled[i] - 1) / 2 + 1;
-  return conv_of(a, pooled, "");
+  return conv_of(a, {out[0], out[1], pooled(out[2]), pooled(out[3])}, "");
 }
 
 Tensor launch_with_pool(const Conv& conv, const Tensor& x) {

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <sstream>
 
+#include "check.h"
 #include "cuda/remembered.h"
 #include "cuda/split_sum.h"
 
@@ -12,14 +12,6 @@ namespace {
 
 constexpr int64_t kMostElements = 2147483647;
 constexpr int kMostSplits = 64;
-constexpr const char* kFar = "its taps reach further than indices of 31 bits do";
-
-template <typename... Parts>
-std::string sentence(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  return text.str();
-}
 
 // Whether every group's channels are whole 16-byte chunks.
 bool in_chunks(const Problem& p, Type type) {

@@ -28,6 +28,7 @@ struct Device {
 
 // Empty where the kernel serves this convolution, else one sentence.
 std::string refuses(const Problem& p);
+constexpr const char* kFar = "its taps reach further than indices of 31 bits do";
 // Empty where this choice serves it.
 std::string refuses(const Problem& p, Type type, const Choice& choice);
 Choice choose(const Problem& p, Type type, const Device& device);

@@ -3,15 +3,16 @@
 #include "cuda/sm90/stem.h"
 
 #include <algorithm>
-#include <sstream>
+
+#include "check.h"
 
 namespace resnet_fused::sm90 {
 namespace {
 
 constexpr int kSharedOfSm = 228 << 10, kSharedOfRuntime = 1 << 10;  // documented; of each block
 
-int pooled(int size) { return (size - 1) / 2 + 1; }
-int64_t up_to(int64_t size, int64_t of) { return (size + of - 1) / of * of; }
+using cuda::pooled;
+using cuda::up_to;
 
 struct Sizes {
   int64_t chunks, positions, raw_pitch, ring_pitch, ring_rows, raw, ring, bytes;
@@ -68,21 +69,19 @@ int64_t stem_shared_bytes(const Problem& p, const StemTile& tile) {
 }
 
 std::string stem_refuses(const Problem& p) {
-  std::ostringstream text;
-  if (p.c > 4) {
-    text << "the stem's kernel expands pixels to 4 channels, got " << p.c;
-  } else if (p.stride_w != 2) {
-    text << "the stem's kernel needs columns of stride 2, got " << p.stride_w;
-  } else if (p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1 || p.shortcut_c) {
-    text << "the stem's kernel has no groups, dilation or shortcut";
-  } else if (p.k % 8 || p.k > 65535 * kStemChannels) {
-    text << "the stem's kernel has channels in multiples of 8, at most " << 65535 * kStemChannels
-         << ", got " << p.k;
-  } else if (p.r > 1024 || p.s > 1024 || p.stride_h > 1024 ||
-             stem_shared_bytes(p, kStemTiles[kStemTileCount - 1]) > kMostShared) {
-    text << "the stem's kernel would need more than " << kMostShared << " bytes of shared memory";
-  }
-  return text.str();
+  if (p.c > 4) return sentence("the stem's kernel expands pixels to 4 channels, got ", p.c);
+  if (p.stride_w != 2)
+    return sentence("the stem's kernel needs columns of stride 2, got ", p.stride_w);
+  if (p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1 || p.shortcut_c)
+    return "the stem's kernel has no groups, dilation or shortcut";
+  if (p.k % 8 || p.k > 65535 * kStemChannels)
+    return sentence("the stem's kernel has channels in multiples of 8, at most ",
+                    65535 * kStemChannels, ", got ", p.k);
+  if (p.r > 1024 || p.s > 1024 || p.stride_h > 1024 ||
+      stem_shared_bytes(p, kStemTiles[kStemTileCount - 1]) > kMostShared)
+    return sentence("the stem's kernel would need more than ", kMostShared,
+                    " bytes of shared memory");
+  return "";
 }
 
 StemChoice choose_stem(const Problem& p, const Device& device) {
