@@ -17,21 +17,6 @@ namespace {
 
 // ---- add_relu -----------------------------------------------------------------------------------
 
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  }
-  return true;
-}
-
-// `tensor` with the strides of `like`, which is dense.
-Tensor with_layout(const Tensor& tensor, const Tensor& like) {
-  if (same_strides(tensor, like)) return tensor;
-  Tensor copy = torch::stable::empty_like(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 Tensor add_relu(const Tensor& a, const Tensor& b) {
   const char* op = "add_relu";
   const DType dtype = kernel_dtype(a, op, "a");

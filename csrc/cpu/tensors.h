@@ -1,8 +1,6 @@
 // Between CPU tensors and the raw pointers that kernels take: dtypes and the NHWC layout.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include "conv.h"
 #include "op/tensors.h"
 

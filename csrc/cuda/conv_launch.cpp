@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cuda/arguments.h"
 #include "cuda/kept_tickets.h"
 
 namespace resnet_fused::cuda {
@@ -14,6 +15,12 @@ bool uses_tf32() {
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("resnet_fused::uses_tf32", "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(stack[0]);
+}
+
+// How x's elements are multiplied.
+sm80::Type type_of(const char* op, const Tensor& x) {
+  const sm80::Type type = check_elements(op, "x", x);
+  return type == sm80::Type::kFloat32 && uses_tf32() ? sm80::Type::kTf32 : type;
 }
 
 void check_indices(const Sizes& sizes, const char* op, const char* name) {
@@ -121,27 +128,6 @@ std::string run(const Call& call) {
 
 }  // namespace
 
-sm80::Type type_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::BFloat16:
-      return sm80::Type::kBFloat16;
-    case ScalarType::Half:
-      return sm80::Type::kFloat16;
-    default:
-      return uses_tf32() ? sm80::Type::kTf32 : sm80::Type::kFloat32;
-  }
-}
-
-sm80::Device sm80_device(const DeviceFacts& facts) {
-  return {facts.multiprocessors, facts.shared_bytes};
-}
-
-#ifndef RESNET_FUSED_WITHOUT_SM90
-sm90::Device sm90_device(const DeviceFacts& facts) {
-  return {facts.multiprocessors, facts.largest_cluster};
-}
-#endif
-
 std::string sm90_refuses([[maybe_unused]] const Wanted& wanted,
                          [[maybe_unused]] const DeviceFacts& facts) {
 #ifdef RESNET_FUSED_WITHOUT_SM90
@@ -168,7 +154,7 @@ Conv conv_of(const ConvArguments& a, const Sizes& out, const std::string& config
                         a.groups,         a.shortcut_x ? image_sizes(*a.shortcut_x) : Sizes{},
                         a.shortcut_stride};
   return {a.op,
-          {sizes, type_of(a.x)},
+          {sizes, type_of(a.op, a.x)},
           out,
           a.act == "relu",
           config,

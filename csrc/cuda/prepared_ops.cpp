@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "cuda/arguments.h"
 #include "cuda/conv_launch.h"
 #include "op/op_string.h"
 #include "op/registry.h"
@@ -122,7 +123,7 @@ int64_t prepare(const Tensor& x, const Tensors& packed, const Tensors& scales,
           op,
           ": the shortcut must have padding 0, dilation 1, groups 1 and act \"none\" to be joined");
   }
-  check(x.is_cuda(), op, ": x must be on a CUDA device, got another device");
+  check_device(op, "x", x);
   const int device = x.get_device_index();
   const DeviceGuard guard(device);
   auto made = std::make_shared<Prepared>();

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "cuda/arguments.h"
 #include "cuda/context.h"
 #include "cuda/conv_arguments.h"
 #include "cuda/conv_problem.h"
@@ -49,8 +50,7 @@ Tensor bottleneck_tail(const Tensor& x, const Tensor& packed, const Tensor& scal
   const IntPair one{1, 1};
   Sizes sizes = check_arguments({kOp, x, packed, scale, shift, none, none, none, none, none,
                                  kernel_size, stride, padding, dilation, 1, act, one});
-  const ScalarType type = x.scalar_type();
-  check(type != ScalarType::Float, kOp, ": x must be bfloat16 or float16, got float32");
+  check(x.scalar_type() != ScalarType::Float, kOp, ": x must be bfloat16 or float16, got float32");
   check_last(x, last_packed, last_scale, last_shift, residual, last_act, sizes);
   const int device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -75,9 +75,8 @@ Tensor bottleneck_tail(const Tensor& x, const Tensor& packed, const Tensor& scal
                                       floats(last_terms),
                                       pointer(added),
                                       y.mutable_data_ptr()};
-    const std::string failed = sm80::launch_tail(
-        p, type == ScalarType::BFloat16 ? sm80::Type::kBFloat16 : sm80::Type::kFloat16, operands,
-        current_stream(device));
+    const std::string failed =
+        sm80::launch_tail(p, check_elements(kOp, "x", x), operands, current_stream(device));
     check(failed.empty(), kOp, ": ", failed);
   }
   return x.dim() == 4 ? y : torch::stable::squeeze(y, 0);

@@ -1,6 +1,7 @@
 // Of tensors on any device: names and checks of dtypes and shapes, and the NHWC layout.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <string>
@@ -67,6 +68,22 @@ inline bool is_nhwc(const Tensor& tensor) {
     expected *= size;
   }
   return true;
+}
+
+// But for dimensions of size 1.
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+// `tensor` with the strides of `like`, which is dense.
+inline Tensor with_layout(const Tensor& tensor, const Tensor& like) {
+  if (same_strides(tensor, like)) return tensor;
+  Tensor copy = torch::stable::empty_like(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 }  // namespace resnet_fused
