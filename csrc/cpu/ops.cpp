@@ -22,7 +22,7 @@ Tensor add_relu(const Tensor& a, const Tensor& b) {
   const DType dtype = kernel_dtype(a, op, "a");
   check_shape(b, a.sizes(), op, "b");
   check_dtype(b, a.scalar_type(), op, "b");
-  check(b.is_cpu(), op, ": b must be on cpu, where a is, got another device");
+  check_cpu(b, op, "b", "a");
   const int64_t numel = a.numel();
   if (numel == 0)
     return torch::stable::new_empty(a, a.sizes());  // as empty_in_format in resnet_fused/ops

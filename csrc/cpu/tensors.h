@@ -23,8 +23,10 @@ inline DType kernel_dtype(const Tensor& tensor, const OpName& op, const char* na
   }
 }
 
-inline void check_cpu(const Tensor& tensor, const OpName& op, const char* name) {
-  check(tensor.is_cpu(), op, ": ", name, " must be on cpu, where x is, got another device");
+inline void check_cpu(const Tensor& tensor, const OpName& op, const char* name,
+                      const char* x_name = "x") {
+  check(tensor.is_cpu(), op, ": ", name, " must be on cpu, where ", x_name, " is, got ",
+        device_text(tensor));
 }
 
 // Whether the strides are exactly those of empty_nhwc.

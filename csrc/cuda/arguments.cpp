@@ -3,14 +3,14 @@
 namespace resnet_fused::cuda {
 
 void check_device(const char* op, const char* name, const Tensor& tensor) {
-  check(tensor.is_cuda(), op, ": ", name, " must be on a CUDA device, got another device");
+  check(tensor.is_cuda(), op, ": ", name, " must be on a CUDA device, got ", device_text(tensor));
 }
 
 void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
                 ScalarType type, const char* x_name) {
   check_dtype(tensor, type, op, name);
   check(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), op, ": ", name,
-        " must be on cuda:", x.get_device_index(), ", where ", x_name, " is, got another device");
+        " must be on ", device_text(x), ", where ", x_name, " is, got ", device_text(tensor));
 }
 
 sm80::Type check_elements(const char* op, const char* name, const Tensor& tensor) {

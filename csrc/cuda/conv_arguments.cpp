@@ -84,7 +84,7 @@ std::vector<int64_t> check_arguments(const ConvArguments& a) {
   const int64_t channels = a.scale.numel();
   check(a.groups >= 1, a.op, ": groups must be at least 1, got ", a.groups);
   check(channels % a.groups == 0 && sizes[1] % a.groups == 0, a.op, ": groups must divide the ",
-        sizes[1], " channels of x and the ", channels, " output channels, got ", a.groups);
+        sizes[1], " input and ", channels, " output channels, got ", a.groups);
   check_shape(
       a.packed,
       std::vector<int64_t>{channels, sizes[1] / a.groups, a.kernel_size[0], a.kernel_size[1]}, a.op,

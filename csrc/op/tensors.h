@@ -44,6 +44,24 @@ inline std::string dtype_name(ScalarType type) {
   }
 }
 
+// "cuda:1" or "cpu", as Python prints a device. Written only where a check fails.
+struct DeviceText {
+  const Tensor& tensor;
+};
+
+inline DeviceText device_text(const Tensor& tensor) { return {tensor}; }
+
+inline std::ostream& operator<<(std::ostream& text, const DeviceText& device) {
+  int32_t type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device.tensor.get(), &type));
+  const int32_t index = device.tensor.get_device_index();
+  if (type == aoti_torch_device_type_cuda()) return text << "cuda:" << index;
+  if (type == aoti_torch_device_type_cpu()) return text << "cpu";
+  if (type == aoti_torch_device_type_meta()) return text << "meta";
+  if (type == aoti_torch_device_type_xpu()) return text << "xpu:" << index;
+  return text << "a device of torch's type " << type;
+}
+
 inline void check_dtype(const Tensor& tensor, ScalarType expected, const OpName& op,
                         const char* name) {
   check(tensor.scalar_type() == expected, op, ": ", name, " must be ", dtype_name(expected),
