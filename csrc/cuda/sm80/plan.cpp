@@ -23,7 +23,7 @@ Schedule schedule(const Problem& p, Type type, const Choice& choice) {
   return schedule_of(p, kTiles[choice.tile].tile, element_bytes(type), choice.splits);
 }
 
-// Clocks. None of these was measured on a GPU. Products of one multiprocessor a clock: what
+// Clocks of Ampere, fitted to no measurement. Products of one multiprocessor a clock: what
 // mma.sync and FMA units are documented to do on sm_80.
 double macs_per_clock(Type type) {
   return type < Type::kTf32 ? 1024 : type == Type::kTf32 ? 512 : 64;

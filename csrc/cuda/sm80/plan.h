@@ -35,7 +35,8 @@ Choice choose(const Problem& p, Type type, const Device& device);
 // What is worth measuring: every tile that serves, with its best number of splits, the least cost
 // first.
 std::vector<Choice> ranked(const Problem& p, Type type, const Device& device);
-// Modelled, never measured: clocks of the busiest multiprocessor. Only comparisons mean something.
+// Modelled clocks of the busiest multiprocessor, by what plan.cpp assumes of Ampere. Only
+// comparisons mean something.
 double cost(const Problem& p, Type type, const Choice& choice, const Device& device);
 
 // "sm80 64x64 split 4", and back; false where the text names none.

@@ -38,7 +38,8 @@ int tiles_of(const Problem& p, const StemTile& tile) {
   return p.n * ceil_div(pooled(out_h(p)), tile.rows) * ceil_div(pooled(out_w(p)), kPoolColumns);
 }
 
-// Clocks of the busiest multiprocessor. Modelled: nothing of it was measured on a GPU.
+// Clocks of the busiest multiprocessor, modelled for Ampere. On an H100 the kernel was timed
+// (docs/cuda_stem.md), but this is fitted to no measurement.
 double clocks(const Problem& p, const StemTile& tile, const Device& device) {
   constexpr double kMacsPerClock = 1024;   // documented for sm_80
   constexpr double kSharedPerClock = 128;  // bytes, documented
