@@ -79,8 +79,7 @@ std::string refusal(const Sizes& x, int64_t out_channels, const IntPair& kernel_
 }
 
 // One configuration a line: a name that `config` takes with a number of splits (of sm90's, only p64
-// tiles with more than one), threads of a
-// block, and bytes of shared memory.
+// tiles with more than one), threads of a block, and bytes of shared memory.
 std::string configurations() {
   std::ostringstream text;
   for (const sm80::NamedTile& named : sm80::kTiles)

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <optional>
+
 #include "cuda/arguments.h"
 #include "cuda/kept_tickets.h"
 

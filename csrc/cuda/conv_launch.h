@@ -2,7 +2,6 @@
 // what each call brings.
 #pragma once
 
-#include <optional>
 #include <string>
 
 #include "cuda/context.h"

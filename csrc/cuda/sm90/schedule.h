@@ -8,7 +8,6 @@
 #include <cstdint>
 
 #include "cuda/problem.h"
-#include "cuda/sm90/operand.h"
 
 namespace resnet_fused::sm90 {
 
