@@ -56,7 +56,8 @@ std::string ranked(const Sizes& x, int64_t out_channels, const IntPair& kernel_s
 std::string refusal(const Sizes& x, int64_t out_channels, const IntPair& kernel_size,
                     const IntPair& stride, const IntPair& padding, const IntPair& dilation,
                     int64_t groups, const Sizes& shortcut_x, const IntPair& shortcut_stride,
-                    StringHandle kind, int64_t device, StringHandle config_handle) {
+                    StringHandle kind, [[maybe_unused]] int64_t device,
+                    StringHandle config_handle) {
   const std::string config = take_string(config_handle);
   const Wanted wanted =
       wanted_of("conv_bn_act_cuda_refusal", x, out_channels, kernel_size, stride, padding, dilation,
