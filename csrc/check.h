@@ -13,10 +13,15 @@
 namespace resnet_fused {
 
 template <typename... Parts>
+inline std::string sentence(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+template <typename... Parts>
 [[noreturn]] inline void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
+  throw std::runtime_error(sentence(parts...));
 }
 
 template <typename... Parts>

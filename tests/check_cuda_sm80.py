@@ -34,7 +34,7 @@ _RESOURCES = re.compile(
 
 
 def tiles() -> list[str]:
-    text = (ROOT / "csrc" / "cuda" / "sm80" / "problem.h").read_text()
+    text = (ROOT / "csrc" / "cuda" / "sm80" / "tiles.h").read_text()
     return re.findall(r'\{"(\w+)", \{', text)
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from emulated_sm90 import CSRC, ROOT, Conv, Data, build_library, differs, draw, nhwc, pair, words
+from emulated_sm90 import CSRC, ROOT, Conv, Data, Problem, build_library, differs, draw, nhwc, words
 from emulated_sm90 import why_not as why_not
 from torch import Tensor
 
@@ -26,18 +26,6 @@ def build(folder: Path, csrc: Path = CSRC, defines: tuple[str, ...] = ()) -> cty
     library.sm80_run.restype = None
     library.sm80_tile_name.restype = ctypes.c_char_p
     return library
-
-
-class Problem(ctypes.Structure):
-    """csrc/cuda/sm80/problem.h."""
-
-    _fields_ = [
-        (name, ctypes.c_int)
-        for name in words(
-            "n h w c k r s groups stride_h stride_w pad_h pad_w dilation_h dilation_w shortcut_c "
-            "shortcut_h shortcut_w shortcut_stride_h shortcut_stride_w"
-        )
-    ]
 
 
 class Choice(ctypes.Structure):
@@ -69,17 +57,6 @@ class Run(ctypes.Structure):
     )
 
 
-def problem_of(data: Data) -> Problem:
-    c = data.conv
-    (r, s), (sh, sw), (dh, dw) = pair(c.kernel), pair(c.stride), pair(c.dilation)
-    ph, pw = data.padding()
-    shortcut = (0, 0, 0)
-    if data.shortcut_x is not None:
-        shortcut = (c.shortcut, *data.shortcut_x.shape[2:])
-    t = c.shortcut_stride
-    return Problem(c.n, c.h, c.w, c.c, c.k, r, s, c.groups, sh, sw, ph, pw, dh, dw, *shortcut, t, t)
-
-
 def run(
     library: ctypes.CDLL,
     data: Data,
@@ -101,7 +78,7 @@ def run(
     }
     operands["y"] = torch.full((c.n, *data.out_size(), c.k), float("nan"), dtype=c.dtype)
     call = Run(
-        problem=problem_of(data),
+        problem=data.problem(),
         choice=Choice(TILES.index(tile), splits),
         type=TYPES.index(kind or str(c.dtype).removeprefix("torch.")),
         relu=c.relu,

@@ -121,7 +121,7 @@ def build_library(
 def _compile(folder: Path, csrc: Path, name: str, flags: tuple[str, ...]) -> Path:
     """One object file, named by what it was made from; the same is not made twice."""
     digest = hashlib.sha256(repr((name, flags)).encode())
-    for header in sorted((csrc / "cuda").rglob("*.*h")):
+    for header in [csrc / "check.h", *sorted((csrc / "cuda").rglob("*.*h"))]:
         digest.update(header.read_bytes())
     source = csrc / "cuda" / f"{name}.cpp"
     digest.update(source.read_bytes())
@@ -139,12 +139,12 @@ def _compile(folder: Path, csrc: Path, name: str, flags: tuple[str, ...]) -> Pat
 
 
 class Problem(ctypes.Structure):
-    """csrc/cuda/sm90/problem.h."""
+    """csrc/cuda/problem.h."""
 
     _fields_ = [
         (name, ctypes.c_int)
         for name in words(
-            "n h w c k r s stride_h stride_w pad_h pad_w dilation_h dilation_w shortcut_c "
+            "n h w c k r s groups stride_h stride_w pad_h pad_w dilation_h dilation_w shortcut_c "
             "shortcut_h shortcut_w shortcut_stride_h shortcut_stride_w"
         )
     ]
@@ -257,7 +257,9 @@ class Data:
         if self.shortcut_x is not None:
             shortcut = (c.shortcut, *self.shortcut_x.shape[2:])
         t = c.shortcut_stride
-        return Problem(c.n, c.h, c.w, c.c, c.k, r, s, sh, sw, ph, pw, dh, dw, *shortcut, t, t)
+        return Problem(
+            c.n, c.h, c.w, c.c, c.k, r, s, c.groups, sh, sw, ph, pw, dh, dw, *shortcut, t, t
+        )
 
     def padding(self) -> tuple[int, int]:
         c = self.conv

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from emulated_sm80 import Problem, problem_of
 from emulated_sm90 import (
     CSRC,
     UNITS,
     Conv,
     Data,
+    Problem,
     beyond_allowed,
     build_library,
     draw,
@@ -160,7 +160,7 @@ def run(
     c = data.conv
     tensors = tensors_of(data)
     call = Run(
-        problem=problem_of(data),
+        problem=data.problem(),
         tile=TILES.index(rows),
         type=int(c.dtype == torch.float16),
         relu=c.relu,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from emulated_sm80 import Problem, problem_of
-from emulated_sm90 import CSRC, UNITS, Conv, Data, build_library, draw, nhwc, sparse, words
+from emulated_sm90 import CSRC, UNITS, Conv, Data, Problem, build_library, draw, nhwc, sparse, words
 from torch import Tensor
 
 
@@ -52,7 +51,7 @@ class Tail(Data):
     last_relu: bool = True
 
     def problem(self) -> TailProblem:
-        return TailProblem(problem_of(self), self.last_weight.shape[0])
+        return TailProblem(super().problem(), self.last_weight.shape[0])
 
     @functools.cached_property
     def between(self) -> Tensor:

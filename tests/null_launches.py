@@ -175,6 +175,18 @@ def test_a_tail_is_left_to_its_own_kernel(monkeypatch):
     assert "tail_bfloat16" in launches(run, x)[1][-1]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 5000, 2**22])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_add_relu_fills_the_device_or_less(dtype, count, skip):
+    """256 threads of 16 bytes, of an element where addresses do not allow that."""
+    x = torch.zeros(count + skip, dtype=dtype)[skip:]
+    each = 1 if skip else 16 // x.element_size()
+    blocks = min(-(-count // (256 * each)), 8 * 132)
+    _, (line,) = launches(lambda a: OPS.add_relu_cuda(a, a), x)
+    assert line.startswith(f"add_relu_{str(dtype)[6:]} grid {blocks} 1 1 block 256 shared 0")
+
+
 def test_other_plans_are_left_to_python(monkeypatch):
     module, x = made("joined", torch.bfloat16)
     units = list(module._pack(x, x.dtype).units)
@@ -251,7 +263,8 @@ def lists(**changed):
             {"joined": True, "has_shortcut": True},
             'the shortcut must have padding 0, dilation 1, groups 1 and act "none" to be joined',
         ),
-        ({"pool": True}, "pool must be False but for one convolution, got 2"),
+        ({"pool": True}, "pool must be False for 2 convolutions, got True"),
+        ({"groups": [1, 3]}, "groups must divide the 16 input and 16 output channels, got 3"),
         (
             {"adds": False, "has_shortcut": True},
             "has_shortcut must be False where nothing is added, got True",
@@ -273,3 +286,42 @@ def test_the_op_lists_every_tile():
     names = [configuration.name for configuration in _cuda.configurations()]
     sm80 = [f"sm80 {tile}" for tile in emulated_sm80.TILES]
     assert names == [*sm80, *(f"sm90 {tile}" for tile in emulated_sm90.TILES)]
+
+
+def test_nothing_is_added_to_what_is_pooled():
+    w, v = torch.randn(16, 3, 7, 7, dtype=torch.bfloat16), torch.randn(16)
+    one = {"packed": [w], "scales": [v], "shifts": [v], "kernel_sizes": [7, 7], "pool": True}
+    one |= {"strides": [2, 2], "paddings": [3, 3], "dilations": [1, 1], "groups": [1]}
+    one |= {"acts": ["relu"], "configs": [""]}
+    x = torch.randn(2, 3, 15, 15, dtype=torch.bfloat16)
+    OPS.prepare_cuda(x, **lists(**one, adds=False))
+    sentence = "prepare_cuda: pool must be False where something is added, got True$"
+    with pytest.raises(RuntimeError, match=sentence):
+        OPS.prepare_cuda(x, **lists(**one))
+
+
+def direct(op, *arguments, **keywords):
+    """Calls the kernel itself: for tensors of two devices the dispatcher would choose another."""
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)  # the null device's
+    return op.default.redispatch(cpu, *arguments, **keywords)
+
+
+def test_which_device_came():
+    x, w = torch.randn(2, 16, 15, 15).bfloat16(), torch.randn(16, 16, 1, 1).bfloat16()
+    v, one = torch.randn(16), [1, 1]
+    calls = {
+        "x": lambda t: direct(OPS.conv_bn_act_cuda, t(x), w, v, v, kernel_size=one),
+        "packed": lambda t: direct(OPS.conv_bn_act_cuda, x, t(w), v, v, kernel_size=one),
+        "shift": lambda t: direct(OPS.scale_shift_act_cuda, x, v, t(v)),
+        "b": lambda t: direct(OPS.add_relu_cuda, x, t(x)),
+        "last_scale": lambda t: direct(
+            OPS.bottleneck_tail_cuda, x, w, v, v, w, t(v), v, kernel_size=one
+        ),
+    }
+    for name, call in calls.items():
+        call(lambda tensor: tensor)
+        with pytest.raises(RuntimeError) as caught:
+            call(lambda tensor: tensor.to("meta"))
+        where = {"x": "on a CUDA device", "b": "on cuda:0, where a is"}
+        where = where.get(name, "on cuda:0, where x is")
+        assert str(caught.value).endswith(f": {name} must be {where}, got meta")

@@ -16,7 +16,7 @@ __all__ = ["BUGS", "build_planted", "cases", "rounds", "show"]
 _KERNEL, _LOAD, _EPILOGUE = "sm80/conv_kernel.cuh", "sm80/loader.cuh", "sm80/epilogue.cuh"
 _RING = "sm80/main_loop.cuh"
 _SUM = "split_sum.cuh"
-_SPLIT, _CONFIG, _PROBLEM = "sm80/split_k.cuh", "sm80/config.cuh", "sm80/problem.h"
+_SPLIT, _CONFIG, _TILES = "sm80/split_k.cuh", "sm80/config.cuh", "sm80/tiles.h"
 _SHORTCUT, _MULTIPLY = "sm80/shortcut.cuh", "sm80/multiplier.cuh"
 _JOINT = "joint_scale.cuh"
 
@@ -393,7 +393,7 @@ BUGS = (
     ),
     Bug(
         "steps rounded down",
-        _PROBLEM,
+        _TILES,
         "ceil_div(p.r * p.s * group_in(p), step)",
         "p.r * p.s * group_in(p) / step",
     ),

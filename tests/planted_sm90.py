@@ -16,7 +16,7 @@ _KERNEL, _EPILOGUE = "sm90/conv_kernel.cuh", "sm90/epilogue.cuh"
 _JOINT, _SHORTCUT = "joint_scale.cuh", "sm90/shortcut.cuh"
 _SPLIT, _SUM, _MAP = "sm90/split_k.cuh", "split_sum.cuh", "sm90/tensor_map.h"
 _STAGED = "sm90/staged_store.cuh"
-_OPERAND, _RING, _PROBLEM = "sm90/operand.h", "sm90/ring.h", "sm90/problem.h"
+_OPERAND, _RING, _SCHEDULE = "sm90/operand.h", "sm90/ring.h", "sm90/schedule.h"
 _TAPS, _WINDOW = "sm90/tap_shift_kernel.cuh", "sm90/tap_shift.h"
 
 BUGS = [
@@ -234,7 +234,7 @@ BUGS = [
     ),
     Bug(
         "padding exchanged at a tile's start",
-        _PROBLEM,
+        _SCHEDULE,
         "q * stride_w - pad_w",
         "q * stride_w - pad_h",
         context="return {q * stride_w - pad_w",
@@ -247,12 +247,12 @@ BUGS = [
     ),
     # ---- the walk ----
     Bug(
-        "the shortcut begins one step late", _PROBLEM, "i + 1 == k.main_steps", "i == k.main_steps"
+        "the shortcut begins one step late", _SCHEDULE, "i + 1 == k.main_steps", "i == k.main_steps"
     ),
-    Bug("the column of taps not reset", _PROBLEM, "step.s = 0;", ";"),
+    Bug("the column of taps not reset", _SCHEDULE, "step.s = 0;", ";"),
     Bug(
         "splits overlap by one step",
-        _PROBLEM,
+        _SCHEDULE,
         "int(int64_t(w.split + 1) * s.steps / s.splits)",
         "int((int64_t(w.split + 1) * s.steps + s.splits - 1) / s.splits)",
     ),

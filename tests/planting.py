@@ -65,6 +65,7 @@ def plant(folder: Path, bugs: Sequence[Bug], kernel: str) -> Path:
     csrc = folder / "csrc"
     shutil.rmtree(csrc, ignore_errors=True)
     shutil.copytree(CSRC / "cuda", csrc / "cuda")
+    shutil.copy(CSRC / "check.h", csrc)
     for name in {bug.file for bug in bugs}:
         path = csrc / "cuda" / name
         text = path.read_text()

@@ -190,7 +190,7 @@ def test_registers_and_spills_are_held():
     for architecture in ("sm_80", "sm_90a", "sm_100"):
         mine = {name for name, *_ in rows if name.startswith(architecture + " ")}
         tiles = re.findall(
-            r'\{"(\w+)", \{', (ROOT / "csrc" / "cuda" / "sm80" / "problem.h").read_text()
+            r'\{"(\w+)", \{', (ROOT / "csrc" / "cuda" / "sm80" / "tiles.h").read_text()
         )
         for kind in ("bfloat16", "float16", "tf32", "float32"):
             for tile in tiles:

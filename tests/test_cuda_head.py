@@ -255,7 +255,7 @@ def test_refuses_on_a_gpu():
         (pool, (x4[:, :4].half(),), "the kernel needs channels in multiples of 8, got 4"),
         (linear, (x4, weight), "x must be 2-D"),
         (linear, (x, weight.half()), "weight must be float32, got float16"),
-        (linear, (x, weight.cpu()), "weight must be on cuda:0"),
+        (linear, (x, weight.cpu()), "weight must be on cuda:0, where x is, got cpu"),
         (linear, (x, weight[:, :4]), "weight must be 2-D"),
         (linear, (x, weight, weight[0]), r"bias must have shape \(5,\)"),
         (linear, (x[:, :6], weight[:, :6]), "the kernel needs inputs in multiples of 4, got 6"),

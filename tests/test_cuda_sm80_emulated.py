@@ -25,7 +25,6 @@ from emulated_sm80 import (
     Workspace,
     build,
     draw,
-    problem_of,
     run,
     why_not,
     wrong,
@@ -207,7 +206,7 @@ def test_add_relu(library, kind, count, shift):
 
 
 def plan(library, data: Data, kind: str, multiprocessors: int = 108):
-    problem, choice, grid, workspace = problem_of(data), Choice(), Grid(), Workspace()
+    problem, choice, grid, workspace = data.problem(), Choice(), Grid(), Workspace()
     name = ctypes.create_string_buffer(80)
     library.sm80_choose(
         ctypes.byref(problem), TYPES.index(kind), multiprocessors, ctypes.byref(choice),
@@ -257,7 +256,7 @@ def test_what_is_worth_measuring(library, conv, kind):
     """The chosen configuration first, then the other tiles that serve."""
     data = draw(replace(conv, dtype=DTYPES[kind]))
     names = ctypes.create_string_buffer(2000)
-    problem = ctypes.byref(problem_of(data))
+    problem = ctypes.byref(data.problem())
     library.sm80_ranked(problem, TYPES.index(kind), 108, names, 2000)
     ranked = names.value.decode().splitlines()
     assert ranked[0] == plan(library, data, kind)[3].decode()
@@ -289,7 +288,7 @@ def test_names_that_are_none(library):
     ],
 )
 def test_refusals(library, change, sentence):
-    problem, why = problem_of(draw(Conv(1, 8, 8, 8, 8))), ctypes.create_string_buffer(200)
+    problem, why = draw(Conv(1, 8, 8, 8, 8)).problem(), ctypes.create_string_buffer(200)
     if "dilation_h" in change:
         problem.pad_h = change["dilation_h"] * 2
     for name, value in change.items():

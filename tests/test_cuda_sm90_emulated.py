@@ -394,6 +394,7 @@ def test_names_that_are_none(library):
 
 
 REFUSED = (
+    (Conv(1, 8, 8, 16, 16, groups=2), "its kernel has no groups"),
     (Conv(1, 8, 8, 12, 64), "TMA needs input channels in multiples of 8, not 12"),
     (Conv(1, 8, 8, 16, 20), "16-byte stores need output channels in multiples of 8, not 20"),
     (Conv(1, 40, 40, 8, 8, stride=9), "TMA walks in strides up to 8, not 9"),

@@ -130,7 +130,8 @@ def test_choice():
         ({"c": 5}, "expands pixels to 4 channels, got 5"),
         ({"s": 41}, "would need more than 232448 bytes of shared memory"),
         ({"stride_h": 2**20}, "would need more than 232448 bytes of shared memory"),
-        ({"dilation_w": 2}, "has no dilation or shortcut"),
+        ({"dilation_w": 2}, "has no groups, dilation or shortcut"),
+        ({"groups": 3}, "has no groups, dilation or shortcut"),
     ],
 )
 def test_refusals(library, change, sentence):

@@ -20,7 +20,6 @@ from emulated_stem import (
     build,
     check_exact,
     drawn,
-    problem_of,
     run,
     whole,
 )
@@ -94,7 +93,7 @@ A100, H100, SM86 = (108, 164 << 10), (132, 228 << 10), (82, 100 << 10)
 
 
 def choice(library, conv: Conv, device) -> tuple[int, Grid]:
-    problem, grid = problem_of(drawn(conv)), Grid()
+    problem, grid = drawn(conv).problem(), Grid()
     return TILES[library.stem_choice(ctypes.byref(problem), *device, ctypes.byref(grid))], grid
 
 
@@ -144,7 +143,7 @@ def test_a_tile_that_fits_is_chosen(library):
     ],
 )
 def test_refusals(library, change, sentence):
-    problem, why = problem_of(drawn(RESNET)), ctypes.create_string_buffer(200)
+    problem, why = drawn(RESNET).problem(), ctypes.create_string_buffer(200)
     for name, value in change.items():
         setattr(problem, name, value)
     library.stem_why_not(ctypes.byref(problem), why, 200)

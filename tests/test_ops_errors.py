@@ -566,6 +566,25 @@ def test_packed_on_another_device(name):
     assert str(caught.value) == want
 
 
+@needs_extension
+@pytest.mark.parametrize(
+    ("op", "arguments", "sentence"),
+    [
+        ("add_relu", (ones(3), ones(3, device="meta")), "b must be on cpu, where a is, got meta"),
+        (
+            "linear",
+            (ones(1, 3), ones(4, 3, device="meta")),
+            "weight must be on cpu, where x is, got meta",
+        ),
+    ],
+)
+def test_kernels_say_which_device_came(op, arguments, sentence):
+    """As Python does before them: the dispatcher would not have called these kernels."""
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    kernel = getattr(_ops, op).default.redispatch
+    assert raised(RuntimeError, lambda: kernel(cpu, *arguments)) == f"{op}: {sentence}"
+
+
 # ---- sizes beyond all memory --------------------------------------------------------------------
 
 LARGEST = 2**31 - 1

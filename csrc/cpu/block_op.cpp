@@ -3,7 +3,7 @@
 
 #include "cpu/block.h"
 #include "cpu/block_call.h"
-#include "cpu/op_string.h"
+#include "op/op_string.h"
 
 namespace resnet_fused {
 namespace {

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "cpu/conv_call.h"
-#include "cpu/op_string.h"
 #include "cpu/pages.h"
+#include "op/op_string.h"
 
 namespace resnet_fused {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "cpu/op_string.h"
 #include "cpu/peak.h"
 #include "cpu/tensors.h"
+#include "op/op_string.h"
 
 namespace resnet_fused {
 namespace {

@@ -7,37 +7,22 @@
 
 #include "cpu/content.h"
 #include "cpu/kernels.h"
-#include "cpu/op_string.h"
 #include "cpu/output_memory.h"
 #include "cpu/parallel.h"
 #include "cpu/tensors.h"
+#include "op/op_string.h"
 
 namespace resnet_fused {
 namespace {
 
 // ---- add_relu -----------------------------------------------------------------------------------
 
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  }
-  return true;
-}
-
-// `tensor` with the strides of `like`, which is dense.
-Tensor with_layout(const Tensor& tensor, const Tensor& like) {
-  if (same_strides(tensor, like)) return tensor;
-  Tensor copy = torch::stable::empty_like(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 Tensor add_relu(const Tensor& a, const Tensor& b) {
   const char* op = "add_relu";
   const DType dtype = kernel_dtype(a, op, "a");
   check_shape(b, a.sizes(), op, "b");
   check_dtype(b, a.scalar_type(), op, "b");
-  check(b.is_cpu(), op, ": b must be on cpu, where a is, got another device");
+  check_cpu(b, op, "b", "a");
   const int64_t numel = a.numel();
   if (numel == 0)
     return torch::stable::new_empty(a, a.sizes());  // as empty_in_format in resnet_fused/ops

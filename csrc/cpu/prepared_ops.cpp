@@ -8,8 +8,8 @@
 
 #include "cpu/block_call.h"
 #include "cpu/content.h"
-#include "cpu/op_string.h"
-#include "cpu/registry.h"
+#include "op/op_string.h"
+#include "op/registry.h"
 
 namespace resnet_fused {
 namespace {

@@ -1,49 +1,10 @@
-// Between torch tensors and the raw pointers that kernels take: dtypes and the NHWC layout.
+// Between CPU tensors and the raw pointers that kernels take: dtypes and the NHWC layout.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <string>
-
-#include "check.h"
 #include "conv.h"
+#include "op/tensors.h"
 
 namespace resnet_fused {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline std::string dtype_name(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Short:
-      return "int16";
-    case ScalarType::Char:
-      return "int8";
-    case ScalarType::Byte:
-      return "uint8";
-    case ScalarType::Bool:
-      return "bool";
-    case ScalarType::ComplexFloat:
-      return "complex64";
-    case ScalarType::ComplexDouble:
-      return "complex128";
-    default:
-      return torch::headeronly::toString(type);
-  }
-}
 
 // The kernels' dtype of a tensor; `op` and `name` go into the sentence that refuses others.
 inline DType kernel_dtype(const Tensor& tensor, const OpName& op, const char* name) {
@@ -62,34 +23,10 @@ inline DType kernel_dtype(const Tensor& tensor, const OpName& op, const char* na
   }
 }
 
-inline void check_dtype(const Tensor& tensor, ScalarType expected, const OpName& op,
-                        const char* name) {
-  check(tensor.scalar_type() == expected, op, ": ", name, " must be ", dtype_name(expected),
-        ", got ", dtype_name(tensor.scalar_type()));
-}
-
-inline void check_cpu(const Tensor& tensor, const OpName& op, const char* name) {
-  check(tensor.is_cpu(), op, ": ", name, " must be on cpu, where x is, got another device");
-}
-
-template <typename Range>
-void check_shape(const Tensor& tensor, const Range& expected, const OpName& op, const char* name) {
-  const auto sizes = tensor.sizes();
-  bool same = sizes.size() == expected.size();
-  for (size_t i = 0; same && i < sizes.size(); ++i) same = sizes[i] == expected[i];
-  check(same, op, ": ", name, " must have shape ", shape_text(expected), ", got ",
-        shape_text(sizes));
-}
-
-// Whether a 4-D tensor lies in memory as dense NHWC; strides of dimensions of size 1 do not matter.
-inline bool is_nhwc(const Tensor& tensor) {
-  int64_t expected = 1;
-  for (const int dim : {1, 3, 2, 0}) {
-    const int64_t size = tensor.size(dim);
-    if (size != 1 && tensor.stride(dim) != expected) return false;
-    expected *= size;
-  }
-  return true;
+inline void check_cpu(const Tensor& tensor, const OpName& op, const char* name,
+                      const char* x_name = "x") {
+  check(tensor.is_cpu(), op, ": ", name, " must be on cpu, where ", x_name, " is, got ",
+        device_text(tensor));
 }
 
 // Whether the strides are exactly those of empty_nhwc.

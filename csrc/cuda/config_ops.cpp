@@ -5,8 +5,8 @@
 #include <map>
 #include <sstream>
 
-#include "cpu/op_string.h"
 #include "cuda/conv_launch.h"
+#include "op/op_string.h"
 
 namespace resnet_fused::cuda {
 namespace {
@@ -39,15 +39,13 @@ std::string ranked(const Sizes& x, int64_t out_channels, const IntPair& kernel_s
       wanted_of("conv_bn_act_cuda_ranked", x, out_channels, kernel_size, stride, padding, dilation,
                 groups, shortcut_x, shortcut_stride, take_string(kind));
   const DeviceFacts& facts = device_facts(int(device));
+  const Problem p = problem_of(wanted.sizes);
   std::ostringstream lines;
 #ifndef RESNET_FUSED_WITHOUT_SM90
-  if (sm90_refuses(wanted, facts).empty()) {
-    const auto p = problem_of<sm90::Problem>(wanted.sizes);
+  if (sm90_refuses(wanted, facts).empty())
     for (const sm90::Choice& choice : sm90::ranked(p, sm90_device(facts)))
       lines << sm90::text(choice) << "\n";
-  }
 #endif
-  const auto p = problem_of<sm80::Problem>(wanted.sizes);
   if (sm80::refuses(p).empty())
     for (const sm80::Choice& choice : sm80::ranked(p, wanted.type, sm80_device(facts)))
       lines << sm80::text(choice) << "\n";
@@ -58,14 +56,15 @@ std::string ranked(const Sizes& x, int64_t out_channels, const IntPair& kernel_s
 std::string refusal(const Sizes& x, int64_t out_channels, const IntPair& kernel_size,
                     const IntPair& stride, const IntPair& padding, const IntPair& dilation,
                     int64_t groups, const Sizes& shortcut_x, const IntPair& shortcut_stride,
-                    StringHandle kind, int64_t device, StringHandle config_handle) {
+                    StringHandle kind, [[maybe_unused]] int64_t device,
+                    StringHandle config_handle) {
   const std::string config = take_string(config_handle);
   const Wanted wanted =
       wanted_of("conv_bn_act_cuda_refusal", x, out_channels, kernel_size, stride, padding, dilation,
                 groups, shortcut_x, shortcut_stride, take_string(kind));
+  const Problem p = problem_of(wanted.sizes);
   sm80::Choice sm80_choice;
   if (sm80::parse(config, &sm80_choice)) {
-    const auto p = problem_of<sm80::Problem>(wanted.sizes);
     const std::string why = sm80::refuses(p);
     return why.empty() ? sm80::refuses(p, wanted.type, sm80_choice) : why;
   }
@@ -74,17 +73,14 @@ std::string refusal(const Sizes& x, int64_t out_channels, const IntPair& kernel_
   if (sm90::parse(config, &sm90_choice)) {
     const DeviceFacts& facts = device_facts(int(device));
     const std::string why = sm90_refuses(wanted, facts);
-    if (!why.empty()) return why;
-    const auto p = problem_of<sm90::Problem>(wanted.sizes);
-    return sm90::refuses(p, sm90_choice, sm90_device(facts));
+    return why.empty() ? sm90::refuses(p, sm90_choice, sm90_device(facts)) : why;
   }
 #endif
   return no_config(config);
 }
 
 // One configuration a line: a name that `config` takes with a number of splits (of sm90's, only p64
-// tiles with more than one), threads of a
-// block, and bytes of shared memory.
+// tiles with more than one), threads of a block, and bytes of shared memory.
 std::string configurations() {
   std::ostringstream text;
   for (const sm80::NamedTile& named : sm80::kTiles)

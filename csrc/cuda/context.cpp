@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "check.h"
+#include "cuda/launch_help.h"
 #ifndef RESNET_FUSED_WITHOUT_SM90
 #include "cuda/sm90/cluster.h"
 #endif
@@ -53,9 +54,7 @@ CUstream_st* current_stream(int device) {
 
 std::string clear(uint32_t* words, int64_t count, CUstream_st* stream) {
   const cudaError_t code = cudaMemsetAsync(words, 0, 4 * count, stream);
-  if (code == cudaSuccess) return "";
-  cudaGetLastError();
-  return std::string("workspace: ") + cudaGetErrorString(code);
+  return code == cudaSuccess ? "" : error("workspace", code);
 }
 
 bool runs_in_order(CUstream_st* stream) {

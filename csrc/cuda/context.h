@@ -4,6 +4,11 @@
 #include <cstdint>
 #include <string>
 
+#include "cuda/sm80/plan.h"
+#ifndef RESNET_FUSED_WITHOUT_SM90
+#include "cuda/sm90/plan.h"
+#endif
+
 struct CUstream_st;
 
 namespace resnet_fused::cuda {
@@ -15,6 +20,16 @@ struct DeviceFacts {
 };
 // Asked of the driver once per device. Throws where it does not answer.
 const DeviceFacts& device_facts(int device);
+
+// What of them the kernels are chosen by.
+inline sm80::Device sm80_device(const DeviceFacts& facts) {
+  return {facts.multiprocessors, facts.shared_bytes};
+}
+#ifndef RESNET_FUSED_WITHOUT_SM90
+inline sm90::Device sm90_device(const DeviceFacts& facts) {
+  return {facts.multiprocessors, facts.largest_cluster};
+}
+#endif
 
 // PyTorch's current stream of a device.
 CUstream_st* current_stream(int device);

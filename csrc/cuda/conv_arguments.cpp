@@ -1,5 +1,7 @@
 #include "cuda/conv_arguments.h"
 
+#include "cuda/arguments.h"
+
 namespace resnet_fused::cuda {
 namespace {
 
@@ -66,19 +68,11 @@ std::vector<int64_t> image_sizes(const Tensor& x) {
   return all;
 }
 
-void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
-                ScalarType type) {
-  check_dtype(tensor, type, op, name);
-  check(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), op, ": ", name,
-        " must be on cuda:", x.get_device_index(), ", where x is, got another device");
-}
-
 std::vector<int64_t> check_arguments(const ConvArguments& a) {
   check_image(a.op, "x", a.x);
-  check(a.x.is_cuda(), a.op, ": x must be on a CUDA device, got another device");
+  check_device(a.op, "x", a.x);
+  check_elements(a.op, "x", a.x);
   const ScalarType type = a.x.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, a.op,
-        ": x must be float32, bfloat16 or float16, got ", dtype_name(type));
   check(a.scale.dim() == 1 && a.scale.numel() > 0, a.op,
         ": scale must be 1-D, one value per output channel, got shape ",
         shape_text(a.scale.sizes()));
@@ -90,7 +84,7 @@ std::vector<int64_t> check_arguments(const ConvArguments& a) {
   const int64_t channels = a.scale.numel();
   check(a.groups >= 1, a.op, ": groups must be at least 1, got ", a.groups);
   check(channels % a.groups == 0 && sizes[1] % a.groups == 0, a.op, ": groups must divide the ",
-        sizes[1], " channels of x and the ", channels, " output channels, got ", a.groups);
+        sizes[1], " input and ", channels, " output channels, got ", a.groups);
   check_shape(
       a.packed,
       std::vector<int64_t>{channels, sizes[1] / a.groups, a.kernel_size[0], a.kernel_size[1]}, a.op,

@@ -25,10 +25,6 @@ struct ConvArguments {
 // (N, C, H, W), N being 1 for a 3-D x.
 std::vector<int64_t> image_sizes(const Tensor& x);
 
-// Throws where a tensor has another dtype, or is not on x's device.
-void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
-                ScalarType type);
-
 // Throws, or returns the output's shape: (N, K, P, Q), N being 1 for a 3-D x.
 std::vector<int64_t> check_arguments(const ConvArguments& a);
 

@@ -2,6 +2,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <optional>
+
+#include "cuda/arguments.h"
 #include "cuda/kept_tickets.h"
 
 namespace resnet_fused::cuda {
@@ -14,6 +17,12 @@ bool uses_tf32() {
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("resnet_fused::uses_tf32", "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(stack[0]);
+}
+
+// How x's elements are multiplied.
+sm80::Type type_of(const char* op, const Tensor& x) {
+  const sm80::Type type = check_elements(op, "x", x);
+  return type == sm80::Type::kFloat32 && uses_tf32() ? sm80::Type::kTf32 : type;
 }
 
 void check_indices(const Sizes& sizes, const char* op, const char* name) {
@@ -73,7 +82,7 @@ std::string workspace(const Call& call, int64_t partial_floats, int64_t tickets,
 }
 
 std::string run_sm80(const Call& call, const sm80::Choice* named) {
-  const auto p = problem_of<sm80::Problem>(call.conv.wanted.sizes);
+  const Problem p = problem_of(call.conv.wanted.sizes);
   const std::string why = sm80::refuses(p);
   if (!why.empty()) return why;
   const sm80::Type type = call.conv.wanted.type;
@@ -96,7 +105,7 @@ std::string run_sm80(const Call& call, const sm80::Choice* named) {
 std::string run_sm90(const Call& call, const sm90::Choice* named) {
   const std::string why = sm90_refuses(call.conv.wanted, call.facts);
   if (!why.empty()) return why;
-  const auto p = problem_of<sm90::Problem>(call.conv.wanted.sizes);
+  const Problem p = problem_of(call.conv.wanted.sizes);
   const sm90::Device device = sm90_device(call.facts);
   const sm90::Choice choice = named ? *named : sm90::choose(p, device);
   const std::string refused = sm90::refuses(p, choice, device);
@@ -121,27 +130,6 @@ std::string run(const Call& call) {
 
 }  // namespace
 
-sm80::Type type_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::BFloat16:
-      return sm80::Type::kBFloat16;
-    case ScalarType::Half:
-      return sm80::Type::kFloat16;
-    default:
-      return uses_tf32() ? sm80::Type::kTf32 : sm80::Type::kFloat32;
-  }
-}
-
-sm80::Device sm80_device(const DeviceFacts& facts) {
-  return {facts.multiprocessors, facts.shared_bytes};
-}
-
-#ifndef RESNET_FUSED_WITHOUT_SM90
-sm90::Device sm90_device(const DeviceFacts& facts) {
-  return {facts.multiprocessors, facts.largest_cluster};
-}
-#endif
-
 std::string sm90_refuses([[maybe_unused]] const Wanted& wanted,
                          [[maybe_unused]] const DeviceFacts& facts) {
 #ifdef RESNET_FUSED_WITHOUT_SM90
@@ -149,8 +137,7 @@ std::string sm90_refuses([[maybe_unused]] const Wanted& wanted,
 #else
   if (facts.major != 9 || facts.minor != 0) return "its kernel is for sm_90";
   if (sm80::element_bytes(wanted.type) == 4) return "its kernel has no float32";
-  if (wanted.sizes.groups != 1) return "its kernel has no groups";
-  return sm90::refuses(problem_of<sm90::Problem>(wanted.sizes));
+  return sm90::refuses(problem_of(wanted.sizes));
 #endif
 }
 
@@ -169,7 +156,7 @@ Conv conv_of(const ConvArguments& a, const Sizes& out, const std::string& config
                         a.groups,         a.shortcut_x ? image_sizes(*a.shortcut_x) : Sizes{},
                         a.shortcut_stride};
   return {a.op,
-          {sizes, type_of(a.x)},
+          {sizes, type_of(a.op, a.x)},
           out,
           a.act == "relu",
           config,

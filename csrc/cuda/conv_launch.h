@@ -2,7 +2,6 @@
 // what each call brings.
 #pragma once
 
-#include <optional>
 #include <string>
 
 #include "cuda/context.h"
@@ -21,12 +20,6 @@ struct Wanted {
   sm80::Type type;
 };
 
-// How x's elements are multiplied, by its dtype and torch's flag for TF32.
-sm80::Type type_of(const Tensor& x);
-sm80::Device sm80_device(const DeviceFacts& facts);
-#ifndef RESNET_FUSED_WITHOUT_SM90
-sm90::Device sm90_device(const DeviceFacts& facts);
-#endif
 // Empty where the sm_90a kernel can serve, else one sentence.
 std::string sm90_refuses(const Wanted& wanted, const DeviceFacts& facts);
 std::string no_config(const std::string& text);

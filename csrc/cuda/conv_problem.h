@@ -3,10 +3,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "cuda/dense.h"
-#include "cuda/sm80/problem.h"
+#include "cuda/problem.h"
 
 namespace resnet_fused::cuda {
 
@@ -19,10 +18,8 @@ struct ConvSizes {
   Sizes shortcut_stride = {1, 1};
 };
 
-// A Problem of the sm_80 kernels, or of the sm_90a kernels, which have no groups. Sizes that fit no
-// int are refused as what they are, too large.
-template <typename Problem>
-Problem problem_of(const ConvSizes& sizes) {
+// Sizes that fit no int are refused as what they are, too large.
+inline Problem problem_of(const ConvSizes& sizes) {
   const auto as_int = [](int64_t value) {
     return int(std::clamp<int64_t>(value, INT32_MIN, INT32_MAX));
   };
@@ -40,7 +37,7 @@ Problem problem_of(const ConvSizes& sizes) {
   p.pad_w = as_int(sizes.padding[1]);
   p.dilation_h = as_int(sizes.dilation[0]);
   p.dilation_w = as_int(sizes.dilation[1]);
-  if constexpr (std::is_same_v<Problem, sm80::Problem>) p.groups = as_int(sizes.groups);
+  p.groups = as_int(sizes.groups);
   p.shortcut_stride_h = p.shortcut_stride_w = 1;
   if (!sizes.shortcut_x.empty()) {
     p.shortcut_c = as_int(sizes.shortcut_x[1]);

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/tensors.h"
+#include "op/tensors.h"
 
 namespace resnet_fused::cuda {
 

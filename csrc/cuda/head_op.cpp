@@ -3,22 +3,13 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "cuda/arguments.h"
 #include "cuda/context.h"
-#include "cuda/conv_arguments.h"
 #include "cuda/dense.h"
 #include "cuda/sm80/head.h"
 
 namespace resnet_fused::cuda {
 namespace {
-
-sm80::Type kernel_type(const Tensor& x, const char* op) {
-  const ScalarType type = x.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, op,
-        ": x must be float32, bfloat16 or float16, got ", dtype_name(type));
-  return type == ScalarType::BFloat16 ? sm80::Type::kBFloat16
-         : type == ScalarType::Half   ? sm80::Type::kFloat16
-                                      : sm80::Type::kFloat32;
-}
 
 // What of a row must be in multiples of 16 bytes.
 void check_rows(int64_t count, sm80::Type type, const char* op, const char* what) {
@@ -44,7 +35,7 @@ Tensor dense_rows(const Tensor& tensor) {
 Tensor global_avg_pool(const Tensor& x) {
   const char* op = "global_avg_pool";
   check(x.dim() == 4, op, ": x must be 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
-  const sm80::Type type = kernel_type(x, op);
+  const sm80::Type type = check_elements(op, "x", x);
   const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   check(pixels > 0, op, ": x must have pixels, got shape ", shape_text(x.sizes()));
   check_rows(channels, type, op, "channels");
@@ -66,7 +57,7 @@ Tensor global_avg_pool(const Tensor& x) {
 Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias) {
   const char* op = "linear";
   check(x.dim() == 2, op, ": x must be 2-D (N, inputs), got shape ", shape_text(x.sizes()));
-  const sm80::Type type = kernel_type(x, op);
+  const sm80::Type type = check_elements(op, "x", x);
   check_like(op, "weight", weight, x, x.scalar_type());
   check(weight.dim() == 2 && weight.size(1) == x.size(1), op,
         ": weight must be 2-D (outputs, inputs) with the ", x.size(1), " inputs of x, got shape ",

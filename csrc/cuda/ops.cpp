@@ -4,8 +4,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
+#include "cuda/arguments.h"
 #include "cuda/conv_launch.h"
+#include "op/op_string.h"
 
 namespace resnet_fused::cuda {
 namespace {
@@ -45,37 +46,19 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& scale, c
 
 // ---- add_relu -----------------------------------------------------------------------------------
 
-Tensor with_layout(const Tensor& tensor, const Tensor& like) {
-  bool same = true;
-  for (int64_t d = 0; d < tensor.dim(); ++d)
-    same &= tensor.size(d) == 1 || tensor.stride(d) == like.stride(d);
-  if (same) return tensor;
-  Tensor copy = torch::stable::empty_like(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 Tensor add_relu(const Tensor& a, const Tensor& b) {
   const char* const op = "add_relu_cuda";
-  const ScalarType type = a.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, op,
-        ": a must be float32, bfloat16 or float16, got ", dtype_name(type));
+  const sm80::Type kind = check_elements(op, "a", a);
   check_shape(b, a.sizes(), op, "b");
-  check_dtype(b, type, op, "b");
+  check_like(op, "b", b, a, a.scalar_type(), "a");
   const int device = a.get_device_index();
-  check(b.is_cuda() && b.get_device_index() == device, op, ": b must be on cuda:", device,
-        ", where a is, got another device");
   if (a.numel() == 0) return torch::stable::new_empty(a, a.sizes());
   const DeviceGuard guard(device);
   const Tensor y = torch::stable::empty_like(a);  // dense, in a's order of dimensions
   const Tensor left = with_layout(a, y), right = with_layout(b, y);
-  const sm80::Type kind = type == ScalarType::BFloat16 ? sm80::Type::kBFloat16
-                          : type == ScalarType::Half   ? sm80::Type::kFloat16
-                                                       : sm80::Type::kFloat32;
-  const DeviceFacts& facts = device_facts(device);
   const std::string failed = sm80::launch_add_relu(
       kind, left.const_data_ptr(), right.const_data_ptr(), y.mutable_data_ptr(), y.numel(),
-      sm80_device(facts), current_stream(device));
+      sm80_device(device_facts(device)), current_stream(device));
   check(failed.empty(), op, ": ", failed);
   return y;
 }

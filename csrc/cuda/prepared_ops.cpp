@@ -6,9 +6,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
-#include "cpu/registry.h"
+#include "cuda/arguments.h"
 #include "cuda/conv_launch.h"
+#include "op/op_string.h"
+#include "op/registry.h"
 
 namespace resnet_fused::cuda {
 namespace {
@@ -112,8 +113,8 @@ int64_t prepare(const Tensor& x, const Tensors& packed, const Tensors& scales,
   check(main > 0, op, ": packed must have a convolution beside the shortcut's, got ", count);
   check(adds || !has_shortcut, op, ": has_shortcut must be False where nothing is added, got True");
   check(has_shortcut || !joined, op, ": joined must be False without a shortcut, got True");
-  check(!pool || (count == 1 && !adds), op, ": pool must be False but for one convolution, got ",
-        count);
+  check(!pool || count == 1, op, ": pool must be False for ", count, " convolutions, got True");
+  check(!pool || !adds, op, ": pool must be False where something is added, got True");
   if (joined) {
     const size_t last = count - 1;
     const IntPair none{0, 0}, one{1, 1};
@@ -122,7 +123,7 @@ int64_t prepare(const Tensor& x, const Tensors& packed, const Tensors& scales,
           op,
           ": the shortcut must have padding 0, dilation 1, groups 1 and act \"none\" to be joined");
   }
-  check(x.is_cuda(), op, ": x must be on a CUDA device, got another device");
+  check_device(op, "x", x);
   const int device = x.get_device_index();
   const DeviceGuard guard(device);
   auto made = std::make_shared<Prepared>();
@@ -159,8 +160,7 @@ Tensor run_prepared(const Tensor& x, int64_t id) {
             x.scalar_type() == prepared->type && x.is_cuda() &&
             x.get_device_index() == prepared->device,
         kRun, ": x must have the shape, dtype and device that were prepared, got shape ",
-        shape_text(sizes), ", ", dtype_name(x.scalar_type()), " and ",
-        x.is_cuda() ? "cuda:" : "index ", x.get_device_index());
+        shape_text(sizes), ", ", dtype_name(x.scalar_type()), " and ", device_text(x));
   const DeviceGuard guard(prepared->device);
   return prepared->run(x);
 }

@@ -4,9 +4,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
 #include "cuda/conv_launch.h"
 #include "cuda/sm80/stem.h"
+#include "op/op_string.h"
 #ifndef RESNET_FUSED_WITHOUT_SM90
 #include "cuda/sm90/stem.h"
 #endif
@@ -34,22 +34,20 @@ Tensor conv_bn_act_pool(const Tensor& x, const Tensor& packed, const Tensor& sca
 std::string refusal(const Sizes& x, int64_t channels, const IntPair& kernel_size,
                     const IntPair& stride, const IntPair& padding) {
   check(x.size() == 4, "conv_bn_act_pool_refusal: x must be 4 sizes, got ", shape_text(x));
-  return sm80::stem_refuses(
-      problem_of<sm80::Problem>({x, channels, kernel_size, stride, padding, {1, 1}}));
+  return sm80::stem_refuses(problem_of({x, channels, kernel_size, stride, padding, {1, 1}}));
 }
 
 // Hopper's own kernel where it serves.
 std::string run(const Conv& conv, const sm80::StemOperands& o, const DeviceFacts& facts,
                 CUstream_st* stream) {
-  const auto p = problem_of<sm80::Problem>(conv.wanted.sizes);
+  const Problem p = problem_of(conv.wanted.sizes);
   const std::string refused = sm80::stem_refuses(p);
   if (!refused.empty()) return refused;
 #ifndef RESNET_FUSED_WITHOUT_SM90
   if (facts.major == 9 && facts.minor == 0) {
-    const auto hopper = problem_of<sm90::Problem>(conv.wanted.sizes);
-    if (sm90::stem_refuses(hopper).empty())
+    if (sm90::stem_refuses(p).empty())
       return sm90::launch_stem(
-          hopper,
+          p,
           {conv.wanted.type == sm80::Type::kBFloat16, o.relu, o.x, o.weight, o.scale, o.shift, o.y},
           sm90_device(facts), stream);
   }
@@ -62,9 +60,7 @@ std::string run(const Conv& conv, const sm80::StemOperands& o, const DeviceFacts
 Conv pooled_conv_of(const ConvArguments& a, const Sizes& out) {
   check(a.x.scalar_type() != ScalarType::Float, a.op,
         ": x must be bfloat16 or float16, got float32");
-  Sizes pooled = out;
-  for (int i = 2; i < 4; ++i) pooled[i] = (pooled[i] - 1) / 2 + 1;
-  return conv_of(a, pooled, "");
+  return conv_of(a, {out[0], out[1], pooled(out[2]), pooled(out[3])}, "");
 }
 
 Tensor launch_with_pool(const Conv& conv, const Tensor& x) {

@@ -4,12 +4,13 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/op_string.h"
+#include "cuda/arguments.h"
 #include "cuda/context.h"
 #include "cuda/conv_arguments.h"
 #include "cuda/conv_problem.h"
 #include "cuda/dense.h"
 #include "cuda/sm80/tail.h"
+#include "op/op_string.h"
 
 namespace resnet_fused::cuda {
 namespace {
@@ -49,8 +50,7 @@ Tensor bottleneck_tail(const Tensor& x, const Tensor& packed, const Tensor& scal
   const IntPair one{1, 1};
   Sizes sizes = check_arguments({kOp, x, packed, scale, shift, none, none, none, none, none,
                                  kernel_size, stride, padding, dilation, 1, act, one});
-  const ScalarType type = x.scalar_type();
-  check(type != ScalarType::Float, kOp, ": x must be bfloat16 or float16, got float32");
+  check(x.scalar_type() != ScalarType::Float, kOp, ": x must be bfloat16 or float16, got float32");
   check_last(x, last_packed, last_scale, last_shift, residual, last_act, sizes);
   const int device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -61,9 +61,9 @@ Tensor bottleneck_tail(const Tensor& x, const Tensor& packed, const Tensor& scal
     const Tensor factors = dense_vector(scale), terms = dense_vector(shift);
     const Tensor last_factors = dense_vector(last_scale), last_terms = dense_vector(last_shift);
     const MaybeTensor added = dense_image(residual);
-    const sm80::TailProblem p{problem_of<sm80::Problem>({sizes_of(image), scale.numel(),
-                                                         kernel_size, stride, padding, dilation}),
-                              int(std::min<int64_t>(last_scale.numel(), INT32_MAX))};
+    const sm80::TailProblem p{
+        problem_of({sizes_of(image), scale.numel(), kernel_size, stride, padding, dilation}),
+        int(std::min<int64_t>(last_scale.numel(), INT32_MAX))};
     const sm80::TailOperands operands{act == "relu",
                                       last_act == "relu",
                                       image.const_data_ptr(),
@@ -75,9 +75,8 @@ Tensor bottleneck_tail(const Tensor& x, const Tensor& packed, const Tensor& scal
                                       floats(last_terms),
                                       pointer(added),
                                       y.mutable_data_ptr()};
-    const std::string failed = sm80::launch_tail(
-        p, type == ScalarType::BFloat16 ? sm80::Type::kBFloat16 : sm80::Type::kFloat16, operands,
-        current_stream(device));
+    const std::string failed =
+        sm80::launch_tail(p, check_elements(kOp, "x", x), operands, current_stream(device));
     check(failed.empty(), kOp, ": ", failed);
   }
   return x.dim() == 4 ? y : torch::stable::squeeze(y, 0);
@@ -87,9 +86,8 @@ Tensor bottleneck_tail(const Tensor& x, const Tensor& packed, const Tensor& scal
 std::string refusal(const Sizes& x, int64_t between, int64_t channels, const IntPair& kernel_size,
                     const IntPair& stride, const IntPair& padding, const IntPair& dilation) {
   check(x.size() == 4, "bottleneck_tail_refusal: x must be 4 sizes, got ", shape_text(x));
-  return sm80::tail_refuses(
-      {problem_of<sm80::Problem>({x, between, kernel_size, stride, padding, dilation}),
-       int(std::min<int64_t>(channels, INT32_MAX))});
+  return sm80::tail_refuses({problem_of({x, between, kernel_size, stride, padding, dilation}),
+                             int(std::min<int64_t>(channels, INT32_MAX))});
 }
 
 }  // namespace

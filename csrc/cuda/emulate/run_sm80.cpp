@@ -131,7 +131,7 @@ emu::Result add_relu_of(const void* a, const void* b, void* y, int64_t count, in
   T* const out = room("y", emu::kWriteOnce);
   memcpy(left, a, sizeof(T) * count);
   memcpy(right, b, sizeof(T) * count);
-  const auto result = emu::launch(dim3(blocks), dim3(kAddThreads), 0, [&] {
+  const auto result = emu::launch(dim3(blocks), dim3(kPointwiseThreads), 0, [&] {
     add_relu_kernel<T>(left, right, out, count, shift * sizeof(T) % 16 == 0);
   });
   memcpy(y, out, sizeof(T) * count);

@@ -109,11 +109,11 @@ extern "C" double sm90_cost(const Problem* p, const Choice* choice, const Device
 extern "C" int sm90_parse(const char* name, Choice* choice) { return parse(name, choice); }
 
 // ---- which launches overlap: 1 the launch, 2 its weights besides ----
-static CapturedLaunches captured_launches;
+static CapturedLaunches tested_launches;  // of this library alone
 extern "C" int sm90_overlap(const StreamEnd* end, const Range* weights, const Range* shortcut) {
-  const Overlap allowed = captured_launches.allowed(*end, *weights, *shortcut);
+  const Overlap allowed = tested_launches.allowed(*end, *weights, *shortcut);
   return allowed.launch + 2 * allowed.weights;
 }
 extern "C" void sm90_launched(const StreamEnd* end, const Range* output) {
-  captured_launches.add(*end, *output);
+  tested_launches.add(*end, *output);
 }

@@ -32,7 +32,7 @@ extern "C" void stem90_run(Run* r) {
   const Problem& p = r->problem;
   r->error[0] = 0;
   const std::string why = stem_refuses(p);
-  if (!why.empty() || stem_shared_bytes(p, kStemTiles[r->tile]) > kStemMostShared) {
+  if (!why.empty() || stem_shared_bytes(p, kStemTiles[r->tile]) > kMostShared) {
     snprintf(r->error, sizeof r->error, "refused: %s", why.c_str());
     return;
   }

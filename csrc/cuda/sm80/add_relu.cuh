@@ -3,10 +3,9 @@
 #pragma once
 
 #include "cuda/sm80/config.cuh"
+#include "cuda/sm80/pointwise.h"
 
 namespace resnet_fused::sm80 {
-
-constexpr int kAddThreads = 256;
 
 template <typename T>
 RF_DEVICE T add_relu(T a, T b) {
@@ -15,11 +14,11 @@ RF_DEVICE T add_relu(T a, T b) {
 
 // aligned: all three are, to 16 bytes; else elements are loaded one by one.
 template <typename T>
-__global__ void __launch_bounds__(kAddThreads)
+__global__ void __launch_bounds__(kPointwiseThreads)
     add_relu_kernel(const T* a, const T* b, T* y, int64_t count, bool aligned) {
   constexpr int kElements = 16 / int(sizeof(T));
-  const int64_t thread = int64_t(blockIdx.x) * kAddThreads + threadIdx.x;
-  const int64_t step = int64_t(gridDim.x) * kAddThreads;
+  const int64_t thread = int64_t(blockIdx.x) * kPointwiseThreads + threadIdx.x;
+  const int64_t step = int64_t(gridDim.x) * kPointwiseThreads;
   const int64_t vectors = aligned ? count / kElements : 0;
   for (int64_t i = thread; i < vectors; i += step) {
     const Vector<T> left = reinterpret_cast<const Vector<T>*>(a)[i];

@@ -1,5 +1,7 @@
+#include <atomic>
+
+#include "cuda/launch_help.h"
 #include "cuda/sm80/head.h"
-#include "cuda/sm80/launch_help.h"
 #include "cuda/stream_end.h"
 
 namespace resnet_fused::sm80 {
@@ -53,7 +55,7 @@ std::string launch(const void* kernel, dim3 grid, int shared_bytes, void* operan
   config.numAttrs = has_wait(kernel) && may_overlap(stream);
   void* arguments[] = {operands};
   const cudaError_t code = cudaLaunchKernelExC(&config, kernel, arguments);
-  return code == cudaSuccess ? "" : error("launch", code);
+  return code == cudaSuccess ? "" : cuda::error("launch", code);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "cuda/sm80/launch_help.h"
+#include "cuda/launch_help.h"
 #include "cuda/sm80/scale_shift.h"
 
 namespace resnet_fused::sm80 {
@@ -12,7 +12,7 @@ std::string launch_scale_shift(Type type, ScaleShift p, const Device& device, CU
   void* arguments[] = {&p};
   const cudaError_t code = cudaLaunchKernel(kernel, dim3(pointwise_blocks(p.count, each, device)),
                                             dim3(kPointwiseThreads), arguments, 0, stream);
-  return code == cudaSuccess ? "" : error("launch", code);
+  return code == cudaSuccess ? "" : cuda::error("launch", code);
 }
 
 }  // namespace resnet_fused::sm80

@@ -1,4 +1,4 @@
-#include "cuda/sm80/launch_help.h"
+#include "cuda/launch_help.h"
 #include "cuda/sm80/stem.h"
 
 namespace resnet_fused::sm80 {
@@ -13,14 +13,13 @@ std::string launch_stem(const Problem& p, Type type, const StemOperands& o, cons
   const bool half = type == Type::kFloat16;
   const void* const kernel = half ? stem_float16(tile) : stem_bfloat16(tile);
   const StemGrid grid = stem_grid(p, kStemTiles[tile], device);
-  static SharedMemory memory[2][kStemTileCount];
-  if (cudaError_t code = memory[half][tile].allow(kernel, kMostStemShared))
-    return error("shared memory", code);
+  if (cudaError_t code = cuda::allow_shared(kernel, kMostStemShared))
+    return cuda::error("shared memory", code);
   StemParams params = stem_params(p, kStemTiles[tile], o);
   void* arguments[] = {&params};
   if (cudaError_t code = cudaLaunchKernel(kernel, dim3(grid.blocks, grid.channel_tiles),
                                           dim3(grid.threads), arguments, grid.shared_bytes, stream))
-    return error("launch", code);
+    return cuda::error("launch", code);
   return "";
 }
 

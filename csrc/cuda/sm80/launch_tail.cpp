@@ -1,4 +1,4 @@
-#include "cuda/sm80/launch_help.h"
+#include "cuda/launch_help.h"
 #include "cuda/sm80/tail.h"
 
 namespace resnet_fused::sm80 {
@@ -13,15 +13,14 @@ std::string launch_tail(const TailProblem& p, Type type, const TailOperands& o,
   const bool half = type == Type::kFloat16;
   const void* const kernel = half ? tail_float16(tile) : tail_bfloat16(tile);
   const int bytes = tail_shared_bytes(kTailTiles[tile].tile);
-  static SharedMemory memory[2][kTailTileCount];
-  if (cudaError_t code = memory[half][tile].allow(kernel, bytes))
-    return error("shared memory", code);
+  if (cudaError_t code = cuda::allow_shared(kernel, bytes))
+    return cuda::error("shared memory", code);
   TailParams params = tail_params(p, o);
   void* arguments[] = {&params};
   if (cudaError_t code =
           cudaLaunchKernel(kernel, dim3(tail_blocks(p)), dim3(threads(kTailTiles[tile].tile)),
                            arguments, bytes, stream))
-    return error("launch", code);
+    return cuda::error("launch", code);
   return "";
 }
 

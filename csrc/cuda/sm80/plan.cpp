@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <sstream>
 
+#include "check.h"
 #include "cuda/remembered.h"
 #include "cuda/split_sum.h"
 
@@ -12,14 +12,6 @@ namespace {
 
 constexpr int64_t kMostElements = 2147483647;
 constexpr int kMostSplits = 64;
-constexpr const char* kFar = "its taps reach further than indices of 31 bits do";
-
-template <typename... Parts>
-std::string sentence(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  return text.str();
-}
 
 // Whether every group's channels are whole 16-byte chunks.
 bool in_chunks(const Problem& p, Type type) {
@@ -31,7 +23,7 @@ Schedule schedule(const Problem& p, Type type, const Choice& choice) {
   return schedule_of(p, kTiles[choice.tile].tile, element_bytes(type), choice.splits);
 }
 
-// Clocks. None of these was measured on a GPU. Products of one multiprocessor a clock: what
+// Clocks of Ampere, fitted to no measurement. Products of one multiprocessor a clock: what
 // mma.sync and FMA units are documented to do on sm_80.
 double macs_per_clock(Type type) {
   return type < Type::kTf32 ? 1024 : type == Type::kTf32 ? 512 : 64;

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/sm80/problem.h"
+#include "cuda/sm80/tiles.h"
 
 namespace resnet_fused::sm80 {
 
@@ -28,13 +28,15 @@ struct Device {
 
 // Empty where the kernel serves this convolution, else one sentence.
 std::string refuses(const Problem& p);
+constexpr const char* kFar = "its taps reach further than indices of 31 bits do";
 // Empty where this choice serves it.
 std::string refuses(const Problem& p, Type type, const Choice& choice);
 Choice choose(const Problem& p, Type type, const Device& device);
 // What is worth measuring: every tile that serves, with its best number of splits, the least cost
 // first.
 std::vector<Choice> ranked(const Problem& p, Type type, const Device& device);
-// Modelled, never measured: clocks of the busiest multiprocessor. Only comparisons mean something.
+// Modelled clocks of the busiest multiprocessor, by what plan.cpp assumes of Ampere. Only
+// comparisons mean something.
 double cost(const Problem& p, Type type, const Choice& choice, const Device& device);
 
 // "sm80 64x64 split 4", and back; false where the text names none.

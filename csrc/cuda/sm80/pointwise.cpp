@@ -1,4 +1,6 @@
-// How pointwise kernels cut their work; host only, without the CUDA runtime.
+// Host only, without the CUDA runtime.
+#include "cuda/sm80/pointwise.h"
+
 #include <algorithm>
 
 #include "cuda/sm80/scale_shift.h"

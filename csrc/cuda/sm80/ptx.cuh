@@ -1,7 +1,7 @@
 // The instructions that the sm_80 kernel uses: real ones under nvcc, emulated ones under g++.
 #pragma once
 
-#include "cuda/sm80/problem.h"
+#include "cuda/sm80/tiles.h"
 
 #if defined(RESNET_FUSED_EMULATE)
 #include "cuda/emulate/sm80.h"

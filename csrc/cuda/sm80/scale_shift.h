@@ -2,7 +2,7 @@
 // kernels do not compute.
 #pragma once
 
-#include "cuda/sm80/plan.h"
+#include "cuda/sm80/pointwise.h"
 
 struct CUstream_st;
 
@@ -20,9 +20,6 @@ struct ScaleShift {
 
 // Whether rows of `channels` elements are whole vectors, and the pointers are aligned.
 bool in_vectors(const ScaleShift& p, Type type);
-// Blocks of kPointwiseThreads that fill the device, or fewer.
-constexpr int kPointwiseThreads = 256;
-int pointwise_blocks(int64_t count, int elements_each, const Device& device);
 
 // On the current device. Empty, or why the kernel did not start. Safe in CUDA graph capture.
 std::string launch_scale_shift(Type type, ScaleShift p, const Device& device, CUstream_st* stream);

@@ -78,7 +78,7 @@ struct StemOperands {
 // ---- stem.cpp: host only, the same on a machine without a GPU ----
 // Empty where the kernel serves this convolution with the pool behind it, else one sentence.
 std::string stem_refuses(const Problem& p);
-// The tile, a number of kStemTiles. Modelled, never measured.
+// The tile, a number of kStemTiles, by a model of Ampere.
 int choose_stem(const Problem& p, const Device& device);
 // Bytes of shared memory; more than int holds for the absurd.
 int64_t stem_shared_bytes(const Problem& p, const StemTile& tile);

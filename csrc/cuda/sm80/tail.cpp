@@ -1,7 +1,7 @@
 // What the tail's kernel serves, and what it is called with; without the CUDA runtime.
 #include "cuda/sm80/tail.h"
 
-#include <sstream>
+#include "check.h"
 
 namespace resnet_fused::sm80 {
 namespace {
@@ -27,16 +27,14 @@ std::string tail_refuses(const TailProblem& p) {
   std::string why = refuses(p.first);
   if (why.empty()) why = refuses(last_of(p));
   if (!why.empty()) return why;
-  std::ostringstream text;
   for (const int channels : {p.first.c, p.first.k, p.k})
-    if (channels % 8) {
-      text << "its kernel for two convolutions needs channels in multiples of 8, got " << channels;
-      return text.str();
-    }
+    if (channels % 8)
+      return sentence("its kernel for two convolutions needs channels in multiples of 8, got ",
+                      channels);
   if (p.first.k > kMostBetween)
-    text << "its kernel for two convolutions has at most " << kMostBetween
-         << " channels between them, got " << p.first.k;
-  return text.str();
+    return sentence("its kernel for two convolutions has at most ", kMostBetween,
+                    " channels between them, got ", p.first.k);
+  return "";
 }
 
 int tail_tile(const TailProblem& p) {

@@ -1,7 +1,7 @@
 #include "cuda/sm90/cluster.h"
 
+#include "cuda/launch_help.h"
 #include "cuda/sm90/kernels.h"
-#include "cuda/sm90/launch_help.h"
 #include "cuda/sm90/tiles.h"
 
 namespace resnet_fused::sm90 {
@@ -27,7 +27,7 @@ int largest_cluster() {
   static_assert(kTile >= 0);
   constexpr Tile kT = kTiles[kTile].tile;
   const void* const kernel = kernel_bfloat16(kTile, false, true);
-  if (allow_shared(kernel, shared_bytes(kT))) {
+  if (cuda::allow_shared(kernel, shared_bytes(kT))) {
     cudaGetLastError();
     return kWhole;
   }

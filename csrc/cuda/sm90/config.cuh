@@ -40,7 +40,7 @@ struct Config {
   static_assert(kPlaces % 1024 == 0 && kPlaceBytes % 1024 == 0, "and swizzle atoms");
   static_assert(!kStaged || !splits_reduction(kT), "a cluster's block has one tile");
   static_assert(kStages >= 2, "a stage is released one step late");
-  static_assert(1024 + kBarriers + 16 * kStages + 32 <= kSharedBytes && kSharedBytes <= 232448,
+  static_assert(1024 + kBarriers + 16 * kStages + 32 <= kSharedBytes && kSharedBytes <= kMostShared,
                 "shared memory");
 };
 

@@ -18,6 +18,7 @@
 #pragma once
 
 #include "cuda/sm90/epilogue.cuh"
+#include "cuda/sm90/operand.h"
 #include "cuda/sm90/ring.h"
 #include "cuda/sm90/split_k.cuh"
 #include "cuda/sm90/staged_store.cuh"

@@ -7,6 +7,7 @@
 // same way, backwards.
 #pragma once
 
+#include "cuda/sm90/operand.h"
 #include "cuda/sm90/quad_transpose.cuh"
 #include "cuda/sm90/shortcut.cuh"
 

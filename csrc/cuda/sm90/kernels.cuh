@@ -22,27 +22,19 @@ const void* kernel_of(int tile, bool shortcut, bool split) {
   }
 }
 
-template <typename T, int kN>
-const void* tap_shift_kernel_of(bool shared, bool shortcut) {
-  if (shared)
-    return shortcut ? reinterpret_cast<const void*>(&tap_shift_kernel<T, kN, true, true>)
-                    : reinterpret_cast<const void*>(&tap_shift_kernel<T, kN, true, false>);
-  return shortcut ? reinterpret_cast<const void*>(&tap_shift_kernel<T, kN, false, true>)
-                  : reinterpret_cast<const void*>(&tap_shift_kernel<T, kN, false, false>);
-}
-template <typename T>
+template <typename T, int kIndex = 0>
 const void* tap_shift_kernel_of(int n, bool shared, bool shortcut) {
-  switch (n) {
-    case 208:
-      return tap_shift_kernel_of<T, 208>(shared, shortcut);
-    case 216:
-      return tap_shift_kernel_of<T, 216>(shared, shortcut);
-    case 232:
-      return tap_shift_kernel_of<T, 232>(shared, shortcut);
-    case 256:
-      return tap_shift_kernel_of<T, 256>(shared, shortcut);
+  if constexpr (kIndex < kTapShiftNCount) {
+    constexpr int kN = kTapShiftN[kIndex];
+    if (n != kN) return tap_shift_kernel_of<T, kIndex + 1>(n, shared, shortcut);
+    if (shared)
+      return shortcut ? reinterpret_cast<const void*>(&tap_shift_kernel<T, kN, true, true>)
+                      : reinterpret_cast<const void*>(&tap_shift_kernel<T, kN, true, false>);
+    return shortcut ? reinterpret_cast<const void*>(&tap_shift_kernel<T, kN, false, true>)
+                    : reinterpret_cast<const void*>(&tap_shift_kernel<T, kN, false, false>);
+  } else {
+    return nullptr;
   }
-  return nullptr;
 }
 
 }  // namespace resnet_fused::sm90

@@ -1,7 +1,8 @@
 #include "cuda/sm90/launch.h"
 
+#include "cuda/launch_help.h"
 #include "cuda/sm90/kernels.h"
-#include "cuda/sm90/launch_help.h"
+#include "cuda/sm90/overlap.h"
 #include "cuda/sm90/tap_shift.h"
 
 namespace resnet_fused::sm90 {
@@ -36,7 +37,7 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
     start.kernel = o.bfloat16 ? tap_shift_bfloat16(g.n, shared, shortcut)
                               : tap_shift_float16(g.n, shared, shortcut);
     // A kernel serves maps of several sizes: all that a block may have is asked for.
-    start = {start.kernel, &windows, 384, tap_shift_shared_bytes(g, shared), 232448};
+    start = {start.kernel, &windows, 384, tap_shift_shared_bytes(g, shared), kMostShared};
   } else {
     if (const char* refused = fill(&tiled, p, choice, o)) return refused;
     tiled.early_weights = allowed.weights;
@@ -46,8 +47,8 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
                               : kernel_float16(choice.tile, shortcut, split);
     start = {start.kernel, &tiled, 128 * (1 + t.consumers), shared_bytes(t), shared_bytes(t)};
   }
-  if (cudaError_t code = allow_shared(start.kernel, start.allowed))
-    return error("shared memory", code);
+  if (cudaError_t code = cuda::allow_shared(start.kernel, start.allowed))
+    return cuda::error("shared memory", code);
 
   cudaLaunchAttribute attributes[2] = {};
   int count = 0;
@@ -67,7 +68,7 @@ std::string launch(const Problem& p, const Choice& choice, const Operands& o, co
   config.attrs = attributes;
   config.numAttrs = count;
   if (cudaError_t code = cudaLaunchKernelExC(&config, start.kernel, &start.params))
-    return error("launch", code);
+    return cuda::error("launch", code);
   if (!before.runs) captured.add(cuda::end_of(stream), range_of(o.y, 2 * pixels * p.k));
   return "";
 }

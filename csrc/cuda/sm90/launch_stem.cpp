@@ -1,4 +1,5 @@
-#include "cuda/sm90/launch_help.h"
+#include "cuda/launch_help.h"
+#include "cuda/sm90/overlap.h"
 #include "cuda/sm90/stem.h"
 
 namespace resnet_fused::sm90 {
@@ -9,7 +10,8 @@ std::string launch_stem(const Problem& p, const StemOperands& o, const Device& d
   if (!why.empty()) return why;
   const StemChoice choice = choose_stem(p, device);
   const void* const kernel = o.bfloat16 ? stem_bfloat16(choice.tile) : stem_float16(choice.tile);
-  if (cudaError_t code = allow_shared(kernel, kStemMostShared)) return error("shared memory", code);
+  if (cudaError_t code = cuda::allow_shared(kernel, kMostShared))
+    return cuda::error("shared memory", code);
   const StemGrid grid = stem_grid(p, choice, device);
   StemParams params = stem_params(p, choice, o);
 
@@ -28,7 +30,7 @@ std::string launch_stem(const Problem& p, const StemOperands& o, const Device& d
   config.numAttrs = captured_launches().allowed(before, none, none).launch;
   void* arguments[] = {&params};
   if (cudaError_t code = cudaLaunchKernelExC(&config, kernel, arguments))
-    return error("launch", code);
+    return cuda::error("launch", code);
   const int64_t outputs = int64_t(p.n) * params.pool_h * params.pool_w * p.k;
   if (!before.runs) captured_launches().add(cuda::end_of(stream), range_of(o.y, 2 * outputs));
   return "";

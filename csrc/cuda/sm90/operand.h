@@ -10,11 +10,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define RF_HD __host__ __device__ __forceinline__
-#else
-#define RF_HD inline
-#endif
+#include "cuda/host_device.h"
 
 namespace resnet_fused::sm90 {
 

@@ -23,6 +23,10 @@ namespace resnet_fused::sm90 {
 struct Range {  // of addresses
   uintptr_t begin, end;
 };
+inline Range range_of(const void* at, int64_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(at);
+  return {begin, begin + bytes};
+}
 inline bool apart(const Range& a, const Range& b) { return a.end <= b.begin || b.end <= a.begin; }
 
 using cuda::StreamEnd;
@@ -63,5 +67,11 @@ class CapturedLaunches {
   std::mutex mutex_;
   Launch launches_[kSlots] = {};
 };
+
+// Of all kernels of this folder.
+inline CapturedLaunches& captured_launches() {
+  static CapturedLaunches captured;
+  return captured;
+}
 
 }  // namespace resnet_fused::sm90

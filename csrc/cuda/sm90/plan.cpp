@@ -3,20 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <sstream>
 
+#include "check.h"
 #include "cuda/remembered.h"
 #include "cuda/sm90/tap_shift.h"
 
 namespace resnet_fused::sm90 {
 namespace {
-
-template <typename... Parts>
-std::string sentence(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  return text.str();
-}
 
 // Fitted to what an H100 (SXM) took for the convolutions of ResNet-18 and 50 in bfloat16 at batch 1
 // to 128 (tests/sm90_times.txt): the ratios to measured times without a residual have a standard
@@ -48,6 +41,7 @@ int slots(const Tile& t, const Device& d) { return d.multiprocessors * (t.consum
 }  // namespace
 
 std::string refuses(const Problem& p) {
+  if (p.groups != 1) return "its kernel has no groups";
   if (p.n < 1 || p.h < 1 || p.w < 1 || p.c < 1 || p.k < 1) return "the tensor is empty";
   if (p.c % 8 || p.shortcut_c % 8)
     return sentence("TMA needs input channels in multiples of 8, not ",

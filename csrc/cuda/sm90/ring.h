@@ -6,7 +6,9 @@
 // them in order.
 #pragma once
 
-#include "cuda/sm90/operand.h"
+#include <cstdint>
+
+#include "cuda/host_device.h"
 
 namespace resnet_fused::sm90 {
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/sm90/config.cuh"
+#include "cuda/sm90/operand.h"
 // After it.
 #include "cuda/joint_scale.cuh"
 

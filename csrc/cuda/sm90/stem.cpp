@@ -3,15 +3,16 @@
 #include "cuda/sm90/stem.h"
 
 #include <algorithm>
-#include <sstream>
+
+#include "check.h"
 
 namespace resnet_fused::sm90 {
 namespace {
 
 constexpr int kSharedOfSm = 228 << 10, kSharedOfRuntime = 1 << 10;  // documented; of each block
 
-int pooled(int size) { return (size - 1) / 2 + 1; }
-int64_t up_to(int64_t size, int64_t of) { return (size + of - 1) / of * of; }
+using cuda::pooled;
+using cuda::up_to;
 
 struct Sizes {
   int64_t chunks, positions, raw_pitch, ring_pitch, ring_rows, raw, ring, bytes;
@@ -68,22 +69,19 @@ int64_t stem_shared_bytes(const Problem& p, const StemTile& tile) {
 }
 
 std::string stem_refuses(const Problem& p) {
-  std::ostringstream text;
-  if (p.c > 4) {
-    text << "the stem's kernel expands pixels to 4 channels, got " << p.c;
-  } else if (p.stride_w != 2) {
-    text << "the stem's kernel needs columns of stride 2, got " << p.stride_w;
-  } else if (p.dilation_h != 1 || p.dilation_w != 1 || p.shortcut_c) {
-    text << "the stem's kernel has no dilation or shortcut";
-  } else if (p.k % 8 || p.k > 65535 * kStemChannels) {
-    text << "the stem's kernel has channels in multiples of 8, at most " << 65535 * kStemChannels
-         << ", got " << p.k;
-  } else if (p.r > 1024 || p.s > 1024 || p.stride_h > 1024 ||
-             stem_shared_bytes(p, kStemTiles[kStemTileCount - 1]) > kStemMostShared) {
-    text << "the stem's kernel would need more than " << kStemMostShared
-         << " bytes of shared memory";
-  }
-  return text.str();
+  if (p.c > 4) return sentence("the stem's kernel expands pixels to 4 channels, got ", p.c);
+  if (p.stride_w != 2)
+    return sentence("the stem's kernel needs columns of stride 2, got ", p.stride_w);
+  if (p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1 || p.shortcut_c)
+    return "the stem's kernel has no groups, dilation or shortcut";
+  if (p.k % 8 || p.k > 65535 * kStemChannels)
+    return sentence("the stem's kernel has channels in multiples of 8, at most ",
+                    65535 * kStemChannels, ", got ", p.k);
+  if (p.r > 1024 || p.s > 1024 || p.stride_h > 1024 ||
+      stem_shared_bytes(p, kStemTiles[kStemTileCount - 1]) > kMostShared)
+    return sentence("the stem's kernel would need more than ", kMostShared,
+                    " bytes of shared memory");
+  return "";
 }
 
 StemChoice choose_stem(const Problem& p, const Device& device) {
@@ -91,7 +89,7 @@ StemChoice choose_stem(const Problem& p, const Device& device) {
   StemChoice best{kStemTileCount - 1, pool_h};
   double least = clocks(p, best, device);
   for (int tile = 0; tile < kStemTileCount; ++tile) {
-    if (stem_shared_bytes(p, kStemTiles[tile]) > kStemMostShared) continue;
+    if (stem_shared_bytes(p, kStemTiles[tile]) > kMostShared) continue;
     // Only heights that cut the image into even bands.
     for (int rows = pool_h; rows > 0;
          rows = rows > 1 ? ceil_div(pool_h, ceil_div(pool_h, rows - 1)) : 0) {
@@ -106,7 +104,7 @@ StemParams stem_params(const Problem& p, const StemChoice& choice, const StemOpe
   const StemTile& tile = kStemTiles[choice.tile];
   const Sizes s = sizes_of(p, tile);
   StemParams k{};
-  k.problem = p;
+  k.problem = {p.n, p.h, p.w, p.c, p.k, p.r, p.s, p.stride_h, p.stride_w, p.pad_h, p.pad_w};
   k.layout = {int(s.chunks), int(s.positions),  int(s.raw),      int(s.raw_pitch),
               int(s.ring),   int(s.ring_pitch), int(s.ring_rows)};
   k.out_h = out_h(p);

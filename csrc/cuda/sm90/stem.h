@@ -29,7 +29,6 @@ struct CUstream_st;
 namespace resnet_fused::sm90 {
 
 constexpr int kStemChannels = 64, kStemThreads = 128, kStemPixelBytes = 8;
-constexpr int kStemMostShared = 227 << 10;
 // Outputs of the convolution that are computed at a time, and blocks that share a multiprocessor.
 struct StemTile {
   int columns, blocks_per_sm;
@@ -55,12 +54,17 @@ struct StemLayout {
   int ring, ring_pitch, ring_rows;
 };
 
+// The problem without what stem_refuses demands to be 1, or not there.
+struct StemProblem {
+  int n, h, w, c, k, r, s;
+  int stride_h, stride_w, pad_h, pad_w;
+};
 struct StemParams {
-  Problem problem;
+  StemProblem problem;
+  bool relu, masks;  // masks: there are taps behind the window
   StemLayout layout;
   int out_h, out_w, pool_h, pool_w;
   int rows, bands, tiles_of_w, items;  // of an image; all items
-  bool relu, masks;                    // masks: there are taps behind the window
   const void *x, *weight;              // [n][h][w][c], [k][r][s][c], at multiples of 16 bytes
   const float *scale, *shift;          // [k]
   void* y;                             // [n][pool_h][pool_w][k], at a multiple of 16 bytes

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kStemThreads, kStemTiles[kTile].blocks_per_sm)
   RF_DYNAMIC_SHARED(shared);
   const int thread = int(threadIdx.x), warp = thread >> 5, lane = thread & 31;
   const int channel = int(blockIdx.y) * kStemChannels;
-  const Problem& q = p.problem;
+  const StemProblem& q = p.problem;
   const StemLayout& l = p.layout;
   uint8_t *const weights = shared, *const raw = shared + l.raw, *const ring = shared + l.ring;
 

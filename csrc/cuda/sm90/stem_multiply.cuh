@@ -2,6 +2,7 @@
 // channels and `kN` outputs.
 #pragma once
 
+#include "cuda/sm90/operand.h"
 #include "cuda/sm90/stem_rows.cuh"
 #include "cuda/sm90/wgmma.cuh"
 

@@ -20,7 +20,7 @@ struct StemRows {
 };
 // What a pooled row adds to those before it in the band.
 RF_DEVICE StemRows stem_rows(const StemParams& p, const StemBand& band, int row) {
-  const Problem& q = p.problem;
+  const StemProblem& q = p.problem;
   const int end = (2 * row + 1) * q.stride_h - q.pad_h + q.r;
   const int first = row > 0 ? 2 * row - 1 : 0;  // row of the convolution
   const int begin = row == band.row ? first * q.stride_h - q.pad_h : end - 2 * q.stride_h;
@@ -33,7 +33,7 @@ struct StemSpan {
   int first, pixels;  // first: counted from that of StemRows
 };
 RF_DEVICE StemSpan stem_span(const StemParams& p, const StemRows& rows, int row) {
-  const Problem& q = p.problem;
+  const StemProblem& q = p.problem;
   const int first = rows.pixel < 0 ? 0 : rows.pixel;
   const int end = rows.pixel + 2 * p.layout.positions;
   const bool in = row >= 0 && row < q.h;
@@ -45,7 +45,7 @@ RF_DEVICE StemSpan stem_span(const StemParams& p, const StemRows& rows, int row)
 // As they are, from the multiple of 16 bytes before them. One group of copies.
 RF_DEVICE void fetch_rows(const StemParams& p, uint8_t* raw, const StemRows& rows, int warp,
                           int lane) {
-  const Problem& q = p.problem;
+  const StemProblem& q = p.problem;
   const int64_t size = int64_t(2) * q.n * q.h * q.w * q.c;
   for (int i = warp; i < rows.count; i += 4) {
     const StemSpan span = stem_span(p, rows, rows.row + i);
@@ -67,7 +67,7 @@ RF_DEVICE void fetch_rows(const StemParams& p, uint8_t* raw, const StemRows& row
 template <typename T>
 RF_DEVICE bool expand_rows(const StemParams& p, const uint8_t* raw, uint8_t* ring,
                            const StemRows& rows, int slot, int warp, int lane) {
-  const Problem& q = p.problem;
+  const StemProblem& q = p.problem;
   const StemLayout& l = p.layout;
   uint32_t carries = 0;
   for (int i = warp; i < rows.count; i += 4) {
@@ -98,7 +98,7 @@ RF_DEVICE bool expand_rows(const StemParams& p, const uint8_t* raw, uint8_t* rin
 
 // This block's channels as they are in memory. One group of copies.
 RF_DEVICE void fetch_weights(const StemParams& p, uint8_t* staged, int channel, int thread) {
-  const Problem& q = p.problem;
+  const StemProblem& q = p.problem;
   const int channels = q.k - channel < kStemChannels ? q.k - channel : kStemChannels;
   const int size = q.r * q.s * q.c;  // of a channel; channels come in multiples of 8
   const uint8_t* const from = static_cast<const uint8_t*>(p.weight) + int64_t(2) * channel * size;
@@ -109,7 +109,7 @@ RF_DEVICE void fetch_weights(const StemParams& p, uint8_t* staged, int channel, 
 // [r][chunks][64][2 taps][4 channels], zeros for what is not there.
 RF_DEVICE void expand_weights(const StemParams& p, const uint8_t* staged, uint8_t* weights,
                               int channel, int thread) {
-  const Problem& q = p.problem;
+  const StemProblem& q = p.problem;
   const int chunks = p.layout.chunks, k = thread % kStemChannels;
   const uint16_t* const from = reinterpret_cast<const uint16_t*>(staged) + k * q.r * q.s * q.c;
 #pragma unroll 4

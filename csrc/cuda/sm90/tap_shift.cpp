@@ -25,7 +25,7 @@ MapFields window_fields(const void* x, bool bfloat16, int n, int h, int w, int c
 bool fits(const Problem& p, const Window& g) {
   const int stride = p.shortcut_c ? 2 : 1;
   return g.box_h * stride <= 256 && g.images <= 256 &&
-         tap_shift_shared_bytes(g, p.k > 64) <= 232448;
+         tap_shift_shared_bytes(g, p.k > 64) <= kMostShared;
 }
 
 }  // namespace
@@ -51,7 +51,7 @@ Window tap_shift_window(const Problem& p) {
     const Window g = window_of(p, rows, images, n);
     if (used > most + 1e-9 && fits(p, g)) best = g, most = used;
   };
-  for (int n : {208, 216, 232, 256}) {
+  for (int n : kTapShiftN) {
     for (int rows = 1; rows <= p.h && positions_needed(p, rows, 1) <= n; ++rows)
       offer(rows, 1, n, double(p.h) / ceil_div(p.h, rows) * p.w / n);
     for (int images = 2; images <= p.n && positions_needed(p, p.h, images) <= n; ++images)

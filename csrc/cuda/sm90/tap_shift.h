@@ -24,8 +24,13 @@
 
 namespace resnet_fused::sm90 {
 
+// Positions that a tile may compute, wgmma's N: kernels are compiled for each, windows chosen among
+// them.
+constexpr int kTapShiftN[] = {208, 216, 232, 256};
+constexpr int kTapShiftNCount = sizeof(kTapShiftN) / sizeof(kTapShiftN[0]);
+
 struct Window {
-  int n;  // positions that a tile computes: wgmma's N
+  int n;  // of kTapShiftN
   int pitch, rows, images, image_pitch;
   int box_w, box_h, box_positions;
   int bytes;                    // of a stage, zeros behind the window included

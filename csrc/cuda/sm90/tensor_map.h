@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/sm90/problem.h"
+#include "cuda/sm90/schedule.h"
 
 #ifndef RESNET_FUSED_EMULATE
 #include <cuda.h>

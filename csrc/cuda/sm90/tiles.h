@@ -5,7 +5,7 @@
 // convolution of ResNet-18 or 50, but p128x256 and p128x64.
 #pragma once
 
-#include "cuda/sm90/problem.h"
+#include "cuda/sm90/schedule.h"
 
 namespace resnet_fused::sm90 {
 
@@ -29,6 +29,7 @@ constexpr NamedTile kTiles[] = {
 };
 constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);
 
+constexpr int kMostShared = 227 << 10;  // bytes, of a block; documented for 9.0
 // Room to align the stages, the stages, outputs on their way, and barriers: two for each stage, and
 // for each warpgroup one for its turn and one for its residual.
 RF_HD constexpr int shared_bytes(const Tile& t) {

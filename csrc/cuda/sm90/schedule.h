@@ -1,7 +1,4 @@
-// One convolution for the sm_90a kernel, and the order in which its reduction and tiles are walked.
-//
-//   y[n][p][q][k] = act(scale[k] * sum over r, s, c of x[n][h][w][c] * weight[k][r][s][c] + ...)
-//   h = p * stride_h - pad_h + r * dilation_h,  w = q * stride_w - pad_w + s * dilation_w
+// Tiles of the sm_90a kernel, and the order in which they and a convolution's reduction are walked.
 //
 // As a matrix product: rows (or columns) are the N * P * Q output pixels, columns (or rows) the K
 // channels. The reduction goes tap by tap, a tap in chunks of `chunk` channels; a 1 x 1 shortcut
@@ -10,24 +7,12 @@
 
 #include <cstdint>
 
-#include "cuda/sm90/operand.h"
+#include "cuda/problem.h"
 
 namespace resnet_fused::sm90 {
 
-// NHWC activations, [K][R][S][C] weights. shortcut_c == 0: none; else x2[N][H2][W2][C2] with
-// weights [K][C2], 1 x 1, without padding.
-struct Problem {
-  int n, h, w, c, k, r, s;
-  int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int shortcut_c, shortcut_h, shortcut_w, shortcut_stride_h, shortcut_stride_w;
-};
-RF_HD int out_h(const Problem& p) {
-  return (p.h + 2 * p.pad_h - p.dilation_h * (p.r - 1) - 1) / p.stride_h + 1;
-}
-RF_HD int out_w(const Problem& p) {
-  return (p.w + 2 * p.pad_w - p.dilation_w * (p.s - 1) - 1) / p.stride_w + 1;
-}
-RF_HD int ceil_div(int a, int b) { return (a + b - 1) / b; }
+using cuda::ceil_div;
+using cuda::Problem;
 
 // channels_on_m: which side of wgmma the output channels take. M comes in 64s, so C = 64 layers put
 // channels there and 256 pixels on N: then 64 + 256 rows are read from shared memory for

@@ -1,40 +1,16 @@
-// One convolution for the sm_80 kernel, the tiles that are compiled, and how a grid covers it.
-//
-//   y[n][p][q][k] = act(scale[k] * sum over r, s, c of x[n][h][w][c] * weight[k][r][s][c] + ...)
-//   h = p * stride_h - pad_h + r * dilation_h,  w = q * stride_w - pad_w + s * dilation_w
+// The tiles of the sm_80 kernel that are compiled, and how a grid of them covers a convolution.
 //
 // As a matrix product: rows are the N * P * Q output pixels, columns the K channels of one group,
 // and the reduction is the flattened (r, s, c), which is how both operands lie in memory. A 1 x 1
 // shortcut of another tensor follows as further steps of the same sum.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define RF_HD __host__ __device__ __forceinline__
-#else
-#define RF_HD inline
-#endif
+#include "cuda/problem.h"
 
 namespace resnet_fused::sm80 {
 
-// NHWC activations, [K][R][S][C / groups] weights. shortcut_c == 0: none; else a second tensor
-// [N][shortcut_h][shortcut_w][shortcut_c] with weights [K][shortcut_c], 1 x 1, without padding.
-struct Problem {
-  int n, h, w, c, k, r, s, groups;
-  int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int shortcut_c, shortcut_h, shortcut_w, shortcut_stride_h, shortcut_stride_w;
-};
-RF_HD int out_h(const Problem& p) {
-  return (p.h + 2 * p.pad_h - p.dilation_h * (p.r - 1) - 1) / p.stride_h + 1;
-}
-RF_HD int out_w(const Problem& p) {
-  return (p.w + 2 * p.pad_w - p.dilation_w * (p.s - 1) - 1) / p.stride_w + 1;
-}
-RF_HD int pixels(const Problem& p) { return p.n * out_h(p) * out_w(p); }
-RF_HD int group_in(const Problem& p) { return p.c / p.groups; }
-RF_HD int group_out(const Problem& p) { return p.k / p.groups; }
-RF_HD constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+using cuda::ceil_div;
+using cuda::Problem;
 
 // How two elements are multiplied. kTensor: float16 or bfloat16 on tensor cores; kTf32: float32
 // rounded to 11 bits on tensor cores; kFloat32: float32 as it is, by the ordinary FMA units.
@@ -60,8 +36,10 @@ struct NamedTile {
   Tile tile;
   int blocks_per_sm;  // that registers and shared memory must leave room for
 };
-// Sizes that the prototype's registers and instruction counts allowed; none has been timed.
-// 128 x 128 with chunks of 128 bytes is left out: it spills on sm_100.
+// Sizes that the prototype's registers and instruction counts allowed, for Ampere. On an H100 all
+// but any64x64 were timed on ResNet's convolutions in bfloat16
+// (benchmarks/results/gpu_h100_layers.json): each was the fastest of them for some, and one of
+// sm90's faster for all. 128 x 128 with chunks of 128 bytes is left out: it spills on sm_100.
 constexpr NamedTile kTiles[] = {
     {"128x128", {128, 128, 4, 2, 4, 4}, 2},
     {"128x64", {128, 64, 4, 2, 2, 4}, 2},
