@@ -1,4 +1,4 @@
-"""When something was measured; without torch, for programs that must run where it does not."""
+"""When something was measured, as records have it."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import datetime
 
 
 def now() -> str:
-    """In UTC, as records have it."""
+    """In UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
