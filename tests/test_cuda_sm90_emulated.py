@@ -181,6 +181,8 @@ WINDOWS = [  # rows, images, positions
     (Conv(3, 13, 11, 64, 72, residual=True), (9, 1, 216)),
     (Conv(3, 13, 11, 64, 72), (9, 1, 208)),
     (Conv(3, 13, 11, 64, 64, residual=True), (9, 1, 232)),
+    (Conv(2, 13, 11, 64, 64, shortcut=64), (9, 1, 216)),
+    (Conv(2, 13, 11, 64, 72, residual=True), (9, 1, 232)),
     (Conv(3, 13, 11, 128, 72, shortcut=64), (9, 1, 216)),
     (Conv(5, 7, 7, 64, 136, shortcut=128), (7, 4, 256)),
     (Conv(2, 12, 12, 64, 64, dilation=2, relu=False), (6, 1, 232)),
