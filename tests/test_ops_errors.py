@@ -209,7 +209,7 @@ CONV_TYPES = [
     ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
     ({"stride": 1.5}, TypeError, f"stride must be {PAIR}, got float"),
     ({"stride": True}, TypeError, f"stride must be {PAIR}, got bool"),
-    ({"stride": (1, 2.0)}, TypeError, f"stride must be {PAIR}, got tuple"),
+    ({"stride": (1, 2.0)}, TypeError, f"stride must be {PAIR}, got (1, 2.0)"),
     ({"padding": -1}, ValueError, "padding must be at least 0, got -1"),
     ({"padding": "same"}, TypeError, f"padding must be {PAIR}, got str"),
     ({"padding": None}, TypeError, f"padding must be {PAIR}, got NoneType"),
