@@ -101,7 +101,12 @@ class FusedModule(Wrapper):
         return packing.out_size(type(self).__name__, unit.conv, size)
 
     def _run_original(self, x: Tensor) -> Tensor:
-        return self.original()(x)
+        original = self.original()
+        patched = original.__dict__.get("forward")
+        if patched is not None and patched is self.__dict__.get("forward"):
+            # unfuse took it along, and it calls this module's own.
+            return type(original).forward(original, x)
+        return original(x)
 
     def _refuse_edited(self) -> None:
         """Raises NoMatch where edits since fusing left tensors that do not belong together."""
@@ -171,7 +176,7 @@ class FusedModule(Wrapper):
     def _check_input(self, x: Any) -> None:
         op, conv = type(self).__name__, self._units[0].conv
         check.image(op, "x", x)
-        weight = conv._parameters["weight"]
+        weight = conv._parameters.get("weight")
         if weight is None or weight.dim() != 4:
             return  # _why_edited tells
         channels = weight.shape[1] * conv.groups
@@ -218,13 +223,13 @@ class FusedModule(Wrapper):
         if self.training:
             return "training"
         for unit in self._units:
-            weight = unit.conv._parameters["weight"]
+            weight = unit.conv._parameters.get("weight")
             if weight is None or weight.dim() != 4:
                 return f"{unit.conv_name}.weight has no four dimensions"
             if unit.conv.padding_mode != "zeros":
                 return f"{unit.conv_name} pads with {unit.conv.padding_mode!r}"
             bn = unit.bn
-            if bn is not None and (bn.training or bn._buffers["running_mean"] is None):
+            if bn is not None and (bn.training or bn._buffers.get("running_mean") is None):
                 return f"{unit.bn_name} uses batch statistics"
         if x is None:
             return None
@@ -427,6 +432,10 @@ class FusedModule(Wrapper):
             )
         reasons = dict.fromkeys(unit.reason for unit in held)
         return Status(True, backend, "; ".join(reasons), size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Shallow copies, too, have a cache of their own: their flags are."""
+        return self.__dict__ | {"_cache": packing.PackCache()}
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, original={type(self.__dict__['_original']).__name__}"

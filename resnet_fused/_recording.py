@@ -15,25 +15,33 @@ _T = TypeVar("_T")
 _WARMUP = 3  # calls before a recording: they pack weights, compile kernels and let cuDNN choose
 
 
-def capture(call: Callable[[], _T], times: int = 1) -> tuple[torch.cuda.CUDAGraph, _T]:
-    """`times` calls as one CUDA graph of the current device, and what the last of them returned.
+def warm_up(call: Callable[[], object]) -> torch.cuda.Stream:
+    """Some calls on a new stream of the current device, which is returned, to be recorded on.
 
-    Raises what `call` raises, and RuntimeError where something in it cannot be recorded, a
-    synchronisation for instance.
+    On one stream, since workspaces belong to one.
     """
-    # One stream for warm-up and recording, since workspaces belong to one; and of this device:
-    # torch.cuda.graph's own is of the device on which this process recorded first.
-    side, before = torch.cuda.Stream(), torch.cuda.current_stream()
-    side.wait_stream(before)
+    side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(_WARMUP):
             call()
-    before.wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    current.wait_stream(side)
+    return side
+
+
+def record(
+    call: Callable[[], _T], stream: torch.cuda.Stream, times: int = 1
+) -> tuple[torch.cuda.CUDAGraph, _T]:
+    """`times` calls as one CUDA graph, and what the last of them returned.
+
+    stream: of the device that is current; torch.cuda.graph's own is of the one on which the process
+    recorded first. Raises what `call` raises, and RuntimeError where something in it cannot be
+    recorded, a synchronisation for instance.
+    """
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         # Other threads go on with their work, which may allocate memory.
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             for _ in range(times):
                 result = call()
     finally:
@@ -58,7 +66,8 @@ class Recording:
         self._readers = Readers(self._inputs)
         self._done = torch.cuda.Event()
         with torch.cuda.device(device):
-            self._graph, outputs = capture(lambda: run(self._inputs))
+            stream = warm_up(lambda: run(self._inputs))
+            self._graph, outputs = record(lambda: run(self._inputs), stream)
             self._outputs = list(outputs)
             self._done.record()
 

@@ -87,15 +87,13 @@ def _refuse_conv(conv: nn.Module, name: str) -> None:
         raise NoMatch(f"{name} pads with {conv.padding_mode!r}, not with zeros")
     for setting in ("kernel_size", *_SETTINGS):
         _refuse_setting(conv, name, setting)
-    sides = zip(as_pair(conv.dilation), as_pair(conv.kernel_size), strict=True)
-    if conv.padding == "same" and any(dilation * (size - 1) % 2 for dilation, size in sides):
-        raise NoMatch(f"{name} pads one side more than the other")
     _refuse_tensors(conv, name)
     shape = (conv.out_channels, conv.in_channels // conv.groups, *as_pair(conv.kernel_size))
     if tuple(conv.weight.shape) != shape:
         raise NoMatch(
             f"{name}.weight has shape {tuple(conv.weight.shape)} where {name} says {shape}"
         )
+    _refuse_same(conv, name)
     if conv.bias is not None and tuple(conv.bias.shape) != shape[:1]:
         raise NoMatch(
             f"{name}.bias has shape {tuple(conv.bias.shape)} where {name} says {shape[:1]}"
@@ -106,13 +104,25 @@ _SETTINGS = ("stride", "padding", "dilation")
 
 
 def _refuse_setting(conv: nn.Conv2d, name: str, setting: str) -> None:
-    """Anything but an int or a pair, as PyTorch's convolution takes them."""
+    """Anything but an int or a pair that PyTorch takes; a list may be edited unseen."""
     value = getattr(conv, setting)
-    if setting == "padding" and value in ("same", "valid"):
+    if setting == "padding" and isinstance(value, str) and value in ("same", "valid"):
         return
-    values = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(values) != 2 or not all(type(v) is int for v in values):
+    least = 0 if setting == "padding" else 1
+    values = value if isinstance(value, tuple) else (value, value)
+    if len(values) != 2 or not all(type(v) is int and v >= least for v in values):
         raise NoMatch(f"{name} has {setting} {value!r}")
+
+
+def _refuse_same(conv: nn.Conv2d, name: str) -> None:
+    """padding='same' where it is more on one side, or refused by PyTorch."""
+    if conv.padding != "same":
+        return
+    sides = zip(as_pair(conv.dilation), conv.weight.shape[2:], strict=True)
+    if any(dilation * (size - 1) % 2 for dilation, size in sides):
+        raise NoMatch(f"{name} pads one side more than the other")
+    if as_pair(conv.stride) != (1, 1):
+        raise NoMatch(f"{name} has padding 'same' and stride {conv.stride!r}")
 
 
 def refuse_edited(unit: ConvUnit) -> None:
@@ -126,12 +136,14 @@ def refuse_edited(unit: ConvUnit) -> None:
     weight = conv._parameters.get("weight")
     if weight is None or weight.layout is not torch.strided or weight.dim() != 4:
         raise NoMatch(f"{unit.conv_name}.weight is no dense tensor of four dimensions")
+    _refuse_same(conv, unit.conv_name)
     channels = weight.shape[0]
     vectors = [(unit.conv_name, "bias", conv._parameters.get("bias"))]
     if bn is not None:
         held = {**bn._parameters, **bn._buffers}
-        if held.get("running_var") is None:
-            raise NoMatch(f"{unit.bn_name} has no running_var")
+        for key in ("running_mean", "running_var"):
+            if held.get(key) is None:
+                raise NoMatch(f"{unit.bn_name} has no {key}")
         if (held.get("weight") is None) != (held.get("bias") is None):
             raise NoMatch(f"{unit.bn_name} has only one of weight and bias")
         keys = ("running_mean", "running_var", "weight", "bias")

@@ -92,6 +92,10 @@ def run_plainly(wrapper: Wrapper, *args: Any, **kwargs: Any) -> Tensor:
     """What the original computes; from the wrapper's attributes, because that is where a
     parametrization or pruning of `parent.conv` puts the weight."""
     original = wrapper.original()
-    if "forward" in original.__dict__ or has_hooks(original):
+    patched = original.__dict__.get("forward")
+    if patched is not None and patched is wrapper.__dict__.get("forward"):
+        # unfuse took it along, and it calls the wrapper's own.
+        return type(original).forward(wrapper, *args, **kwargs)
+    if patched is not None or has_hooks(original):
         return original(*args, **kwargs)
     return type(original).forward(wrapper, *args, **kwargs)

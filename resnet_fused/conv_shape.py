@@ -82,12 +82,14 @@ class ConvShape:
         )
 
     def largest_map(self) -> int:
-        """Elements of the output, or of the input with its padding, whichever has more; 0 in a
-        graph that is captured for every size."""
+        """Elements of the output or of the largest input that gives it, padding included.
+
+        0 in a graph that is captured for every size.
+        """
         if not all(is_static(size) for size in self.out_size):
             return 0
         input_size = [
-            (size - 1) * stride + (taps - 1) * dilation + 1
+            size * stride + (taps - 1) * dilation
             for size, stride, taps, dilation in zip(
                 self.out_size, self.stride, self.kernel, self.dilation, strict=True
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import MethodType
 
 import torch
 from torch import nn
@@ -140,12 +141,18 @@ def _carry_over(wrapper: Wrapper) -> None:
     own, original = wrapper.__dict__, wrapper.__dict__["_original"]
     for hooks in (*HOOKS, *_HOOK_OPTIONS):
         original.__dict__[hooks] = own[hooks]
-    if "forward" in own:
-        original.__dict__["forward"] = own["forward"]
+    forward = own.get("forward")
+    if forward is not None:
+        if isinstance(forward, MethodType) and forward.__self__ is wrapper:
+            forward = MethodType(forward.__func__, original)
+        original.__dict__["forward"] = forward
+        own["_attribute_set"] = "forward"  # whoever calls the wrapper's own gets the plain module
     if parametrize.is_parametrized(wrapper):
         # They are children, which both share; what is missing is a class with their properties.
-        parametrize._inject_new_class(original)
-        for name in wrapper.parametrizations:
+        missing = [n for n in wrapper.parametrizations if not hasattr(type(original), n)]
+        if missing:
+            parametrize._inject_new_class(original)
+        for name in missing:
             parametrize._inject_property(original, name)
 
 

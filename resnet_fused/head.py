@@ -117,6 +117,7 @@ def _in_vectors(x: Tensor) -> bool:
 def _fits(tensor: Any, x: Tensor, dims: int) -> bool:
     return (
         type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
         and tensor.dtype is x.dtype
         and tensor.dim() == dims
         and tensor.device == x.device

@@ -231,7 +231,7 @@ def places(unit: ConvUnit) -> list[tuple[dict[str, Tensor | None], str]]:
 def tensors(unit: ConvUnit) -> list[Tensor]:
     """Every tensor that packing reads."""
     # No assignment inside the comprehension: torch.compile cannot trace that on Python 3.11.
-    held = [owner[key] for owner, key in places(unit)]
+    held = [owner.get(key) for owner, key in places(unit)]
     return [tensor for tensor in held if tensor is not None]
 
 
@@ -249,8 +249,9 @@ def _version(tensor: Tensor | None) -> int | None:
     return None if tensor is None or tensor.is_inference() else tensor._version
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _lie(tensor: Tensor | None) -> tuple[Any, ...]:
+    """Where a tensor lies and how; another address means another device, dtype or storage."""
+    return () if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride())
 
 
 _MOST_CONTEXTS = 256  # image sizes whose choices are remembered
@@ -265,9 +266,10 @@ class _Stamp:
         self.tensors = [t for unit in units for t in tensors(unit)]
         # Straight from the modules' dicts: nn.Module's getattr would cost 0.4 us for each.
         self.records = [
-            (owner, key, owner[key], _version(owner[key]), _address(owner[key]))
+            (owner, key, tensor, _version(tensor), _lie(tensor))
             for unit in units
             for owner, key in places(unit)
+            for tensor in (owner.get(key),)
         ]
         # Inference tensors have no version counter: the whole content is compared.
         self.copies = [(t, t.clone()) for t in self.tensors if t.is_inference()]
@@ -287,12 +289,15 @@ class _Stamp:
             facts += [guard.attribute(unit.conv, name) for name in _CONV_SETTINGS]
             if unit.bn is not None:
                 facts.append(guard.attribute(unit.bn, "eps"))
-        for owner, key, tensor, version, address in self.records:
-            facts.append(guard.item_is(owner, key, tensor))
-            if tensor is not None:
-                facts.append(guard.version_is(tensor, version))
-                if not self.on_cpu:
-                    facts.append(guard.returns(tensor.data_ptr, address))
+        for owner, key, tensor, version, lie in self.records:
+            if tensor is None:
+                facts.append(
+                    guard.item_is(owner, key, None) if key in owner else guard.absent(owner, key)
+                )
+                continue
+            facts += [guard.item_is(owner, key, tensor), guard.version_is(tensor, version)]
+            if not self.on_cpu:
+                facts.append(guard.returns(tensor.data_ptr, lie[0]))
         return facts
 
     def fits(self) -> bool:
@@ -300,15 +305,10 @@ class _Stamp:
         for unit, settings in zip(self.units, self.settings, strict=True):
             if _settings(unit) != settings:
                 return False
-        for owner, key, tensor, version, address in self.records:
-            if owner.get(key) is not tensor:
+        for owner, key, tensor, version, lie in self.records:
+            if owner.get(key) is not tensor or _lie(tensor) != lie:
                 return False
-            if tensor is None:
-                continue
             if version is not None and tensor._version != version:
-                return False
-            # Another address means another device, dtype or storage.
-            if tensor.data_ptr() != address:
                 return False
         if self.sample is not None and not _ops.content_equal(self.on_cpu, self.sample):
             return False

@@ -3,6 +3,9 @@ tensors that do not fit. The fused module computes what eager would, or raises w
 
 from __future__ import annotations
 
+import copy
+from types import MethodType
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,13 +87,13 @@ def test_layers_of_a_site_compiled_by_themselves(stem):
     assert row(fused, "conv").reason == "conv is compiled on its own"
 
 
-SETTINGS = [("stride", 1), ("stride", 2), ("padding", 0), ("dilation", 2), ("padding", [1, 2])]
+SETTINGS = [("stride", 1), ("stride", 2), ("padding", 0), ("dilation", 2), ("padding", (1, 2))]
 
 
 @pytest.mark.parametrize(("setting", "value"), SETTINGS)
 @pytest.mark.parametrize("before", [True, False])
-def test_settings_that_are_no_tuples(stem, setting, value, before):
-    """As surgery on dilations leaves them; PyTorch's convolution takes ints and lists."""
+def test_settings_that_are_ints(stem, setting, value, before):
+    """As surgery on dilations leaves them; PyTorch's convolution takes ints."""
     fused = rf.fuse(stem)
     setattr(stem.conv, setting, value)
     if before:
@@ -118,7 +121,63 @@ def test_a_block_dilated_by_ints(block, before):
     assert row(fused, "").fused
 
 
-@pytest.mark.parametrize("value", [(1, 1, 1), 1.0, "all"])
+def test_a_list_that_is_edited_in_place(stem):
+    fused = rf.fuse(stem)
+    for net in (stem, fused):
+        net.conv.stride = [1, 1]
+    for _ in range(2):
+        close(fused(IMAGE), stem(IMAGE))
+    for net in (stem, fused):
+        net.conv.stride[0] = 2
+    close(fused(IMAGE), stem(IMAGE))
+    assert row(fused, "conv").reason == "conv has stride [2, 1]"
+
+
+def test_padding_that_is_no_longer_the_same(block):
+    block.conv1.padding = "same"
+    fused = rf.fuse(block)
+    close(fused(MAP), block(MAP))
+    assert row(fused, "").fused
+    for net in (block, fused):
+        net.conv1.weight = nn.Parameter(net.conv1.weight[..., 1:, 1:].clone())
+    close(fused(MAP), block(MAP))
+    assert row(fused, "").reason == "conv1 pads one side more than the other"
+
+
+def test_padding_same_with_a_stride(block):
+    block.conv1.padding = "same"
+    fused = rf.fuse(block)
+    fused(MAP)
+    for net in (block, fused):
+        net.conv1.stride = 2
+    with pytest.raises(RuntimeError) as wanted:
+        block(MAP)
+    with pytest.raises(RuntimeError) as caught:
+        fused(MAP)
+    assert str(caught.value) == str(wanted.value)
+
+
+def test_a_weight_that_is_looked_at_in_another_shape(stem):
+    """Through `.data`: the same tensor, version, address and values."""
+    fused = rf.fuse(stem)
+    fused(IMAGE), fused(IMAGE)
+    for net in (stem, fused):
+        net.conv.weight.data = net.conv.weight.data.view(8, 3, 1, 9)
+    close(fused(IMAGE), stem(IMAGE))
+
+
+def test_statistics_that_are_no_buffers_any_more(block):
+    fused = rf.fuse(block)
+    fused(MAP)
+    for net in (block, fused):
+        mean = net.bn1.running_mean.clone()
+        del net.bn1.running_mean
+        net.bn1.running_mean = mean
+    close(fused(MAP), block(MAP))
+    assert not row(fused, "").fused
+
+
+@pytest.mark.parametrize("value", [(1, 1, 1), 1.0, "all", 0])
 def test_a_setting_that_is_none_is_left_to_eager(block, value):
     block.conv1.stride = value
     fused = rf.fuse(block)
@@ -213,6 +272,56 @@ def test_unfuse_takes_a_patched_forward_along(block):
     assert_same(rf.unfuse(fused)(MAP), 2 * MAP)
 
 
+@pytest.mark.parametrize("layer", ["conv", "relu"])
+def test_unfuse_takes_a_forward_that_calls_the_old_one_along(stem, layer):
+    fused = rf.fuse(stem)
+    for net in (stem, fused):
+        patch_twice(getattr(net, layer))
+    for plain in (rf.unfuse(fused), rf.unfuse(fused, inplace=True)):
+        close(plain(IMAGE), stem(IMAGE))
+
+
+def patch_twice(layer):
+    old = layer.forward
+    layer.forward = lambda x: 2 * old(x)
+
+
+def test_unfuse_takes_a_blocks_forward_that_calls_the_old_one_along(block):
+    fused = rf.fuse(block)
+    patch_twice(block), patch_twice(fused)
+    close(fused(MAP), block(MAP))
+    plain = rf.unfuse(fused, inplace=True)
+    close(plain(MAP), block(MAP))
+    block.train(), plain.train()
+    close(plain(MAP), block(MAP))
+
+
+def test_unfuse_binds_a_patched_method_to_the_layer_it_gives(stem):
+    fused = rf.fuse(stem)
+    fused.conv.forward = MethodType(lambda conv, x: type(conv).forward(conv, x), fused.conv)
+    plain = rf.unfuse(fused, inplace=True)
+    assert plain.conv.forward.__self__ is plain.conv
+    assert_same(plain(IMAGE), stem(IMAGE))
+
+
+def test_unfuse_of_a_parametrized_layer_with_two_names(stem):
+    fused = rf.fuse(stem)
+    fused.alias = fused.conv
+    for net in (stem, fused):
+        parametrize.register_parametrization(net.conv, "weight", Times())
+    assert_same(rf.unfuse(fused, inplace=True)(IMAGE), stem(IMAGE))
+
+
+def test_a_shallow_copy_has_its_own_flags(block):
+    fused = rf.fuse(block)
+    fused(MAP), fused(MAP)
+    twin = copy.copy(fused)
+    twin.training = True
+    block.training = True
+    close(twin(MAP), block(MAP))
+    assert not fused.training
+
+
 def test_onnx_export_sees_pytorchs_operations(stem, monkeypatch):
     """The exporter that goes through torch.export, which knows no op of ours."""
     from torch.onnx._internal.exporter import _flags
@@ -260,6 +369,9 @@ def test_a_head_takes_the_layouts_that_eager_takes(layout):
     if layout == "sparse":
         x = torch.randn(2, 8).to_sparse()
         close(fused[3](x), net[3](x))
+        for linear in (net[3], fused[3]):
+            linear.weight = nn.Parameter(linear.weight.to_sparse_csr())
+        close(fused[3](x.to_dense()), net[3](x.to_dense()))
     else:
         x = torch.randn(2, 8, 3, 3).to_mkldnn()
         close(fused[1](x).to_dense(), net[1](x).to_dense())

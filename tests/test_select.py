@@ -154,6 +154,8 @@ def gpu(monkeypatch):
         (("triton", "cuda"), {"batch": 10700}, "triton",
          "implicit GEMM on tensor cores; a map of 2**31 elements or more is beyond"),
         (("triton", "cuda"), {"batch": 2700, "stride": (2, 2)}, "triton", "implicit GEMM"),
+        (("triton", "cuda"), {"batch": 2700, "stride": (2, 2), "kernel": (1, 1),
+                              "in_channels": 256, "out_size": (28, 28)}, "triton", "implicit GEMM"),
         (("cuda",), {"batch": 10700}, "torch",
          "a map of 2**31 elements or more is beyond the CUDA C++ kernels; there is no triton"),
     ],

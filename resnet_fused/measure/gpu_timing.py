@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from .._errors import one_line
-from .._recording import capture
+from .._recording import record, warm_up
 
 GRAPH_CALLS = 10  # in one graph: its own launch, about 10 us, is spread over so many
 
@@ -87,8 +87,9 @@ class GraphRunner:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         with torch.cuda.device(self.device), self.context():
+            stream = warm_up(self.call)
             try:
-                graph, self.output = capture(self.call, self.calls)
+                graph, self.output = record(self.call, stream, self.calls)
             except RuntimeError as error:
                 raise NotCapturable(f"no CUDA graph: {one_line(error, None)}") from error
             graph.replay()
