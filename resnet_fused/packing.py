@@ -249,9 +249,8 @@ def _version(tensor: Tensor | None) -> int | None:
     return None if tensor is None or tensor.is_inference() else tensor._version
 
 
-def _lie(tensor: Tensor | None) -> tuple[Any, ...]:
-    """Where a tensor lies and how; another address means another device, dtype or storage."""
-    return () if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride())
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 _MOST_CONTEXTS = 256  # image sizes whose choices are remembered
@@ -266,11 +265,12 @@ class _Stamp:
         self.tensors = [t for unit in units for t in tensors(unit)]
         # Straight from the modules' dicts: nn.Module's getattr would cost 0.4 us for each.
         self.records = [
-            (owner, key, tensor, _version(tensor), _lie(tensor))
+            (owner, key, tensor, _version(tensor), _address(tensor))
             for unit in units
             for owner, key in places(unit)
             for tensor in (owner.get(key),)
         ]
+        self.shapes = [(unit.conv.weight, unit.conv.weight.shape) for unit in units]
         # Inference tensors have no version counter: the whole content is compared.
         self.copies = [(t, t.clone()) for t in self.tensors if t.is_inference()]
         self.on_cpu = [t for t in self.tensors if t.device.type == "cpu"]
@@ -289,7 +289,7 @@ class _Stamp:
             facts += [guard.attribute(unit.conv, name) for name in _CONV_SETTINGS]
             if unit.bn is not None:
                 facts.append(guard.attribute(unit.bn, "eps"))
-        for owner, key, tensor, version, lie in self.records:
+        for owner, key, tensor, version, address in self.records:
             if tensor is None:
                 facts.append(
                     guard.item_is(owner, key, None) if key in owner else guard.absent(owner, key)
@@ -297,7 +297,7 @@ class _Stamp:
                 continue
             facts += [guard.item_is(owner, key, tensor), guard.version_is(tensor, version)]
             if not self.on_cpu:
-                facts.append(guard.returns(tensor.data_ptr, lie[0]))
+                facts.append(guard.returns(tensor.data_ptr, address))
         return facts
 
     def fits(self) -> bool:
@@ -305,11 +305,18 @@ class _Stamp:
         for unit, settings in zip(self.units, self.settings, strict=True):
             if _settings(unit) != settings:
                 return False
-        for owner, key, tensor, version, lie in self.records:
-            if owner.get(key) is not tensor or _lie(tensor) != lie:
+        for owner, key, tensor, version, address in self.records:
+            if owner.get(key) is not tensor:
                 return False
+            if tensor is None:
+                continue
             if version is not None and tensor._version != version:
                 return False
+            # Another address means another device, dtype or storage.
+            if tensor.data_ptr() != address:
+                return False
+        if any(weight.shape != shape for weight, shape in self.shapes):
+            return False
         if self.sample is not None and not _ops.content_equal(self.on_cpu, self.sample):
             return False
         return not self.copies or all(torch.equal(t, copy) for t, copy in self.copies)
@@ -334,6 +341,7 @@ class Packing:
     """What a module has packed, and what was made of it."""
 
     dtype: torch.dtype  # of the computation
+    choices: tuple[select.Choice, ...]
     stamp: _Stamp
     units: tuple[PackedUnit, ...]
     derived: Any = None  # what the module needs to run them
@@ -347,12 +355,15 @@ class Packing:
     def serving(self, dtype: torch.dtype, choices: tuple[select.Choice, ...]) -> Packing | None:
         """These packed weights for choices of the same plans, whose reasons may be others; None for
         other plans or another dtype."""
-        pairs = list(zip(self.units, choices, strict=True))
-        if self.dtype != dtype or any(u.choice.plan != choice.plan for u, choice in pairs):
+        if self.dtype != dtype:
             return None
-        if all(u.choice == choice for u, choice in pairs):
+        if self.choices == choices:
             return self
+        pairs = list(zip(self.units, choices, strict=True))
+        if any(unit.choice.plan != choice.plan for unit, choice in pairs):
+            return None
         other = copy.copy(self)  # with what is ready: reasons change nothing that is computed
+        other.choices = choices
         other.units = tuple([replace(unit, choice=choice) for unit, choice in pairs])
         return other
 
@@ -443,5 +454,5 @@ class PackCache:
                 pack(unit, dtype, choice) for unit, choice in zip(units, choices, strict=True)
             )
         _finish(units)
-        self.packing = packing = Packing(dtype, stamp, packed)
+        self.packing = packing = Packing(dtype, choices, stamp, packed)
         return packing
