@@ -16,7 +16,7 @@ from ._capture import constant_in_graphs
 from ._launches import Launch
 from ._links import GLOBAL_HOOK_FACTS, Link, changed, facts_of, has_global_hooks
 from ._ready import Ready, ReadyOnGpu, can_be_ready, takes_launches
-from ._refusals import refuse_edited
+from ._refusals import refuse_edited, refuse_mixture
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
 from .ops._transforms import is_dual, is_transformed
@@ -112,6 +112,7 @@ class FusedModule(Wrapper):
         """Raises NoMatch where edits since fusing left tensors that do not belong together."""
         for unit in self._units:
             refuse_edited(unit)
+        refuse_mixture(self._units)
 
     def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> Tensor | None:
         """What _compose would return, by one op for all units; None where there is none."""
@@ -259,7 +260,7 @@ class FusedModule(Wrapper):
         packed = None if compiling else self._pack(x, dtype)
         if packed is None and not compiling:
             return self._run_original(x)  # which says what does not fit
-        if torch.is_grad_enabled() and self._needs_grad(x):
+        if self._needs_grad(x):
             runner = (
                 self._differentiable_in_graph(dtype)
                 if compiling
@@ -281,6 +282,9 @@ class FusedModule(Wrapper):
         return self._compose(x, run)
 
     def _needs_grad(self, x: Tensor) -> bool:
+        # In inference mode gradients may be enabled, and nothing keeps what they need.
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return False
         # Not self.parameters(): a site's BN is no child of the module that computes it.
         return x.requires_grad or any(
             t.requires_grad for unit in self._units for t in packing.tensors(unit)

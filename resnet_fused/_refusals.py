@@ -146,6 +146,8 @@ def refuse_edited(unit: ConvUnit) -> None:
                 raise NoMatch(f"{unit.bn_name} has no {key}")
         if (held.get("weight") is None) != (held.get("bias") is None):
             raise NoMatch(f"{unit.bn_name} has only one of weight and bias")
+        if not isinstance(bn.eps, (int, float)) or bn.eps < 0:
+            raise NoMatch(f"{unit.bn_name} has eps {bn.eps!r}")
         keys = ("running_mean", "running_var", "weight", "bias")
         vectors += [(unit.bn_name, key, held.get(key)) for key in keys]
     for name, key, vector in vectors:

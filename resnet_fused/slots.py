@@ -5,6 +5,7 @@ The parent's forward goes on calling each of them. The first computes all, the o
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class _Installed:
     """A site in its parent, seen by all of its slots. The first decides at every call whether it
     computes all layers or its own; the others pass on what it computed, and compute the rest."""
 
-    parent: nn.Module
+    parent: nn.Module | None  # None: of a layer that was copied without it
     site: Site
     names: tuple[str, ...]  # of the slots in the parent
     slots: list[Wrapper] = field(default_factory=list)
@@ -86,6 +87,14 @@ class _Installed:
             self._last.y = None
         return True
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Installed:
+        """Of a copied parent where that is copied, too; a layer copied by itself is on its own."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        alone = {} if id(self.parent) in memo else {"parent": None, "slots": []}
+        state = self.__getstate__() | {"_guard": None} | alone
+        twin.__setstate__({key: copy.deepcopy(value, memo) for key, value in state.items()})
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_last": None}
 
@@ -106,6 +115,8 @@ class _Installed:
 
     def broken(self) -> str | None:
         """Why each slot must act as its own original; None while the site is whole."""
+        if self.parent is None:
+            return "it was copied without its parent"
         for name, slot in zip(self.names, self.slots, strict=True):
             if self.parent._modules.get(name) is not slot:
                 return f"{name} was replaced"

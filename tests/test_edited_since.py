@@ -4,6 +4,7 @@ tensors that do not fit. The fused module computes what eager would, or raises w
 from __future__ import annotations
 
 import copy
+import threading
 from types import MethodType
 
 import pytest
@@ -202,6 +203,8 @@ EDITS = {
                   "conv1.weight has no four dimensions"),
     "three dimensions": (lambda b: setattr(b.conv2, "weight", nn.Parameter(torch.ones(64, 64, 3))),
                          "conv2.weight has no four dimensions"),
+    "a negative eps": (lambda b: setattr(b.bn1, "eps", -0.1), "bn1 has eps -0.1"),
+    "other dtypes": (lambda b: (b.conv2.double(), b.bn2.double()), "mixes float32, float64"),
     "fewer inputs": (lambda b: setattr(b.conv2, "weight", nn.Parameter(b.conv2.weight[:, :48])),
                      "conv1 gives 64 channels, conv2 takes 48"),
 }  # fmt: skip
@@ -215,7 +218,7 @@ def test_tensors_that_do_not_belong_together(block, edit, warm):
     if warm:
         fused(MAP), fused(MAP)
     change(block), change(fused)
-    with pytest.raises((RuntimeError, TypeError)) as wanted:
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as wanted:
         block(MAP)
     with pytest.raises(type(wanted.value)) as caught:
         fused(MAP)
@@ -320,6 +323,55 @@ def test_a_shallow_copy_has_its_own_flags(block):
     block.training = True
     close(twin(MAP), block(MAP))
     assert not fused.training
+
+
+def test_an_eps_that_is_a_tensor(stem):
+    fused = rf.fuse(stem)
+    for net in (stem, fused):
+        net.bn.eps = torch.tensor(1e-5)
+    fused(IMAGE), fused(IMAGE)
+    for net in (stem, fused):
+        net.bn.eps.fill_(3.0)
+    close(fused(IMAGE), stem(IMAGE))
+
+
+@pytest.mark.parametrize("layer", ["conv", "bn", "relu"])
+@pytest.mark.parametrize("run", ["eager", "compiled", "exported"])
+def test_a_layer_of_a_site_that_is_a_copy(stem, layer, run):
+    fused = rf.fuse(stem)
+    fused(IMAGE), fused(IMAGE)
+    setattr(fused, layer, copy.deepcopy(getattr(fused, layer)))
+    if run == "compiled":
+        y = torch.compile(fused, backend="eager", fullgraph=True)(IMAGE)
+    elif run == "exported":
+        y = torch.export.export(fused, (IMAGE,)).module()(IMAGE)
+    else:
+        y = fused(IMAGE)
+    close(y, stem(IMAGE))
+
+
+def test_a_convolution_fused_by_torch(stem):
+    fused = rf.fuse(stem)
+    fused.conv = nn.utils.fusion.fuse_conv_bn_eval(fused.conv, fused.bn)
+    fused.bn = nn.Identity()
+    close(fused(IMAGE), stem(IMAGE))
+    close(torch.compile(fused, backend="eager", fullgraph=True)(IMAGE), stem(IMAGE))
+
+
+def test_a_copied_layer_leaves_its_net_behind(stem):
+    fused = rf.fuse(stem)
+    fused.lock = threading.Lock()  # which cannot be copied
+    conv = copy.deepcopy(fused.conv)
+    close(conv(IMAGE), stem.conv(IMAGE))
+    close(copy.deepcopy(conv)(IMAGE), stem.conv(IMAGE))
+
+
+def test_gradients_enabled_in_inference_mode(stem):
+    net = nn.Sequential(stem, rf.reference.Residual(8, 8)).eval()
+    fused = rf.fuse(net)
+    for _ in range(2):
+        with torch.inference_mode(), torch.enable_grad():
+            close(fused(IMAGE), net(IMAGE))
 
 
 def test_onnx_export_sees_pytorchs_operations(stem, monkeypatch):
