@@ -282,8 +282,11 @@ class FusedModule(Wrapper):
         return self._compose(x, run)
 
     def _needs_grad(self, x: Tensor) -> bool:
-        # In inference mode gradients may be enabled, and nothing keeps what they need.
-        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        if not torch.is_grad_enabled():
+            return False
+        # Gradients may be enabled in inference mode, where nothing keeps what they need; dynamo
+        # cannot ask.
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             return False
         # Not self.parameters(): a site's BN is no child of the module that computes it.
         return x.requires_grad or any(
