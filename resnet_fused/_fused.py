@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import check, guard, packing, reference, select
-from ._capture import constant_in_graphs
+from ._capture import folds_constants, is_exported_to_onnx
 from ._launches import Launch
 from ._links import GLOBAL_HOOK_FACTS, Link, changed, facts_of, has_global_hooks
+from ._pack_cache import PackCache, Packing
 from ._ready import Ready, ReadyOnGpu, can_be_ready, takes_launches
 from ._refusals import refuse_edited, refuse_mixture
+from ._stamp import tensors
 from ._wrapper import Wrapper
 from .ops import conv_bn_act_vjp, is_autocast_on
 from .ops._transforms import is_dual, is_transformed
@@ -84,7 +85,7 @@ class FusedModule(Wrapper):
         super().__init__(original)
         self.__dict__["_units"] = units
         self.__dict__["_links"] = links
-        self.__dict__["_cache"] = packing.PackCache()
+        self.__dict__["_cache"] = PackCache()
 
     # -- the parts that differ ------------------------------------------------------------------
 
@@ -114,15 +115,15 @@ class FusedModule(Wrapper):
             refuse_edited(unit)
         refuse_mixture(self._units)
 
-    def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> Tensor | None:
+    def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: Packing) -> Tensor | None:
         """What _compose would return, by one op for all units; None where there is none."""
         return None
 
-    def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
+    def _at_once(self, size: tuple[int, ...], packed: Packing) -> packing.AtOnce | None:
         """The arguments of one op for all units for an image of `size`; None if there is none."""
         return None
 
-    def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
+    def _launches(self, x: Tensor, packed: Packing) -> Launch | None:
         """What _compose would return for inputs like x on a GPU, prepared; None if it cannot be."""
         return None
 
@@ -234,7 +235,7 @@ class FusedModule(Wrapper):
                 return f"{unit.bn_name} uses batch statistics"
         if x is None:
             return None
-        if _is_exported_to_onnx():
+        if is_exported_to_onnx():
             return "torch.onnx.export is at work, which knows PyTorch's operations only"
         if torch.compiler.is_compiling():
             return None
@@ -290,7 +291,7 @@ class FusedModule(Wrapper):
             return False
         # Not self.parameters(): a site's BN is no child of the module that computes it.
         return x.requires_grad or any(
-            t.requires_grad for unit in self._units for t in packing.tensors(unit)
+            t.requires_grad for unit in self._units for t in tensors(unit)
         )
 
     def conv_shapes(self, x: Tensor, dtype: torch.dtype, batch: int = 1) -> list[select.ConvShape]:
@@ -311,7 +312,7 @@ class FusedModule(Wrapper):
             ]
         )
 
-    def _pack(self, x: Tensor, dtype: torch.dtype) -> packing.Packing | None:
+    def _pack(self, x: Tensor, dtype: torch.dtype) -> Packing | None:
         """The packed weights for calls like this one; None if _why_edited."""
 
         def choose_all() -> tuple[select.Choice, ...]:
@@ -325,7 +326,7 @@ class FusedModule(Wrapper):
         except NoMatch:
             return None
 
-    def _make_ready(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> None:
+    def _make_ready(self, x: Tensor, dtype: torch.dtype, packed: Packing) -> None:
         """Remembers how to serve further inputs like x, where one op can and all can be watched."""
         if x.dtype != dtype or not can_be_ready(x):
             return
@@ -338,7 +339,7 @@ class FusedModule(Wrapper):
         packed.ready[x.shape] = ready
 
     def _ready(
-        self, x: Tensor, facts: list[guard.Fact], packed: packing.Packing
+        self, x: Tensor, facts: list[guard.Fact], packed: Packing
     ) -> Ready | ReadyOnGpu | None:
         if takes_launches(x):
             run = self._launches(x, packed)
@@ -352,7 +353,7 @@ class FusedModule(Wrapper):
         packed = self._cache.packing
         return None if packed is None else self._facts(packed)
 
-    def _facts(self, packed: packing.Packing) -> list[guard.Fact] | None:
+    def _facts(self, packed: Packing) -> list[guard.Fact] | None:
         facts = packed.stamp.facts()
         if facts is None:
             return None
@@ -377,7 +378,7 @@ class FusedModule(Wrapper):
         """Packs inside the graph where that is folded into a constant."""
         batch = x.shape[0] if x.dim() == 4 and select.is_static(x.shape[0]) else 1
         choices = self._choose_all(x, dtype, batch)
-        folded = _folds_constants()
+        folded = folds_constants()
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # no_grad would not do: strict export replays the graph without it.
@@ -442,24 +443,10 @@ class FusedModule(Wrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         """Shallow copies, too, have a cache of their own: their flags are."""
-        return self.__dict__ | {"_cache": packing.PackCache()}
+        return self.__dict__ | {"_cache": PackCache()}
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, original={type(self.__dict__['_original']).__name__}"
-
-
-@constant_in_graphs
-def _folds_constants() -> bool:
-    """Whether inductor is about to freeze the graph that is captured: parameters are constants."""
-    config = sys.modules.get("torch._inductor.config")
-    return config is not None and config.freezing
-
-
-@constant_in_graphs
-def _is_exported_to_onnx() -> bool:
-    """Whether the exporter that goes through torch.export is at work; the older one traces."""
-    flags = sys.modules.get("torch.onnx._internal.exporter._flags")
-    return flags is not None and flags._is_onnx_exporting
 
 
 _MOST_READY = 16  # shapes of inputs

@@ -8,6 +8,7 @@ from . import check, packing
 from ._fused import FusedModule, Run
 from ._launches import Launch, prepare_at_once, prepare_unit
 from ._links import links_below
+from ._pack_cache import Packing
 from ._refusals import refuse_altered, refuse_mixture, refuse_unit
 from .recipe import ConvUnit, NoMatch
 
@@ -38,7 +39,7 @@ class OneUnit(FusedModule):
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         return run(0, x, None)
 
-    def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
+    def _launches(self, x: Tensor, packed: Packing) -> Launch | None:
         if x.dim() != 4:
             return None
         at_once = prepare_at_once(packed.units, None, x, adds=False)
@@ -47,7 +48,7 @@ class OneUnit(FusedModule):
         run = prepare_unit(packed.units[0], tuple(x.shape), x.device)
         return lambda x: run(x, None)
 
-    def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
+    def _at_once(self, size: tuple[int, ...], packed: Packing) -> packing.AtOnce | None:
         joined = packing.at_once(packed.units)
         one = {"has_shortcut": False, "adds": False, "pool": self._units[0].max_pool}
         return packing.AtOnce(joined.tensors, joined.keywords | one)

@@ -9,6 +9,7 @@ from . import check, packing, reference
 from ._fused import FusedModule, Run
 from ._launches import Launch, prepare_at_once, prepare_block
 from ._links import links_below
+from ._pack_cache import Packing
 from ._refusals import refuse_channels
 from ._wrapper import Wrapper
 from .match import match_block
@@ -74,12 +75,12 @@ class FusedResidual(FusedModule):
         super()._refuse_edited()
         refuse_channels(self._recipe)
 
-    def _packed_block(self, packed: packing.Packing) -> _PackedBlock:
+    def _packed_block(self, packed: Packing) -> _PackedBlock:
         if packed.derived is None:
             packed.derived = _PackedBlock(type(self).__name__, packed.units, self._recipe)
         return packed.derived
 
-    def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: packing.Packing) -> Tensor | None:
+    def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: Packing) -> Tensor | None:
         arguments = self._packed_block(packed).arguments_for(x.shape[-2:])
         if arguments is None:
             return None
@@ -89,14 +90,14 @@ class FusedResidual(FusedModule):
         with torch._C._AutoDispatchBelowAutograd():
             return _residual_block(x, *arguments.tensors, **arguments.keywords)
 
-    def _at_once(self, size: tuple[int, ...], packed: packing.Packing) -> packing.AtOnce | None:
+    def _at_once(self, size: tuple[int, ...], packed: Packing) -> packing.AtOnce | None:
         arguments = self._packed_block(packed).arguments_for(size)
         if arguments is None:
             return None
         keywords = arguments.keywords | {"adds": True, "pool": False}
         return packing.AtOnce(arguments.tensors, keywords)
 
-    def _launches(self, x: Tensor, packed: packing.Packing) -> Launch | None:
+    def _launches(self, x: Tensor, packed: Packing) -> Launch | None:
         block = self._packed_block(packed)
         if x.dim() != 4 or self._recipe.avg_pool is not None or not block.adds_up(x.shape[-2:]):
             return None
