@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import check, reference
 from .._extension import CPU_FEATURES, cpu_isa, extension_error
-from . import _composite, _fakes  # noqa: F401
+from . import _composite, _fakes  # noqa: F401 - they register the ops
 from ._autocast import is_autocast_on, to_autocast_dtype
 from ._autograd import conv_bn_act_vjp
 from ._shapes import check_pack
