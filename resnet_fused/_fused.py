@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from . import check, guard, packing, reference, select
 from ._capture import folds_constants, is_exported_to_onnx
+from ._chain import Chain, passes_on
 from ._launches import Launch
 from ._links import GLOBAL_HOOK_FACTS, Link, changed, facts_of, has_global_hooks
 from ._pack_cache import PackCache, Packing
@@ -86,6 +88,7 @@ class FusedModule(Wrapper):
         self.__dict__["_units"] = units
         self.__dict__["_links"] = links
         self.__dict__["_cache"] = PackCache()
+        self.begin(None)
 
     # -- the parts that differ ------------------------------------------------------------------
 
@@ -143,13 +146,24 @@ class FusedModule(Wrapper):
         """
         x = args[0] if len(args) == 1 and not kwargs else self._input(args, kwargs)
         if not torch.compiler.is_compiling() and type(x) is Tensor:
-            serves = self._cache.ready(x.shape)
-            y = serves(x) if serves is not None else None
+            y = self._served(x)
             if y is not None:
-                return self._formatted(x, y)
+                return y
         if isinstance(x, fx.Proxy):
             return self.recorded(x)
-        return self._formatted(x, self._forward(x))
+        return self.formatted(x, self._forward(x))
+
+    def _served(self, x: Tensor) -> Tensor | None:
+        """The output, where earlier calls left behind what gives it at once; else None."""
+        if passes_on(self, x):
+            return x
+        chain = self._chain()
+        y = None if chain is None else chain.computed(x)
+        if y is not None:
+            return y
+        serves = self._cache.ready(x.shape)
+        y = serves(x) if serves is not None else None
+        return None if y is None else self.formatted(x, y)
 
     def _forward(self, x: Any) -> Tensor:
         """forward with every check; leaves behind what serves the next such call."""
@@ -160,7 +174,8 @@ class FusedModule(Wrapper):
             return self._run_original(x)
         return self._compute(x)
 
-    def _formatted(self, x: Tensor, y: Tensor) -> Tensor:
+    def formatted(self, x: Tensor, y: Tensor) -> Tensor:
+        """y, which is channels_last, in the output format."""
         if self.output_format == "contiguous" or (
             self.output_format == "preserve" and not _is_channels_last(x)
         ):
@@ -345,7 +360,31 @@ class FusedModule(Wrapper):
             run = self._launches(x, packed)
             return None if run is None else ReadyOnGpu(x, facts, run, packed.readers)
         arguments = self._at_once(tuple(x.shape[-2:]), packed)
-        return None if arguments is None else Ready(x, facts, arguments, packed.stamp.on_cpu)
+        return None if arguments is None else Ready.of(x, facts, arguments)
+
+    def ready(self, shape: torch.Size) -> Ready | ReadyOnGpu | None:
+        """What may serve an input of that shape at once."""
+        return self._cache.ready(shape)
+
+    def begin(self, chain: Chain | None) -> None:
+        """Has this module compute the chain that it is the first of, as long as that lives."""
+        self.__dict__["_chain"] = _nothing if chain is None else weakref.ref(chain)
+
+    def packing(self) -> Packing | None:
+        """What is packed now."""
+        return self._cache.packing
+
+    def chain_facts(self) -> list[guard.Fact]:
+        """What must hold for what is `ready` to serve as a part of a chain's."""
+        return [*(self.facts() or ()), *self._cache.facts()]
+
+    def output_shape(self, shape: torch.Size) -> torch.Size:
+        """Of the output for an input of `shape`, (N, C, H, W) or (C, H, W), that was served."""
+        last = self._units[-1]
+        size = self._out_sizes((shape[-2], shape[-1]))[-1]
+        if last.max_pool:
+            size = tuple(map(check.pooled_size, size))
+        return torch.Size((*shape[:-3], last.conv.weight.shape[0], *size))
 
     def facts(self) -> list[guard.Fact] | None:
         """What must hold for the last call's packed weights to serve the next; None where more than
@@ -355,9 +394,10 @@ class FusedModule(Wrapper):
 
     def _facts(self, packed: Packing) -> list[guard.Fact] | None:
         facts = packed.stamp.facts()
+        device = self._units[0].conv.weight.device.type
         if facts is None:
             return None
-        facts += [*GLOBAL_HOOK_FACTS, *self._structure_facts(), *select.facts()]
+        facts += [*GLOBAL_HOOK_FACTS, *self._structure_facts(), *select.facts(device)]
         facts += [guard.attribute(self, "training"), guard.attribute(self, "exact_nonfinite")]
         for unit in self._units:
             facts.append(guard.attribute(unit.conv, "padding_mode"))
@@ -420,6 +460,9 @@ class FusedModule(Wrapper):
     def drop_packed(self) -> None:
         """Forgets the packed weights; the next call packs again."""
         self._cache.drop()
+        chain = self._chain()
+        if chain is not None:
+            chain.drop()
 
     def status(self) -> Status:
         """Whether the next call runs fused, on what, and why (not)."""
@@ -443,10 +486,14 @@ class FusedModule(Wrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         """Shallow copies, too, have a cache of their own: their flags are."""
-        return self.__dict__ | {"_cache": PackCache()}
+        return self.__dict__ | {"_cache": PackCache(), "_chain": _nothing}
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, original={type(self.__dict__['_original']).__name__}"
+
+
+def _nothing() -> None:
+    """In the place of a weak reference."""
 
 
 _MOST_READY = 16  # shapes of inputs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import packing, select
+from . import guard, packing, select
 from ._stamp import Stamp
 from ._streams import Readers
 from .packing import PackedUnit
@@ -88,6 +88,11 @@ class PackCache:
         """What is packed at the moment, perhaps nothing, perhaps stale."""
         packing = self.packing
         return packing.units if packing else ()
+
+    def facts(self) -> list[guard.Fact]:
+        """That what is packed now serves the next call, too, as far as it is told here."""
+        own = vars(self)
+        return [guard.item_is(own, "packing", self.packing), guard.item_is(own, "doubted", False)]
 
     def ready(self, shape: torch.Size) -> Ready | ReadyOnGpu | None:
         """What may serve an input of that shape at once."""

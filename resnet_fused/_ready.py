@@ -11,7 +11,8 @@ on a 4 x 4 map takes 15 us.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ._streams import Readers
 
 _ops = torch.ops.resnet_fused
 _prepare, _run = _ops.prepare.default, _ops.run_prepared.default
+_prepare_chain = _ops.prepare_chain.default
 
 # Plain, untraced computation without gradients is going on.
 PLAIN = (
@@ -35,13 +37,18 @@ PLAIN = (
     guard.returns(torch._C._len_torch_dispatch_stack, 0),
     guard.returns(torch._C._get_tracing_state, None),
 )
-_is_plain = guard.watch(PLAIN)
+_holds_now = guard.watch(PLAIN)
+
+
+def is_plain() -> bool:
+    """Whether PLAIN holds, and facts can be watched at all."""
+    return _holds_now is not None and _holds_now()
 
 
 def can_be_ready(x: Tensor) -> bool:
     """Whether calls like the present one, with x, can be served by a Ready."""
     able = takes_launches(x) or (x.is_cpu and extension_error is None)
-    return _is_plain is not None and able and x.numel() > 0 and _is_plain()
+    return able and x.numel() > 0 and is_plain()
 
 
 def takes_launches(x: Tensor) -> bool:
@@ -49,37 +56,80 @@ def takes_launches(x: Tensor) -> bool:
     return x.is_cuda or (x.is_cpu and INTERPRETED)
 
 
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What follows the last block of a chain: average pool, linear layer behind it."""
+
+    pools: bool = False
+    weight: Tensor | None = None  # of the linear layer; None: without
+    bias: Tensor | None = None
+
+    @property
+    def linear(self) -> bool:
+        return self.weight is not None
+
+    @property
+    def operands(self) -> list[Tensor]:
+        return [tensor for tensor in (self.weight, self.bias) if tensor is not None]
+
+    def runs(self) -> list[Callable[[Tensor], Tensor]]:
+        """Its layers one by one, without their checks."""
+        pool = [_ops.global_avg_pool.default] if self.pools else []
+        return [*pool, self._run_linear] if self.linear else pool
+
+    def _run_linear(self, x: Tensor) -> Tensor:
+        return _ops.linear.default(x.flatten(1), self.weight, self.bias)
+
+
 class Ready:
     """Serves inputs of one shape and dtype.
 
-    x: such an input. facts: what must hold. arguments: of the op. watched: tensors on the CPU whose
-    address, strides and sampled values must stay what they are.
+    x: such an input. facts: what must hold. prepared: what an op has prepared, to be released with
+    this. linear: operands of a linear layer that it ends with.
     """
 
-    __slots__ = ("__weakref__", "_dtype", "_holds", "_prepared", "_watched")
+    __slots__ = ("__weakref__", "_dtype", "_holds", "_linear", "_prepared")
 
     def __init__(
-        self,
-        x: Tensor,
-        facts: Iterable[guard.Fact],
-        arguments: packing.AtOnce,
-        watched: list[Tensor],
+        self, x: Tensor, facts: Iterable[guard.Fact], prepared: int, linear: Sequence[Tensor] = ()
     ) -> None:
         self._dtype = x.dtype
         self._holds = guard.watch([*PLAIN, *facts])
-        self._prepared = _prepare(x, *arguments.tensors, watched, **arguments.keywords)
-        self._watched = watched
+        self._prepared = prepared
+        self._linear = list(linear)
         # Not at exit: then the whole process ends.
-        weakref.finalize(self, release_prepared, self._prepared).atexit = False
+        weakref.finalize(self, release_prepared, prepared).atexit = False
+
+    @classmethod
+    def of(cls, x: Tensor, facts: Iterable[guard.Fact], arguments: packing.AtOnce) -> Ready:
+        """For one module; arguments: of the op."""
+        return cls(x, facts, _prepare(x, *arguments.tensors, **arguments.keywords))
+
+    @classmethod
+    def chain(
+        cls, x: Tensor, facts: Iterable[guard.Fact], parts: Sequence[Ready], head: Head
+    ) -> Ready | None:
+        """For modules that hand their outputs on to each other; x: an input of the first. None
+        where a part does not take what the one before it returns."""
+        ids = [part._prepared for part in parts]
+        prepared = _prepare_chain(x, ids, pools=head.pools, linear=head.operands)
+        return None if prepared is None else cls(x, facts, prepared, head.operands)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether x may be its input, but for the shape."""
+        return x.is_cpu and x.dtype is self._dtype
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether x may be its input, but for the shape, and the facts hold."""
+        return self.takes(x) and self._holds()
 
     def __call__(self, x: Tensor) -> Tensor | None:
         """The module's output; None if anything is not as it was. x: of the shape prepared."""
-        on_cpu = x.is_cpu and self._watched[0].is_cpu  # .to() may have moved the weights
-        if not on_cpu or x.dtype is not self._dtype or not self._holds():
+        if not self.fits(x):
             return None
         # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
         with torch._C._AutoDispatchBelowAutograd():
-            return _run(x, self._watched, self._prepared)
+            return _run(x, self._prepared, self._linear)
 
 
 class ReadyOnGpu:
@@ -102,9 +152,32 @@ class ReadyOnGpu:
         self._run = run
         self._readers = readers
 
+    @classmethod
+    def chain(
+        cls, x: Tensor, facts: Iterable[guard.Fact], parts: Sequence[ReadyOnGpu], head: Head
+    ) -> ReadyOnGpu:
+        """As Ready.chain."""
+        runs = [part._run for part in parts] + head.runs()
+        readers = Readers(tensor for part in parts for tensor in part._readers.tensors)
+
+        def run(x: Tensor) -> Tensor:
+            for one in runs:
+                x = one(x)
+            return x
+
+        return cls(x, facts, run, readers)
+
+    def takes(self, x: Tensor) -> bool:
+        """As Ready.takes."""
+        return x.device == self._device and x.dtype is self._dtype
+
+    def fits(self, x: Tensor) -> bool:
+        """As Ready.fits."""
+        return self.takes(x) and self._holds()
+
     def __call__(self, x: Tensor) -> Tensor | None:
         """The module's output; None if anything is not as it was. x: of the shape prepared."""
-        if x.device != self._device or x.dtype is not self._dtype or not self._holds():
+        if not self.fits(x):
             return None
         self._readers.add_current()
         with torch._C._AutoDispatchBelowAutograd():

@@ -44,9 +44,10 @@ _SCHEMAS = (
     'str act="relu") -> Tensor',
     "residual_block(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
     f"{_BLOCK_KEYWORDS}) -> Tensor",
-    "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, Tensor[] watched, *, "
+    "prepare(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
     f"{_BLOCK_KEYWORDS}, bool adds, bool pool) -> int",
-    "run_prepared(Tensor x, Tensor[] watched, int prepared) -> Tensor?",
+    "prepare_chain(Tensor x, int[] prepared, *, bool pools, Tensor[] linear) -> int?",
+    "run_prepared(Tensor x, int prepared, Tensor[] linear) -> Tensor",
     "prepare_cuda(Tensor x, Tensor[] packed, Tensor[] scales, Tensor[] shifts, *, "
     f"{_LISTS}, str[] configs, bool has_shortcut, bool joined, bool adds, bool pool) -> int",
     "run_prepared_cuda(Tensor x, int prepared) -> Tensor",

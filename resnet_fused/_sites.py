@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ._caller import CallPath
 from ._dataflow import NORMS
 from ._refusals import refuse_altered, refuse_mixture, refuse_pool, refuse_unit
 from ._trace import MODES, any_child, record
@@ -43,7 +45,8 @@ def find_sites(
             if any(found not in pairs for pairs in per_mode):
                 raise NoMatch(f"{found[1]} does not follow it in every mode, train() or eval()")
             pools = {pairs[found] for pairs in per_mode}
-            sites.append(_site(parent, found, pools.pop() if len(pools) == 1 else None))
+            pool = pools.pop() if len(pools) == 1 else None
+            sites.append(replace(_site(parent, found, pool), path=_path(graphs, found[0])))
         except NoMatch as reason:
             refused.append((found[0], str(reason)))
     return sites, refused
@@ -61,6 +64,16 @@ def call_graphs(parent: nn.Module) -> list[fx.Graph]:
         if getattr(type(parent), method) is not getattr(nn.Module, method):
             raise NoMatch(f"its class overrides {method}")
     return record(parent, MODES, any_child)
+
+
+def _path(graphs: list[fx.Graph], name: str) -> CallPath:
+    """How the parent's forward calls a layer, in every mode. Raises NoMatch."""
+    calls = [node for graph in graphs for node in graph.nodes if node.target == name]
+    paths = {node.meta["callers"].get("") for node in calls if node.op == "call_module"}
+    path = paths.pop()
+    if paths or path is None:
+        raise NoMatch(f"who calls {name} differs between train() and eval()")
+    return path
 
 
 def _has_pair(parent: nn.Module) -> bool:

@@ -72,17 +72,19 @@ class Stamp:
         # Inference tensors have no version counter: the whole content is compared.
         self.copies = [(t, t.clone()) for t in self.tensors if t.is_inference()]
         self.on_cpu = [t for t in self.tensors if t.device.type == "cpu"]
-        self.sample = _ops.content_sample(self.on_cpu) if self.on_cpu else None
+        self.snapshot = guard.snapshot(self.on_cpu)
+        self.sample = None
+        if self.on_cpu and self.snapshot is None:
+            self.sample = _ops.content_sample(self.on_cpu)
         self.hash = _ops.content_hash(self.tensors)
 
     def facts(self) -> list[guard.Fact] | None:
-        """What `fits` looks at, apart from what is in the tensors on the CPU and where that lies.
-
-        None where more must be looked at.
-        """
+        """What `fits` looks at; None where that is more than facts."""
         if self.copies or (self.on_cpu and len(self.on_cpu) != len(self.tensors)):
             return None
-        facts = []
+        if self.on_cpu and self.snapshot is None:
+            return None
+        facts = [guard.lies(self.snapshot)] if self.on_cpu else []
         for unit in self.units:
             facts += [guard.attribute(unit.conv, name) for name in _CONV_SETTINGS]
             if unit.bn is not None:
@@ -114,6 +116,8 @@ class Stamp:
             if tensor.data_ptr() != address:
                 return False
         if any(weight.shape != shape for weight, shape in self.shapes):
+            return False
+        if self.on_cpu and self.snapshot is not None and not self.snapshot():
             return False
         if self.sample is not None and not _ops.content_equal(self.on_cpu, self.sample):
             return False

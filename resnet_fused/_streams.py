@@ -21,8 +21,8 @@ class Readers:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._tensors = [t for t in tensors if t.is_cuda]
-        self._device = self._tensors[0].device.index if self._tensors else None
+        self.tensors = [t for t in tensors if t.is_cuda]
+        self._device = self.tensors[0].device.index if self.tensors else None
         self._known: set[int] = set()
 
     def add_current(self) -> None:
@@ -30,7 +30,7 @@ class Readers:
         if self._device is None or _current(self._device) in self._known:
             return
         stream = torch.cuda.current_stream(self._device)
-        for tensor in self._tensors:
+        for tensor in self.tensors:
             tensor.record_stream(stream)  # nothing, if it was allocated there
         self._known.add(stream.cuda_stream)
 

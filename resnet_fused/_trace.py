@@ -11,6 +11,7 @@ import operator
 import random
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ._caller import call_paths, codes
 from ._errors import kind_and_line
+from ._reads import log_reads
 from .recipe import NoMatch
 
 # torch.fx patches nn.Module.__call__ for the whole process while it traces: one trace at a time,
@@ -109,21 +112,41 @@ class _OnlyRecorded(TorchFunctionMode):
 
 
 class Recorder(fx.Tracer):
-    """fx's Tracer with a given leaf rule; notes each node's gradient and autocast mode."""
+    """fx's Tracer with a given leaf rule; notes each node's gradient and autocast mode.
+
+    And, for a layer, the call_path from each module whose forward is running, by that one's name,
+    and what modules were called since the layer before.
+    """
 
     proxy_buffer_attributes = True  # a branch on a buffer must fail, not be baked in
 
     def __init__(self, is_leaf: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self._is_leaf = is_leaf
+        self.reads: dict[str, set[str]] = {}
+        self.values: list[tuple[fx.Node, weakref.ref]] = []
+        self._entered: list[str] = []
+        self._forwards: frozenset[int] = frozenset()
         self._thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
+        value = _Value(node, self)
+        self.values.append((node, weakref.ref(value)))
+        return value
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["ambient"] = _ambient()
+        if node.op == "placeholder":  # forward begins
+            for names in self.reads.values():
+                names.clear()
+            kinds = {type(m) for m in self.submodule_paths if not self._is_leaf(m)}
+            kinds.add(type(self.root))
+            self._forwards = frozenset(code for kind in kinds for code in codes(kind.forward))
+        if node.op == "call_module":
+            paths = call_paths(self.root, self._forwards)
+            node.meta["callers"] = {self.submodule_paths.get(m): path for m, path in paths}
+            node.meta["entered"], self._entered = self._entered, []
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -136,6 +159,7 @@ class Recorder(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
+        self._entered.append(self.path_of_module(m))
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -214,22 +238,42 @@ def record(
     graphs = []
     for mode in modes:
         try:
-            graphs.append(_record(copied, own, mode, is_leaf))
+            graphs.append(_record(copied, own, mode, Recorder(is_leaf)))
         except NoMatch as reason:
             raise NoMatch(f"{reason}{' in train()' if mode.training else ''}") from reason
     return graphs
 
 
-def _record(
-    copied: nn.Module, own: list[nn.Module], mode: Mode, is_leaf: Callable[[nn.Module], bool]
-) -> fx.Graph:
+def record_reads(
+    module: nn.Module, mode: Mode, is_leaf: Callable[[nn.Module], bool]
+) -> tuple[fx.Graph, dict[str, set[str]]]:
+    """As record, in one mode; and the names of attributes that the forwards of modules read which
+    are no leaves, by the names of those modules; nothing of PyTorch's own classes.
+
+    meta["kept"] of a node: whether forward has put its value where it outlives the call.
+    """
+    copied = shadow(module)
+    recorder = Recorder(is_leaf)
+    names: dict[str, set[str]] = {}
+    for name, m in copied.named_modules():
+        if m is copied or not is_leaf(m):
+            own = type(m).__module__.startswith("torch.nn.")
+            names[name] = set() if own else log_reads(m)
+    recorder.reads = names
+    graph = _record(copied, list(copied.modules()), mode, recorder)
+    for node, value in recorder.values:
+        node.meta["kept"] = value() is not None
+    return graph, names
+
+
+def _record(copied: nn.Module, own: list[nn.Module], mode: Mode, recorder: Recorder) -> fx.Graph:
     for m in own:
         m.__dict__["training"] = mode.training
     before = [_freeze(vars(m)) for m in own]
     dice = _dice()
     try:
         with _LOCK, torch.set_grad_enabled(mode.grad), _OnlyRecorded():
-            graph = Recorder(is_leaf).trace(copied)
+            graph = recorder.trace(copied)
     except NoMatch:
         raise
     except Exception as error:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import check
+from ._find_chains import join_chains, part_chains
 from ._fused import FusedModule
 from ._runs import set_formats
 from ._survey import Survey, survey
@@ -73,6 +74,7 @@ def fuse(
     elif strict:
         raise ValueError(f"fuse: nothing could be fused in {kind}: {_reasons(found)}")
     set_formats(model, output_format)
+    join_chains(model)
     for module in model.modules():
         if isinstance(module, FusedModule):
             module.exact_nonfinite = exact_nonfinite
@@ -89,6 +91,7 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     check.module("unfuse", "fused", fused)
     model = fused if inplace else _copy("unfuse", "fused", fused)
+    part_chains(model)
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Wrapper):
             _carry_over(module)

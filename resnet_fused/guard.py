@@ -6,17 +6,20 @@ A fact keeps its objects alive. Copies and pickles have None in the place of a g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 try:
     from ._guard import Guard as _Guard  # type: ignore[import-not-found]
+    from ._guard import Snapshot as _Snapshot
 except ImportError:  # not compiled, and then the modules check everything in Python
-    _Guard = None
+    _Guard = _Snapshot = None
 
 Fact = tuple[int, Any, Any, Any]  # kind, object, key, expected
 
-_IS, _EQUALS, _ABSENT, _LENGTH, _TYPE, _VERSION, _RETURNS = range(7)  # as in guard.cpp
+_IS, _EQUALS, _ABSENT, _LENGTH, _TYPE, _VERSION, _RETURNS, _LIES = range(8)  # as in guard.cpp
 
 
 def item_is(owner: dict, key: str, value: Any) -> Fact:
@@ -60,6 +63,29 @@ def returns(function: Callable[[], Any], value: Any) -> Fact:
     return (_RETURNS, function, None, value)
 
 
+def snapshot(tensors: Sequence[Any]) -> Callable[[], bool] | None:
+    """Whether tensors on the CPU lie where they do now, with the sampled values that they have
+    (csrc/cpu/samples.h); None where it was not compiled or cannot be told."""
+    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if _Snapshot is None or exchange is None:
+        return None
+    try:
+        return _Snapshot(exchange, tensors)
+    except (RuntimeError, ValueError, BufferError):
+        return None
+
+
+def lies(taken: Callable[[], bool]) -> Fact:
+    """A snapshot of tensors still holds."""
+    return (_LIES, taken, None, None)
+
+
 def watch(facts: Iterable[Fact]) -> Callable[[], bool] | None:
-    """Whether every fact holds, to be called again and again; None where it was not compiled."""
-    return None if _Guard is None else _Guard(facts)
+    """Whether every fact holds, to be called again and again; None where it was not compiled.
+
+    Of facts about one place the last counts: no two values can be there.
+    """
+    places = {
+        (kind, id(owner), key): (kind, owner, key, value) for kind, owner, key, value in facts
+    }
+    return None if _Guard is None else _Guard(places.values())

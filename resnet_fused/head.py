@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _gpu_kernels, guard
+from ._chain import passes_on
 from ._extension import extension_error
 from ._links import changed, facts_of, link
 from ._ready import PLAIN
@@ -39,34 +40,39 @@ class HeadLayer(Wrapper):
             and not kwargs
             and not torch.compiler.is_compiling()
             and type(args[0]) is Tensor
-            and self._is_plain()
-            and self._serves(args[0])
         ):
-            # Below autograd: nothing needs gradients here.
-            with torch._C._AutoDispatchBelowAutograd():
-                return self._compute(args[0])
+            if passes_on(self, args[0]):
+                return args[0]
+            if self._is_plain() and self.serves(args[0]):
+                # Below autograd: nothing needs gradients here.
+                with torch._C._AutoDispatchBelowAutograd():
+                    return self._compute(args[0])
         return run_plainly(self, *args, **kwargs)
 
-    def _serves(self, x: Tensor) -> bool:
+    def serves(self, x: Tensor) -> bool:
         """Whether the kernel takes x."""
         raise NotImplementedError
 
     def _compute(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def chain_facts(self) -> list[guard.Fact]:
+        """What must hold for the kernel to serve as a part of a chain's, for inputs like those that
+        it serves now."""
+        return facts_of(self.link)
+
     def _is_plain(self) -> bool:
         """Whether nothing but the kernel's result is wanted."""
         holds = self.__dict__["_guard"]
         if holds is None:  # also in a copy
-            facts = [*PLAIN, *facts_of(self.link)]
-            holds = self.__dict__["_guard"] = guard.watch(facts)
+            holds = self.__dict__["_guard"] = guard.watch([*PLAIN, *facts_of(self.link)])
         return holds is not None and holds()
 
 
 class GlobalAvgPool(HeadLayer, nn.AdaptiveAvgPool2d):
     """nn.AdaptiveAvgPool2d(1)."""
 
-    def _serves(self, x: Tensor) -> bool:
+    def serves(self, x: Tensor) -> bool:
         return (
             x.dim() == 4
             and x.numel() > 0
@@ -78,6 +84,9 @@ class GlobalAvgPool(HeadLayer, nn.AdaptiveAvgPool2d):
     def _compute(self, x: Tensor) -> Tensor:
         return _global_avg_pool(x)
 
+    def chain_facts(self) -> list[guard.Fact]:
+        return [*super().chain_facts(), guard.attribute(self.original(), "output_size")]
+
 
 _MOST_IMAGES = 8  # where PyTorch's matrix product gains from its blocks
 
@@ -85,7 +94,7 @@ _MOST_IMAGES = 8  # where PyTorch's matrix product gains from its blocks
 class Linear(HeadLayer, nn.Linear):
     """nn.Linear."""
 
-    def _serves(self, x: Tensor) -> bool:
+    def serves(self, x: Tensor) -> bool:
         held = self._parameters  # a parametrization takes what it computes out of here
         weight = held.get("weight")
         if x.dim() != 2 or not 0 < x.shape[0] <= _MOST_IMAGES or not _has_kernels(x):
@@ -99,6 +108,14 @@ class Linear(HeadLayer, nn.Linear):
 
     def _compute(self, x: Tensor) -> Tensor:
         return _linear(x, self._parameters["weight"], self._parameters["bias"])
+
+    def chain_facts(self) -> list[guard.Fact]:
+        held = self._parameters
+        facts = [guard.item_is(held, key, value) for key, value in held.items()]
+        taken = guard.snapshot([tensor for tensor in held.values() if tensor is not None])
+        if taken is not None:  # on the CPU
+            facts.append(guard.lies(taken))
+        return [*super().chain_facts(), *facts]
 
 
 def _has_kernels(x: Tensor) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ._caller import CallPath
+
 
 @dataclass(frozen=True, eq=False)
 class ConvUnit:
@@ -51,6 +53,7 @@ class Site:
     )  # the ReLU child that the site absorbs; None where the activation is not a module
     max_pool: nn.MaxPool2d | None = None  # the child behind it that the site absorbs too
     max_pool_name: str | None = None
+    path: CallPath = ()  # of the convolution's call, from the parent's forward
 
 
 class NoMatch(ValueError):

@@ -131,7 +131,7 @@ class _PackedBlock:
         self._op, self.recipe = op, recipe
         self.arguments = None  # None: it must go one convolution at a time
         self._adds: dict[tuple[int, ...], bool] = {}
-        if recipe.avg_pool is not None or any(unit.keywords["plan"] == "torch" for unit in packed):
+        if recipe.avg_pool is not None:
             return
         # From the order in which a block runs its units to main path first, then the shortcut.
         order = list(packed)

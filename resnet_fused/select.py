@@ -55,7 +55,7 @@ _EXACT_NONFINITE = _environment.is_set(_environment.EXACT_NONFINITE)
 
 # The last entry counts. A plain list, because torch.compile can trace and guard one. The first is
 # checked when it is used, so that the package can be imported and the doctor can tell.
-_forced = [os.environ.get(_environment.FORCE) or "none"]
+_forced = os.environ.get(_environment.FORCE) or "none"
 
 
 def _check_force(plan: str, where: str) -> str:
@@ -73,16 +73,17 @@ def forced(plan: str) -> Iterator[None]:
     convolution gives way to "direct" on the CPU, to any of ours on a GPU. Raises ValueError for any
     other word.
     """
-    _forced.append(_check_force(plan, "forced: plan"))
+    global _forced
+    before, _forced = _forced, _check_force(plan, "forced: plan")
     try:
         yield
     finally:
-        _forced.pop()
+        _forced = before
 
 
 def force() -> str:
     """The plan in force, "none" if nothing is. Raises ValueError for a bad RESNET_FUSED_FORCE."""
-    return _check_force(_forced[-1], _environment.FORCE)
+    return _check_force(_forced, _environment.FORCE)
 
 
 def state() -> tuple[Any, ...]:
@@ -90,14 +91,12 @@ def state() -> tuple[Any, ...]:
     return (force(), tuned.state(), backends.uses_tf32())
 
 
-def facts() -> list[guard.Fact]:
-    """As `state`, for a guard."""
-    return [
-        guard.item_is(globals(), "_forced", _forced),
-        guard.returns(_forced.copy, list(_forced)),
-        guard.returns(backends.uses_tf32, backends.uses_tf32()),
-        *tuned.facts(),
-    ]
+def facts(device: str) -> list[guard.Fact]:
+    """As `state`, for a guard of choices for devices of that type."""
+    found = [guard.item_equals(globals(), "_forced", _forced), *tuned.facts()]
+    if device != "cpu" or _environment.INTERPRETED:
+        found.append(guard.returns(backends.uses_tf32, backends.uses_tf32()))  # 24 us, cold
+    return found
 
 
 def candidates(

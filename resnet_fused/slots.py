@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import guard
-from ._caller import is_running, running_sequences
+from ._caller import call_path, calling_sequence
 from ._links import changed, facts_of, has_global_hooks, has_hooks, hook_facts, link
 from ._wrapper import Wrapper, run_plainly
 from .conv_bn import OneUnit
@@ -66,9 +66,11 @@ class _Installed:
         by side, as `nn.Sequential(*net.children())` does. Anyone else may want what lies between
         them: a U-Net, say, the activations before the max-pool.
         """
-        return is_running(self.parent) or any(map(self._is_in, running_sequences()))
+        return call_path(self.parent) == self.site.path or self._is_in(calling_sequence())
 
-    def _is_in(self, sequence: nn.Sequential) -> bool:
+    def _is_in(self, sequence: nn.Sequential | None) -> bool:
+        if sequence is None:
+            return False
         layers, first = list(sequence._modules.values()), self.slots[0]
         at = layers.index(first) if first in layers else len(layers)
         return layers[at : at + len(self.slots)] == self.slots

@@ -22,7 +22,18 @@ from conftest import randomize
 from torch import nn
 
 import resnet_fused as rf
-from resnet_fused import _extension, _gpu_kernels, conv_bn, packing, residual, select, tuned
+from resnet_fused import (
+    _extension,
+    _find_chains,
+    _fused,
+    _gpu_kernels,
+    _ready,
+    conv_bn,
+    packing,
+    residual,
+    select,
+    tuned,
+)
 from resnet_fused._fused import FusedModule
 from resnet_fused.ops import _cuda, _gpu
 
@@ -217,6 +228,35 @@ def test_an_input_that_was_not_prepared():
         got = f"got shape {tuple(other.shape)}, {str(other.dtype)[6:]} and cuda:0"
         with pytest.raises(RuntimeError, match=re.escape(got) + "$"):
             run(other)
+
+
+def test_a_chain_launches_what_its_modules_do(monkeypatch):
+    """One after the other, and what follows them."""
+
+    def compute(module, x):
+        packed = module._pack(x, x.dtype)
+        module._make_ready(x, x.dtype, packed)
+        return packed.ready[x.shape](x)
+
+    monkeypatch.setattr(FusedModule, "_compute", compute)
+    for place in (_fused, _ready):
+        monkeypatch.setattr(place, "takes_launches", lambda x: True)
+    blocks = [rf.FusedResidual(64, 64), rf.FusedResidual(64, 32, use_1x1conv=True, strides=2)]
+    stem = [nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 16)]
+    net = rf.fuse(nn.Sequential(*stem, *blocks, *head)).eval().bfloat16()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        net(x), net(x)
+    (serving,) = net[0]._chain()._servings.values()
+    assert isinstance(serving.run, _ready.ReadyOnGpu)
+    assert serving.last is net[-1]
+    y, seen = launches(net, x)
+    _find_chains.part_chains(net)
+    want, expected = launches(net, x)
+    assert seen == expected
+    assert len(seen) == 1 + 2 + 2
+    assert (y.shape, y.dtype) == (want.shape, want.dtype)
 
 
 def test_gradients_are_not_lost():

@@ -72,7 +72,7 @@ def test_help_names_all_commands():
 
 @pytest.mark.parametrize("command", ["bench", "demo", "tune"])
 def test_a_bad_force_is_one_sentence(command, monkeypatch):
-    monkeypatch.setattr(rf.select, "_forced", ["fast"])
+    monkeypatch.setattr(rf.select, "_forced", "fast")
     result = run(command)
     assert result.exit_code == 1
     words = ", ".join(rf.select.FORCES)

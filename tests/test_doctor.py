@@ -414,7 +414,7 @@ def test_exit_code_and_commands_when_wrong(monkeypatch):
 
 
 def test_the_command_tells_of_a_bad_force(monkeypatch):
-    monkeypatch.setattr(select, "_forced", ["fast"])
+    monkeypatch.setattr(select, "_forced", "fast")
     monkeypatch.setenv("RESNET_FUSED_FORCE", "fast")
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 1

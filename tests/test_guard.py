@@ -151,11 +151,12 @@ def test_what_raises_has_changed():
             TypeError,
             "Guard: facts must be tuples of (kind, object, key, expected)",
         ),
-        ([(7, {}, "", 0)], ValueError, "Guard: kind must be at least 0 and below 7, got 7"),
-        ([(-1, {}, "", 0)], ValueError, "Guard: kind must be at least 0 and below 7, got -1"),
+        ([(8, {}, "", 0)], ValueError, "Guard: kind must be at least 0 and below 8, got 8"),
+        ([(-1, {}, "", 0)], ValueError, "Guard: kind must be at least 0 and below 8, got -1"),
         ([("0", {}, "", 0)], TypeError, "'str' object cannot be interpreted as an integer"),
         ([(0, [], 0, 0)], TypeError, "Guard: object must be a dict for facts about an item"),
         ([(3, {}, "", "0")], TypeError, "Guard: expected must be an int for a length"),
+        ([(7, {}, "", 0)], TypeError, "Guard: object must be a Snapshot for facts about tensors"),
     ],
 )
 def test_refuses_what_is_no_fact(facts, error, sentence):
@@ -166,6 +167,91 @@ def test_refuses_what_is_no_fact(facts, error, sentence):
 
 def test_unhashable_keys_have_changed():
     assert not _guard.Guard([(0, {}, [], 0)])()
+
+
+def test_of_facts_about_one_place_the_last_counts():
+    owner = {"key": 2}
+    assert guard.watch([guard.item_equals(owner, "key", 1), guard.item_equals(owner, "key", 2)])()
+
+
+# ---- snapshots -----------------------------------------------------------------------------------
+
+
+def replaced(tensor, other):
+    tensor.data = other
+
+
+CHANGES = {
+    "a value": lambda t: t.data.view(-1)[:1].add_(1),
+    "all values": lambda t: t.data.fill_(2),
+    "sign of zero": lambda t: t.data.zero_().neg_(),
+    "through numpy": lambda t: t.detach().numpy().__iadd__(1),
+    "address": lambda t: replaced(t, t.data.clone()),
+    "shape": lambda t: replaced(t, t.data.flatten()[:3]),
+    "strides": lambda t: replaced(t, t.data.as_strided(t.shape, (0,) * t.dim())),
+    "dtype": lambda t: replaced(t, t.data.double()),
+}
+
+
+@pytest.mark.parametrize("shape", [(5,), (8, 8), (8, 4, 3, 3), (40, 16, 3, 3)], ids=str)
+@pytest.mark.parametrize("make", [torch.zeros, lambda s: torch.nn.Parameter(torch.zeros(s))])
+@pytest.mark.parametrize("name", CHANGES)
+def test_snapshot_notices(name, make, shape):
+    first, tensor = torch.ones(3), make(shape)
+    taken = guard.snapshot([first, tensor])
+    holds = guard.watch([guard.lies(taken)])
+    assert taken() is True
+    assert holds() is True
+    CHANGES[name](tensor)
+    assert taken() is False
+    assert holds() is False
+    assert guard.snapshot([first])() is True
+
+
+def test_snapshot_takes_every_tensor_there_is():
+    whole = torch.arange(24.0).view(2, 3, 4)
+    tensors = [torch.tensor(1.0), torch.empty(0, 3), whole[..., ::2], whole.mT, whole.bfloat16()]
+    tensors += [torch.arange(6.0)[::2], torch.inference_mode()(torch.ones)(3)]
+    assert guard.snapshot(tensors)()
+    assert guard.snapshot([])()
+    assert guard.snapshot([whole, torch.empty(2, device="meta")]) is None
+    assert guard.snapshot([whole.to_sparse()]) is None
+
+
+def test_snapshot_sees_nan_as_itself():
+    assert guard.snapshot([torch.full((4, 4), float("nan"))])()
+
+
+def test_snapshot_lets_tensors_be_swapped():
+    tensor, other = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.ones(4))
+    taken = guard.snapshot([tensor])
+    torch.utils.swap_tensors(tensor, other)
+    del other
+    assert not taken()
+
+
+def test_snapshot_keeps_tensors_and_is_collected_with_them():
+    value, tensor = Plain(), torch.ones(3)
+    value.taken, value.tensor = guard.snapshot([tensor]), tensor
+    tensor.owner = value
+    gone = weakref.ref(tensor)
+    del tensor, value.tensor
+    assert gone() is not None
+    assert value.taken()
+    del value
+    gc.collect()
+    assert gone() is None
+
+
+def test_copies_of_snapshots_are_none():
+    taken = guard.snapshot([torch.ones(3)])
+    assert copy.deepcopy(taken) is None
+    assert pickle.loads(pickle.dumps(taken)) is None
+
+
+def test_snapshot_refuses_other_tables():
+    with pytest.raises(ValueError, match="PyCapsule"):
+        _guard.Snapshot(None, [])
 
 
 def test_keeps_its_objects_and_is_collected_with_them():

@@ -430,24 +430,24 @@ def test_what_the_kernels_of_a_gpu_take(dtype, monkeypatch):
     pool = head.GlobalAvgPool(nn.AdaptiveAvgPool2d(1), "avgpool")
     image = torch.empty(1, 2 * vector, 7, 7, device="meta", dtype=dtype)
     last = image.to(memory_format=torch.channels_last)
-    assert pool._serves(last)
-    assert pool._serves(last[..., :1, :1].contiguous())
+    assert pool.serves(last)
+    assert pool.serves(last[..., :1, :1].contiguous())
     odd = torch.empty_like(last[:, 1:], memory_format=torch.channels_last)
     for other in (image, last[:, :vector], odd, last.double(), last[:0], last[0]):
-        assert not pool._serves(other)
+        assert not pool.serves(other)
 
     fc = head.Linear(nn.Linear(2 * vector, 5, device="meta", dtype=dtype), "fc")
     x = torch.empty(head._MOST_IMAGES, 2 * vector, device="meta", dtype=dtype)
-    assert fc._serves(x)
-    assert fc._serves(x[:1])
+    assert fc.serves(x)
+    assert fc.serves(x[:1])
     for other in (x.repeat(2, 1), x[:0], x[:, :vector], x.t().contiguous().t(), x.double(), x[0]):
-        assert not fc._serves(other)
+        assert not fc.serves(other)
     narrow = head.Linear(nn.Linear(2 * vector - 1, 5, device="meta", dtype=dtype), "fc")
-    assert not narrow._serves(torch.empty(1, 2 * vector - 1, device="meta", dtype=dtype))
+    assert not narrow.serves(torch.empty(1, 2 * vector - 1, device="meta", dtype=dtype))
     fc.weight = nn.Parameter(torch.empty(2 * vector, 5, device="meta", dtype=dtype).t())
-    assert not fc._serves(x)
+    assert not fc.serves(x)
     fc.weight = nn.Parameter(torch.empty(5, 2 * vector, dtype=dtype))
-    assert not fc._serves(x), "on another device"
+    assert not fc.serves(x), "on another device"
 
 
 GPU = torch.device("cuda", 0)

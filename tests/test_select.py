@@ -197,7 +197,7 @@ def test_the_choice_follows_the_tf32_flag():
     """It is part of what a module remembers its choice by."""
     before = select.state()
     precision = torch.backends.cudnn.conv.fp32_precision
-    facts = guard.watch(select.facts())
+    facts = guard.watch(select.facts("cuda"))
     try:
         for word in ("ieee", "tf32"):
             torch.backends.cudnn.conv.fp32_precision = word

@@ -13,12 +13,6 @@ void check_count(const char* op, const char* name, size_t count, size_t each, si
         " for each of the ", convs, " convolutions, got ", count);
 }
 
-// The input of what follows a convolution.
-InputShape output_shape(const ConvCall& call, ScalarType type) {
-  const ConvShape& s = call.shape;
-  return {type, call.dtype, s.batch, s.out_channels, s.out_h(), s.out_w()};
-}
-
 // (C, H, W) or (N, C, H, W), as the op's x was given.
 Ints sizes_of(const InputShape& s, bool batched) {
   Ints sizes{s.batch, s.channels, s.height, s.width};
@@ -82,6 +76,11 @@ Tensor run_singly(const std::vector<ConvCall>& calls, bool has_shortcut, const T
 
 }  // namespace
 
+InputShape output_shape(const ConvCall& call, ScalarType type) {
+  const ConvShape& s = call.shape;
+  return {type, call.dtype, s.batch, s.out_channels, s.out_h(), s.out_w()};
+}
+
 std::vector<ConvCall> check_convs(const char* op, const Image& image, const ConvLists& lists,
                                   bool has_shortcut) {
   const size_t count = lists.packed.size(), least = has_shortcut ? 2 : 1;
@@ -117,10 +116,9 @@ std::vector<ConvCall> check_convs(const char* op, const Image& image, const Conv
 BlockCall check_block(const char* op, const Image& image, const ConvLists& lists,
                       bool has_shortcut) {
   BlockCall block{check_convs(op, image, lists, has_shortcut), has_shortcut};
-  const ConvCall& last = block.convs[block.convs.size() - 1 - has_shortcut];
   check_addition(op,
                  has_shortcut ? output_shape(block.convs.back(), image.shape.type) : image.shape,
-                 output_shape(last, image.shape.type), has_shortcut, image.batched);
+                 output_shape(block.last(), image.shape.type), has_shortcut, image.batched);
   return block;
 }
 

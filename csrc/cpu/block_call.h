@@ -23,9 +23,14 @@ struct BlockCall {
   std::vector<ConvCall> convs;  // as in BlockArgs
   bool has_shortcut;
 
+  const ConvCall& last() const { return convs[convs.size() - 1 - has_shortcut]; }
+
   // The output, dense NHWC. image: 4-D, of the shape that was checked, any strides.
   Tensor run(const Tensor& image) const;
 };
+
+// The input of what follows a convolution.
+InputShape output_shape(const ConvCall& call, ScalarType type);
 
 // check_convs, and that the two paths can be added up.
 BlockCall check_block(const char* op, const Image& image, const ConvLists& lists,

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cpu/head.h"
+#include "cpu/head_call.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/tensors.h"
@@ -17,23 +18,16 @@ DType head_dtype(const Tensor& x, const char* op) {
   return dtype;
 }
 
+Tensor dense_copy(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 Tensor global_avg_pool(const Tensor& x) {
   const char* op = "global_avg_pool";
   check(x.dim() == 4, op, ": x must be 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
   const DType dtype = head_dtype(x, op);
-  const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  check(pixels > 0, op, ": x must have pixels, got shape ", shape_text(x.sizes()));
-  const Tensor dense = to_nhwc(x);
-  const Tensor y = empty_nhwc(x, images, channels, 1, 1);
-  const MeanArgs args{dtype, pixels, channels, dense.const_data_ptr(), y.mutable_data_ptr()};
-  const Kernels& isa = kernels();
-  for_each_span(images * mean_steps(channels), std::max<int64_t>(kSpanGrain / pixels, 1),
-                [&](int64_t begin, int64_t end) { isa.mean(args, begin, end); });
-  return y;
-}
-
-Tensor dense_copy(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  check(x.size(2) * x.size(3) > 0, op, ": x must have pixels, got shape ", shape_text(x.sizes()));
+  return run_global_avg_pool(dtype, x);
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -45,31 +39,48 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   check(weight.dim() == 2 && weight.size(1) == x.size(1), op,
         ": weight must be 2-D (outputs, inputs) with the ", x.size(1), " inputs of x, got shape ",
         shape_text(weight.sizes()));
-  const int64_t outputs = weight.size(0);
-  std::optional<Tensor> dense_bias;
   if (bias) {
     check_dtype(*bias, x.scalar_type(), op, "bias");
     check_cpu(*bias, op, "bias");
-    check_shape(*bias, std::vector<int64_t>{outputs}, op, "bias");
-    dense_bias = dense_copy(*bias);
+    check_shape(*bias, std::vector<int64_t>{weight.size(0)}, op, "bias");
   }
-  const Tensor dense_x = dense_copy(x), dense_weight = dense_copy(weight);
-  const Tensor y = torch::stable::new_empty(x, {x.size(0), outputs});
+  return run_linear(dtype, dense_copy(x), x.size(0), weight, bias);
+}
+
+}  // namespace
+
+Tensor run_global_avg_pool(DType dtype, const Tensor& x) {
+  const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
+  const Tensor dense = to_nhwc(x);
+  const Tensor y = empty_nhwc(x, images, channels, 1, 1);
+  const MeanArgs args{dtype, pixels, channels, dense.const_data_ptr(), y.mutable_data_ptr()};
+  const Kernels& isa = kernels();
+  for_each_span(images * mean_steps(channels), std::max<int64_t>(kSpanGrain / pixels, 1),
+                [&](int64_t begin, int64_t end) { isa.mean(args, begin, end); });
+  return y;
+}
+
+Tensor run_linear(DType dtype, const Tensor& x, int64_t images, const Tensor& weight,
+                  const std::optional<Tensor>& bias) {
+  const int64_t outputs = weight.size(0), inputs = weight.size(1);
+  const Tensor dense_weight = dense_copy(weight);
+  std::optional<Tensor> dense_bias;
+  if (bias) dense_bias = dense_copy(*bias);
+  const Tensor y = torch::stable::new_empty(x, {images, outputs});
   const LinearArgs args{dtype,
-                        x.size(0),
-                        x.size(1),
+                        images,
+                        inputs,
                         outputs,
-                        dense_x.const_data_ptr(),
+                        x.const_data_ptr(),
                         dense_weight.const_data_ptr(),
                         dense_bias ? dense_bias->const_data_ptr() : nullptr,
                         y.mutable_data_ptr()};
   const Kernels& isa = kernels();
-  for_each_span(outputs, kSpanGrain / std::max<int64_t>(x.size(1), 1) + 1,
+  for_each_span(outputs, kSpanGrain / std::max<int64_t>(inputs, 1) + 1,
                 [&](int64_t begin, int64_t end) { isa.linear(args, begin, end); });
   return y;
 }
 
-}  // namespace
 }  // namespace resnet_fused
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {

@@ -7,6 +7,7 @@
     conv_bn_act_kept    the same on plain weights, packed ones kept by content: for graphs
     residual_block      a whole block on packed weights, forward only
     prepare, run_prepared  either of the two with its arguments checked once; *_cuda: on a GPU
+    prepare_chain       several of those, with what follows the last block, as one
     global_avg_pool, linear  what follows the last block, for a few images
     content_*           has a tensor been edited? for the cache of packed weights
 
