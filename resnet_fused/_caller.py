@@ -38,8 +38,8 @@ def call_path(module: nn.Module) -> CallPath | None:
 
 def calling_sequence() -> nn.Sequential | None:
     """The nn.Sequential whose forward itself calls the layer that asks, if one does."""
-    frame = next(_functions())[1]
-    if id(frame.f_code) not in codes(nn.Sequential.forward):
+    _, frame = next(_functions(), (None, None))
+    if frame is None or id(frame.f_code) not in codes(nn.Sequential.forward):
         return None
     caller = _first_argument(frame)
     return caller if type(caller) is nn.Sequential else None

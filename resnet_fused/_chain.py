@@ -32,15 +32,16 @@ if TYPE_CHECKING:
     from ._pack_cache import Packing
     from .head import HeadLayer
 
-_MOST_READY = 16  # shapes of inputs
+_MOST_READY = 64  # shapes of inputs, by where a call begins
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A module of a chain, and what is on the way to it from the chain's parent and from the stage
-    before, unless an earlier one has it: links, itself among them; reads: of those that call."""
+    before: links, itself among them; reads: of those that call. path: of its call."""
 
     module: FusedModule | HeadLayer
+    path: CallPath
     links: tuple[Link, ...]
     reads: tuple[Known, ...]
 
@@ -96,14 +97,13 @@ _outcomes = _Outcomes()
 class Chain:
     """Fused modules of which `parent.forward` calls one after the other, each once.
 
-    path: of the call of the first one. reads: of the parent. head: what follows the stages, perhaps
-    nothing: average pool, linear layer.
+    reads: of the parent. head: what follows the stages: nothing, or average pool, or that and a
+    linear layer.
     """
 
     def __init__(
         self,
         parent: nn.Module,
-        path: CallPath,
         reads: tuple[Known, ...],
         stages: tuple[Stage, ...],
         head: tuple[Stage, ...],
@@ -111,20 +111,21 @@ class Chain:
         self.parent = parent
         self.stages = stages
         self.head = head
-        self._path = path
         self._reads = reads
-        self._servings: dict[torch.Size, _Serving] = {}
+        self._servings: dict[tuple[int, torch.Size], _Serving] = {}
 
-    def computed(self, x: Tensor) -> Tensor | None:
-        """What the last of all returns, or of the first ones, for an input of the first; None where
-        that cannot be told.
+    def computed(self, start: int, x: Tensor) -> Tensor | None:
+        """What the last of all returns, or of as many as can be told, for an input of the module at
+        `start`; None if that is this one alone.
 
-        Those that were not computed compute their own.
+        The others from there on compute their own.
         """
         if not is_plain():
             return None
-        serving = self._servings.get(x.shape) or self._prepared(x)
-        if serving is None or not serving.run.takes(x) or call_path(self.parent) != self._path:
+        serving = self._servings.get((start, x.shape)) or self._prepared(start, x)
+        if serving is None or not serving.run.takes(x):
+            return None
+        if call_path(self.parent) != self.stages[start].path:
             return None
         y = serving.run(x)
         if y is None:
@@ -139,18 +140,18 @@ class Chain:
         """Forgets what holds packed weights."""
         self._servings.clear()
 
-    def _prepared(self, x: Tensor) -> _Serving | None:
+    def _prepared(self, start: int, x: Tensor) -> _Serving | None:
         """From what each module has prepared for its own calls, as far as they have; kept."""
-        parts, shape = [], x.shape
-        for stage in self.stages:
+        parts, shape, stages = [], x.shape, self.stages[start:]
+        for stage in stages:
             part = stage.module.ready(shape)
             if part is None or not part.fits(x) or not stage.is_as_it_was():
                 break
             parts.append(part)
             shape = stage.module.output_shape(shape)
-        whole = len(parts) == len(self.stages)
+        whole = len(parts) == len(stages)
         head, ends = self._head_for(x, shape) if whole else (Head(), ())
-        taken = (*self.stages[: len(parts)], *ends)
+        taken = (*stages[: len(parts)], *ends)
         if len(taken) < 2:
             return None
         facts = _facts_of_reads(self._reads)
@@ -166,18 +167,18 @@ class Chain:
         packings = {module: module.packing() for module in modules[: len(parts)]}
         self._make_room(packings)
         made = _Serving(run, frozenset(modules[1:]), modules[-1], formatted, packings)
-        self._servings[x.shape] = made
+        self._servings[start, x.shape] = made
         return made
 
     def _make_room(self, packings: dict[FusedModule, Packing]) -> None:
         """Forgets what is made of other packed weights than these, and all if it is too much."""
         stale = [
-            shape
-            for shape, serving in self._servings.items()
+            key
+            for key, serving in self._servings.items()
             if any(packings.get(m, held) is not held for m, held in serving.packings.items())
         ]
-        for shape in stale:
-            del self._servings[shape]
+        for key in stale:
+            del self._servings[key]
         if len(self._servings) >= _MOST_READY:
             self.drop()
 
@@ -194,12 +195,13 @@ class Chain:
         operands = kept[1].module._parameters
         return Head(True, operands["weight"], operands["bias"]), self.head
 
-    # Chains are kept by their parent, in its copies and pickles, too. What begins one only knows it
-    # for as long as it lives: a copy of that by itself must not bring a copy of all the rest.
+    # Chains are kept by their parent, in its copies and pickles, too. Their modules only know them
+    # for as long as they live: a copy of one by itself must not bring a copy of all the rest.
 
     def join(self) -> None:
-        """Has the first module begin this chain."""
-        self.stages[0].module.begin(self)
+        """Has its modules ask it."""
+        for start, stage in enumerate(self.stages):
+            stage.module.join(self, start)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Chain | None:
         twin = memo[id(self)] = type(self).__new__(type(self))

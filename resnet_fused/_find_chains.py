@@ -35,7 +35,7 @@ def part_chains(model: nn.Module) -> None:
     for module in model.modules():
         vars(module).pop(_KEPT, None)
         if isinstance(module, FusedModule):
-            module.begin(None)
+            module.join(None)
 
 
 def _chains(module: nn.Module) -> Iterator[Chain]:
@@ -83,7 +83,6 @@ class _Graph:
         self._counts = Counter(id(module) for module in self._called.values())
 
     def chains(self) -> Iterator[Chain]:
-        """One from each fused module on: those before may be unable to be computed at once."""
         seen: set[fx.Node] = set()
         for node in self._called:
             if node in seen or not self._calls(node, FusedModule):
@@ -100,9 +99,8 @@ class _Graph:
             head = self._head(after)
             if head:
                 head[0] = passed + head[0]
-            for i in range(len(nodes)):
-                if len(nodes) - i + len(head) > 1:
-                    yield self._chain(nodes[i:], head)
+            if len(nodes) + len(head) > 1:
+                yield self._chain(nodes, head)
 
     def _head(self, node: fx.Node | None) -> list[list[fx.Node]]:
         """A pool that begins at the node and a linear layer behind it, with a module between."""
@@ -144,47 +142,35 @@ class _Graph:
         return users[0] if users[0].meta["ambient"] == node.meta["ambient"] else None
 
     def _chain(self, nodes: list[list[fx.Node]], head: list[list[fx.Node]]) -> Chain:
-        first = nodes[0][-1]
-        name = self._parent_of(first, [node for group in nodes + head for node in group])
-        known: set[str] = set()
-        stages, before = [], None
-        for group in ([first], *nodes[1:], *head):
-            stages.append(self._stage(name, before, group, known))
-            before = group[-1]
-        return Chain(
-            self._root.get_submodule(name),
-            first.meta["callers"][name],
-            tuple(self._reads(name)),
-            tuple(stages[: len(nodes)]),
-            tuple(stages[len(nodes) :]),
-        )
+        name = self._parent_of([node for group in nodes + head for node in group])
+        befores = [None, *[group[-1] for group in (nodes + head)[:-1]]]
+        groups = zip(befores, nodes + head, strict=True)
+        stages = tuple([self._stage(name, before, group) for before, group in groups])
+        parent = self._root.get_submodule(name)
+        reads = tuple(self._reads(name))
+        return Chain(parent, reads, stages[: len(nodes)], stages[len(nodes) :])
 
-    def _parent_of(self, first: fx.Node, nodes: list[fx.Node]) -> str:
-        """The innermost module that holds all of them and whose forward calls the first: others
-        may call it apart from the rest of the model."""
-        name = first.target
+    def _parent_of(self, nodes: list[fx.Node]) -> str:
+        """The innermost module that holds all of them and whose forward calls them: others may call
+        it apart from the rest of the model."""
+        name = nodes[0].target
         while not (
-            name in first.meta["callers"]
-            and all(_is_below(name, node) for node in nodes)
+            all(name in node.meta["callers"] and _is_below(name, node) for node in nodes)
             and _takes_one_argument(self._root.get_submodule(name))
         ):
             name = name.rpartition(".")[0]  # in the end the root's
         return name
 
-    def _stage(
-        self, parent: str, before: fx.Node | None, nodes: list[fx.Node], known: set[str]
-    ) -> Stage:
-        """Of the last of the nodes, behind the stage of `before`; known: the modules that those of
-        earlier stages know, to which it adds."""
+    def _stage(self, parent: str, before: fx.Node | None, nodes: list[fx.Node]) -> Stage:
+        """Of the last of the nodes, behind the stage of `before`."""
         links, seen = [], []
-        for name in self._on_the_way(parent, before, nodes):
-            if name not in known:
-                known.add(name)
-                holder, _, child = name.rpartition(".")
-                below = name.removeprefix(f"{parent}." if parent else "")
-                links.append(link(self._root.get_submodule(holder)._modules, child, below))
-                seen += self._reads(name)
-        return Stage(self._called[nodes[-1]], tuple(links), tuple(seen))
+        for name in dict.fromkeys(self._on_the_way(parent, before, nodes)):
+            holder, _, child = name.rpartition(".")
+            below = name.removeprefix(f"{parent}." if parent else "")
+            links.append(link(self._root.get_submodule(holder)._modules, child, below))
+            seen += self._reads(name)
+        path = nodes[-1].meta["callers"][parent]
+        return Stage(self._called[nodes[-1]], path, tuple(links), tuple(seen))
 
     def _on_the_way(
         self, parent: str, before: fx.Node | None, nodes: list[fx.Node]

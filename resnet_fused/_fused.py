@@ -88,7 +88,7 @@ class FusedModule(Wrapper):
         self.__dict__["_units"] = units
         self.__dict__["_links"] = links
         self.__dict__["_cache"] = PackCache()
-        self.begin(None)
+        self.join(None)
 
     # -- the parts that differ ------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class FusedModule(Wrapper):
         if passes_on(self, x):
             return x
         chain = self._chain()
-        y = None if chain is None else chain.computed(x)
+        y = None if chain is None else chain.computed(self._at, x)
         if y is not None:
             return y
         serves = self._cache.ready(x.shape)
@@ -366,9 +366,10 @@ class FusedModule(Wrapper):
         """What may serve an input of that shape at once."""
         return self._cache.ready(shape)
 
-    def begin(self, chain: Chain | None) -> None:
-        """Has this module compute the chain that it is the first of, as long as that lives."""
+    def join(self, chain: Chain | None, at: int = 0) -> None:
+        """Has this module ask the chain whose stage `at` it is, as long as that lives."""
         self.__dict__["_chain"] = _nothing if chain is None else weakref.ref(chain)
+        self.__dict__["_at"] = at
 
     def packing(self) -> Packing | None:
         """What is packed now."""

@@ -172,7 +172,9 @@ def modules(net):
 
 
 def chains(net):
-    return [m._chain() for m in modules(net) if m._chain() is not None]
+    return list(
+        {id(m._chain()): m._chain() for m in modules(net) if m._chain() is not None}.values()
+    )
 
 
 def served_at_once(net, calls, x=X):
@@ -244,9 +246,9 @@ def test_shapes_take_turns(calls):
 
 def test_shapes_without_end_are_forgotten():
     fused = fused_of()
-    for side in range(32, 72, 2):
+    for side in range(32, 180, 2):
         warm(fused, images(1, side=side))
-    assert all(len(chain._servings) <= 16 for chain in chains(fused))
+    assert all(len(chain._servings) <= 64 for chain in chains(fused))
 
 
 def test_a_linear_layer_for_few_images_only(calls):
