@@ -37,17 +37,16 @@ _MOST_READY = 64  # shapes of inputs, by where a call begins
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A module of a chain, and what is on the way to it from the chain's parent and from the stage
-    before: links, itself among them; reads: of those that call. path: of its call."""
+    """A module of a chain. path: of its call. links: itself, and what is on the way to it from the
+    chain's parent and from the stage before."""
 
     module: FusedModule | HeadLayer
     path: CallPath
     links: tuple[Link, ...]
-    reads: tuple[Known, ...]
 
     def facts(self) -> list[guard.Fact]:
         """That all of it is what it was when the chain was found."""
-        facts = _facts_of_reads(self.reads)
+        facts = []
         for link in self.links:
             facts += [*facts_of(link), guard.absent(vars(link.child), "_compiled_call_impl")]
         return facts
@@ -97,8 +96,8 @@ _outcomes = _Outcomes()
 class Chain:
     """Fused modules of which `parent.forward` calls one after the other, each once.
 
-    reads: of the parent. head: what follows the stages: nothing, or average pool, or that and a
-    linear layer.
+    reads: of the parent, and of all modules below it whose forward may call one. head: what follows
+    the stages: nothing, or average pool, or that and a linear layer.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class Chain:
         taken = (*stages[: len(parts)], *ends)
         if len(taken) < 2:
             return None
-        facts = _facts_of_reads(self._reads)
+        facts = [fact for read in self._reads for fact in read.facts()]
         if not guard.watch(facts)():
             return None
         for stage in taken:
@@ -223,7 +222,3 @@ class Chain:
 def passes_on(module: nn.Module, x: Tensor) -> bool:
     """Whether a chain has computed `module`, which it does not begin, and x is the outcome."""
     return _outcomes.passes(module, x)
-
-
-def _facts_of_reads(reads: tuple[Known, ...]) -> list[guard.Fact]:
-    return [fact for read in reads for fact in read.facts()]

@@ -147,7 +147,7 @@ class _Graph:
         groups = zip(befores, nodes + head, strict=True)
         stages = tuple([self._stage(name, before, group) for before, group in groups])
         parent = self._root.get_submodule(name)
-        reads = tuple(self._reads(name))
+        reads = (*self._reads(name), *self._settings(head))
         return Chain(parent, reads, stages[: len(nodes)], stages[len(nodes) :])
 
     def _parent_of(self, nodes: list[fx.Node]) -> str:
@@ -163,14 +163,13 @@ class _Graph:
 
     def _stage(self, parent: str, before: fx.Node | None, nodes: list[fx.Node]) -> Stage:
         """Of the last of the nodes, behind the stage of `before`."""
-        links, seen = [], []
+        links = []
         for name in dict.fromkeys(self._on_the_way(parent, before, nodes)):
             holder, _, child = name.rpartition(".")
             below = name.removeprefix(f"{parent}." if parent else "")
             links.append(link(self._root.get_submodule(holder)._modules, child, below))
-            seen += self._reads(name)
         path = nodes[-1].meta["callers"][parent]
-        return Stage(self._called[nodes[-1]], path, tuple(links), tuple(seen))
+        return Stage(self._called[nodes[-1]], path, tuple(links))
 
     def _on_the_way(
         self, parent: str, before: fx.Node | None, nodes: list[fx.Node]
@@ -188,11 +187,20 @@ class _Graph:
             entered = (name for name in node.meta["entered"] if name not in layers)
             yield from (name for name in entered if not parent or name.startswith(f"{parent}."))
 
-    def _reads(self, name: str) -> Iterator[Known]:
-        """What is relied on of a module that is no layer, or is a flatten."""
-        module = self._root.get_submodule(name)
-        if name in self._names:
-            yield Children(module)
-            yield from reads(module, self._names[name] | {"forward"})
-        elif type(module) is nn.Flatten:
-            yield from reads(module, {"start_dim", "end_dim"})
+    def _reads(self, parent: str) -> Iterator[Known]:
+        """What is relied on of the parent and of all modules below it that are no layers.
+
+        Of all: one that now holds a module of the chain, too, may call it where it is not expected.
+        """
+        for name, names in self._names.items():
+            if not parent or name == parent or name.startswith(f"{parent}."):
+                module = self._root.get_submodule(name)
+                yield Children(module)
+                yield from reads(module, names | {"forward"})
+
+    def _settings(self, head: list[list[fx.Node]]) -> Iterator[Known]:
+        """What `_flattens` has looked at."""
+        for group in head:
+            for node in group:
+                if type(self._called[node]) is nn.Flatten:
+                    yield from reads(self._called[node], {"start_dim", "end_dim"})

@@ -244,11 +244,14 @@ def record(
     return graphs
 
 
+_LISTS = (nn.ModuleList, nn.ModuleDict)  # nobody calls them
+
+
 def record_reads(
     module: nn.Module, mode: Mode, is_leaf: Callable[[nn.Module], bool]
 ) -> tuple[fx.Graph, dict[str, set[str]]]:
     """As record, in one mode; and the names of attributes that the forwards of modules read which
-    are no leaves, by the names of those modules; nothing of PyTorch's own classes.
+    are no leaves, by the names of those modules; nothing of PyTorch's own, which hold modules only.
 
     meta["kept"] of a node: whether forward has put its value where it outlives the call.
     """
@@ -256,7 +259,7 @@ def record_reads(
     recorder = Recorder(is_leaf)
     names: dict[str, set[str]] = {}
     for name, m in copied.named_modules():
-        if m is copied or not is_leaf(m):
+        if m is copied or not is_leaf(m) or isinstance(m, _LISTS):
             own = type(m).__module__.startswith("torch.nn.")
             names[name] = set() if own else log_reads(m)
     recorder.reads = names

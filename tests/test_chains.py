@@ -801,7 +801,36 @@ def other_dict(net):
     net._modules = {name: net._modules[name] for name in "bc"}
 
 
-@pytest.mark.parametrize("change", [moved_to_the_end, inserted, other_dict])
+def one_again(net):
+    """A block of the chain at another place, too."""
+    net._modules["a"] = net._modules["c"]
+
+
+class InLists(Net):
+    """The same functions call every block."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([block(8, 8) for _ in range(4)])
+        self.last = nn.Linear(8, 3)
+
+    def _forward(self, x):
+        x = self.stem(x)
+        for layer in self.blocks:
+            x = layer(x)
+        return self.last(torch.flatten(self.avgpool(x), 1))
+
+
+def test_a_block_that_is_called_twice_now(calls):
+    plain, fused = built(InLists), fused_of(InLists)
+    assert served_at_once(fused, calls) == 1
+    for net in (plain, fused):
+        net.blocks[1] = net.blocks[3]
+    for _ in range(3):
+        torch.testing.assert_close(run(fused), run(plain), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [moved_to_the_end, inserted, other_dict, one_again])
 def test_the_order_of_layers(change):
     x = torch.randn(1, 8, 6, 6)
     plain, fused = built(named), warm(fused_of(named), x)
