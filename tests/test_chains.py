@@ -1054,6 +1054,7 @@ def test_forced_plans(plan, calls):
     torch.testing.assert_close(run(fused), run(built()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.threads
 def test_threads():
     fused = fused_of()
     inputs = [images(1, seed) for seed in range(4)]
