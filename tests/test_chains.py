@@ -244,11 +244,13 @@ def test_shapes_take_turns(calls):
     assert len(calls) == len(inputs)
 
 
-def test_shapes_without_end_are_forgotten():
+def test_shapes_without_end_are_forgotten(monkeypatch):
+    monkeypatch.setattr(_chain, "_MOST_READY", 3)
     fused = fused_of()
-    for side in range(32, 180, 2):
+    for side in range(32, 46, 2):
         warm(fused, images(1, side=side))
-    assert all(len(chain._servings) <= 64 for chain in chains(fused))
+    (chain,) = chains(fused)
+    assert 0 < len(chain._servings) <= 3
 
 
 def test_a_linear_layer_for_few_images_only(calls):
