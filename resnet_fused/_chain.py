@@ -5,7 +5,7 @@ a net that takes 60 to 130 us: the weights of the block before it have pushed al
 caches. So the first module of a chain looks at the facts of all and computes all of them, and the
 average pool and linear layer behind the last; the others, which their parent's forward goes on
 calling, pass the output on. ResNet-18 and ResNet-50 with one image are 1.06 and 1.05 times as fast
-as before, with eight 1.02 (medians of runs in turns on 2 of Zen 3, with AVX2).
+as before, with eight 1.01 to 1.03 (medians of runs in turns on 2 of Zen 3, with AVX2).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Serving:
 
 
 class _Outcomes(threading.local):
-    """What chains have computed in this thread and has not reached their ends yet."""
+    """What chains have computed in this thread and is still on its way to their ends."""
 
     def __init__(self) -> None:
         self._all: dict[int, tuple[weakref.ref, _Serving]] = {}  # by the tensor's identity
@@ -143,11 +143,11 @@ class Chain:
         """From what each module has prepared for its own calls, as far as they have; kept."""
         parts, shape, stages = [], x.shape, self.stages[start:]
         for stage in stages:
-            part = stage.module.ready(shape)
+            part = stage.module.chain_ready(shape)
             if part is None or not part.fits(x) or not stage.is_as_it_was():
                 break
             parts.append(part)
-            shape = stage.module.output_shape(shape)
+            shape = stage.module.chain_output_shape(shape)
         whole = len(parts) == len(stages)
         head, ends = self._head_for(x, shape) if whole else (Head(), ())
         taken = (*stages[: len(parts)], *ends)
@@ -162,8 +162,8 @@ class Chain:
         if run is None:
             return None
         modules = [stage.module for stage in taken]
-        formatted = None if ends else modules[-1].formatted
-        packings = {module: module.packing() for module in modules[: len(parts)]}
+        formatted = None if ends else modules[-1].chain_formatted
+        packings = {module: module.chain_packing() for module in modules[: len(parts)]}
         self._make_room(packings)
         made = _Serving(run, frozenset(modules[1:]), modules[-1], formatted, packings)
         self._servings[start, x.shape] = made
@@ -200,7 +200,7 @@ class Chain:
     def join(self) -> None:
         """Has its modules ask it."""
         for start, stage in enumerate(self.stages):
-            stage.module.join(self, start)
+            stage.module.join_chain(self, start)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Chain | None:
         twin = memo[id(self)] = type(self).__new__(type(self))

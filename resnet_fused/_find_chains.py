@@ -35,7 +35,7 @@ def part_chains(model: nn.Module) -> None:
     for module in model.modules():
         vars(module).pop(_KEPT, None)
         if isinstance(module, FusedModule):
-            module.join(None)
+            module.join_chain(None)
 
 
 def _chains(module: nn.Module) -> Iterator[Chain]:

@@ -88,7 +88,7 @@ class FusedModule(Wrapper):
         self.__dict__["_units"] = units
         self.__dict__["_links"] = links
         self.__dict__["_cache"] = PackCache()
-        self.join(None)
+        self.join_chain(None)
 
     # -- the parts that differ ------------------------------------------------------------------
 
@@ -151,19 +151,19 @@ class FusedModule(Wrapper):
                 return y
         if isinstance(x, fx.Proxy):
             return self.recorded(x)
-        return self.formatted(x, self._forward(x))
+        return self.chain_formatted(x, self._forward(x))
 
     def _served(self, x: Tensor) -> Tensor | None:
         """The output, where earlier calls left behind what gives it at once; else None."""
         if passes_on(self, x):
             return x
         chain = self._chain()
-        y = None if chain is None else chain.computed(self._at, x)
+        y = None if chain is None else chain.computed(self._chain_start, x)
         if y is not None:
             return y
         serves = self._cache.ready(x.shape)
         y = serves(x) if serves is not None else None
-        return None if y is None else self.formatted(x, y)
+        return None if y is None else self.chain_formatted(x, y)
 
     def _forward(self, x: Any) -> Tensor:
         """forward with every check; leaves behind what serves the next such call."""
@@ -174,7 +174,7 @@ class FusedModule(Wrapper):
             return self._run_original(x)
         return self._compute(x)
 
-    def formatted(self, x: Tensor, y: Tensor) -> Tensor:
+    def chain_formatted(self, x: Tensor, y: Tensor) -> Tensor:
         """y, which is channels_last, in the output format."""
         if self.output_format == "contiguous" or (
             self.output_format == "preserve" and not _is_channels_last(x)
@@ -362,16 +362,18 @@ class FusedModule(Wrapper):
         arguments = self._at_once(tuple(x.shape[-2:]), packed)
         return None if arguments is None else Ready.of(x, facts, arguments)
 
-    def ready(self, shape: torch.Size) -> Ready | ReadyOnGpu | None:
+    # -- what a chain asks; a block's own attributes must not have these names --------------------
+
+    def chain_ready(self, shape: torch.Size) -> Ready | ReadyOnGpu | None:
         """What may serve an input of that shape at once."""
         return self._cache.ready(shape)
 
-    def join(self, chain: Chain | None, at: int = 0) -> None:
+    def join_chain(self, chain: Chain | None, at: int = 0) -> None:
         """Has this module ask the chain whose stage `at` it is, as long as that lives."""
         self.__dict__["_chain"] = _nothing if chain is None else weakref.ref(chain)
-        self.__dict__["_at"] = at
+        self.__dict__["_chain_start"] = at
 
-    def packing(self) -> Packing | None:
+    def chain_packing(self) -> Packing | None:
         """What is packed now."""
         return self._cache.packing
 
@@ -379,7 +381,7 @@ class FusedModule(Wrapper):
         """What must hold for what is `ready` to serve as a part of a chain's."""
         return [*(self.facts() or ()), *self._cache.facts()]
 
-    def output_shape(self, shape: torch.Size) -> torch.Size:
+    def chain_output_shape(self, shape: torch.Size) -> torch.Size:
         """Of the output for an input of `shape`, (N, C, H, W) or (C, H, W), that was served."""
         last = self._units[-1]
         size = self._out_sizes((shape[-2], shape[-1]))[-1]

@@ -841,6 +841,26 @@ def test_the_order_of_layers(change):
         torch.testing.assert_close(run(fused, x), run(plain, x), rtol=1e-4, atol=1e-4)
 
 
+class Named(rf.reference.Residual):
+    """With attributes and layers of names that a fused module might want for itself."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.join, self.packing = self.conv1, self.conv2
+        self.ready, self.formatted, self.output_shape = 1, 2, 3
+
+
+def test_attributes_of_a_block_stay_its_own():
+    blocks = nn.Sequential(Named(), Named())
+    fused = rf.fuse(blocks)
+    for layer, plain in zip(fused, blocks, strict=True):
+        assert isinstance(layer.join, nn.Conv2d)
+        assert isinstance(layer.packing, nn.Conv2d)
+        assert (layer.ready, layer.formatted, layer.output_shape) == (1, 2, 3)
+        layer.ready = plain.ready = 5
+        assert layer.original().ready == 5
+
+
 # ---- hooks and other callers ---------------------------------------------------------------------
 
 HOOKED = ["conv1", "bn1", "maxpool", "layer1", "layer1.0", "layer1.1.bn2", "layer2", "layer2.1"]
