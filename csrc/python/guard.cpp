@@ -172,16 +172,9 @@ PyObject* guard_new(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   static char* names[] = {facts_name, nullptr};
   PyObject* facts = nullptr;
   if (!PyArg_ParseTupleAndKeywords(args, keywords, "O", names, &facts)) return nullptr;
-  PyObject* owned = PySequence_Tuple(facts);
-  if (owned == nullptr) return nullptr;
-  const allocfunc allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
-  PyObject* self = allocate(type, 0);
-  if (self == nullptr) {
-    Py_DECREF(owned);
-    return nullptr;
-  }
-  Guard* guard = reinterpret_cast<Guard*>(self);
-  guard->owned = owned;  // freed with the guard from here on
+  Guard* guard = new_owner<Guard>(type, facts);
+  if (guard == nullptr) return nullptr;
+  PyObject *self = reinterpret_cast<PyObject*>(guard), *owned = guard->owned;
   const Py_ssize_t count = PyTuple_Size(owned);
   guard->facts = static_cast<Fact*>(PyMem_Malloc(sizeof(Fact) * static_cast<size_t>(count + 1)));
   if (guard->facts == nullptr) {

@@ -51,6 +51,21 @@ struct Snapshot {
   std::vector<char>* sample;
 };
 
+// A new object that owns `items` as a tuple, freed with it; null with an exception set.
+template <typename Object>
+Object* new_owner(PyTypeObject* type, PyObject* items) {
+  PyObject* owned = PySequence_Tuple(items);
+  if (owned == nullptr) return nullptr;
+  const allocfunc allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
+  Object* object = reinterpret_cast<Object*>(allocate(type, 0));
+  if (object == nullptr) {
+    Py_DECREF(owned);
+    return nullptr;
+  }
+  object->owned = owned;
+  return object;
+}
+
 // The layout of a tensor on the CPU; false with an exception set if it is none.
 bool read_layout(const DlExchange* exchange, PyObject* object, DlTensor& tensor) {
   if (exchange->to_tensor(object, &tensor) != 0) return false;
@@ -131,16 +146,9 @@ PyObject* snapshot_new(PyTypeObject* type, PyObject* args, PyObject*) {
     PyErr_SetString(PyExc_NotImplementedError, "Snapshot: torch does not tell how tensors lie");
     return nullptr;
   }
-  PyObject* owned = PySequence_Tuple(tensors);
-  if (owned == nullptr) return nullptr;
-  const allocfunc allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
-  PyObject* self = allocate(type, 0);
-  if (self == nullptr) {
-    Py_DECREF(owned);
-    return nullptr;
-  }
-  Snapshot* snapshot = reinterpret_cast<Snapshot*>(self);
-  snapshot->owned = owned;  // freed with it from here on
+  Snapshot* snapshot = new_owner<Snapshot>(type, tensors);
+  if (snapshot == nullptr) return nullptr;
+  PyObject *self = reinterpret_cast<PyObject*>(snapshot), *owned = snapshot->owned;
   snapshot->exchange = exchange;
   snapshot->watched = new std::vector<Watched>;
   snapshot->runs = new std::vector<Run>;
