@@ -38,6 +38,7 @@ template <int kTileRows, int kVectors = Vec::kVectors>
 using Sums = Reg[kTileRows][kVectors];
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct FloatProduct {
   typedef float Element;
