@@ -11,7 +11,7 @@ import re
 
 from .layers import Layer
 
-_WINOGRAD = re.compile(r"winograd(?P<tile>\d+)(s2)?(_bf16)?")
+_WINOGRAD = re.compile(r"winograd(?P<tile>\d+)(s2)?(_bf16|_raw)?")
 _STEM_ROWS = 4  # output rows of a tile of plan "stem", which transforms columns only
 
 

@@ -12,6 +12,7 @@ enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 enum class Plan {
   kDirect,
   kWinograd4,
+  kWinograd4Raw,
   kWinograd2,
   kWinograd5,
   kWinograd4S2,

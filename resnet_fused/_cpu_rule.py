@@ -37,11 +37,16 @@ _TILES_OF_A_LOAD_FROM_MEMORY = 15
 # Transforms take a tenth to a fifth of a Winograd convolution's time. They pay at any channel
 # count: with 4 channels and 56 x 56 pixels F(4x4) takes 41 us, the direct kernel 59.
 _TRANSFORMS = 1.25
+# This one transforms its weights anew for every 4 tiles, which takes as long as 1.6; it needs 32
+# registers (csrc/cpu/winograd_raw_body.h).
+_RAW = "winograd4_raw"
+_TILES_AT_ONCE, _TILES_OF_A_TRANSFORM = 4, 1.6
 # plan -> (products of a tile, side of a tile in output pixels, time of a product)
 _COSTS = {
     "direct": (9, 1, 1.0),
     "winograd2": (16, 2, _TRANSFORMS),
     "winograd4": (36, 4, _TRANSFORMS),
+    _RAW: (36, 4, _TRANSFORMS),
     "winograd2s2": (25, 2, _TRANSFORMS),
     "winograd4s2": (81, 4, _TRANSFORMS),
     "direct_bf16": (9, 1, 0.5),
@@ -53,6 +58,9 @@ _COSTS = {
 def _cost(plan: str, shape: ConvShape) -> float:
     points, side, time = _COSTS[plan]
     tiles = shape.batch * -(-shape.out_size[0] // side) * -(-shape.out_size[1] // side)
+    if plan == _RAW:
+        transforms = -(-tiles // _TILES_AT_ONCE)
+        return points * (tiles + transforms * _TILES_OF_A_TRANSFORM) * time / max(shape.batch, 1)
     weights = points * shape.in_channels * shape.out_channels * (2 if time < 1 else 4)
     least = _TILES_OF_A_LOAD_FROM_MEMORY
     for size, count in reversed(_TILES_OF_A_LOAD):
@@ -82,6 +90,8 @@ def ours(shape: ConvShape, exact_nonfinite: bool) -> Choice:
     able = [plan for plan in _COSTS if can_compute(plan, shape)]
     direct = "direct_bf16" if "direct_bf16" in able else "direct"
     winograd = [plan for plan in able if PLAN_TRAITS[plan].spreads]
+    if not _extension.cpu_isa().startswith("avx512"):
+        winograd = [plan for plan in winograd if plan != _RAW]
     stem = can_compute("stem", shape)
     if not winograd and not stem:
         return Choice(direct, "implicit GEMM over packed weights")

@@ -41,6 +41,7 @@ _BF16 = (torch.bfloat16,)
 PLAN_TRAITS = {
     "direct": PlanTraits(),
     "winograd4": PlanTraits(kernel=3, spreads=True),
+    "winograd4_raw": PlanTraits(kernel=3, spreads=True),
     "winograd2": PlanTraits(kernel=3, spreads=True),
     "winograd5": PlanTraits(kernel=3, spreads=True, opt_in=True),
     "winograd4s2": PlanTraits(kernel=3, stride=2, spreads=True),

@@ -4,6 +4,8 @@ A plan names the implementation and with it the layout of the packed weights:
 
     direct     our implicit GEMM (csrc/cpu/direct.h)
     winograd4  our fused Winograd F(4x4, 3x3) (csrc/cpu/winograd.h)
+    winograd4_raw  the same from kernels as they are, transformed when they are used
+               (csrc/cpu/winograd_raw_body.h)
     winograd2  our fused Winograd F(2x2, 3x3)
     winograd5  our fused Winograd F(5x5, 3x3); only for those who ask for it: error up to 4e-6
     winograd4s2, winograd2s2  the same for stride 2, split by parity (polyphase)

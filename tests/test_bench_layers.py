@@ -227,6 +227,8 @@ def test_every_plan_packs_the_weights_that_it_is_counted_with(plan):
     weight = found.unit().conv.weight.to(getattr(torch, arithmetic(plan)))
     packed = torch.ops.resnet_fused.pack_conv(weight, 1, plan=plan)
     counted = multiplications(plan, found, 1) // rows(plan, found, 1)
+    if plan.endswith("_raw"):  # of the kernels, not of what they are transformed to
+        counted = weight.numel()
     assert counted <= packed.numel() < 1.5 * counted  # a layout may pad channels
 
 

@@ -439,6 +439,8 @@ def good_packed(plan):
         packed = (40, 6, 3, 3)
     elif plan == "stem":
         packed = (2, 13, 7 * 6, 32)
+    elif plan.endswith("_raw"):
+        packed = (2, words, 9, 32)
     elif algorithm(plan):
         packed = (2, algorithm(plan).products ** 2, words, 32)
     else:

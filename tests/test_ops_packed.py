@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 _ops = torch.ops.resnet_fused
 
 DIRECT = [plan for plan in CPU_PLANS if plan.startswith("direct")]
-WINOGRAD = [plan for plan in CPU_PLANS if algorithm(plan)]
+WINOGRAD = [plan for plan in CPU_PLANS if algorithm(plan) and not plan.endswith("_raw")]
 
 # 33 output channels need a second panel; 31, 17 and 3 input channels leave half a pair.
 DENSE = Case(2, 31, 5, 5, 33, (3, 3), padding=(1, 1))
@@ -122,6 +122,18 @@ def test_layout_of_winograd(case, plan):
     want = in_words(want.float().to(dtype), 4 // dtype.itemsize)
     # Nothing but the order of the float64 products may differ: one rounding, and no zero is lost.
     torch.testing.assert_close(packed, want, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@needs_extension
+@pytest.mark.parametrize("case", [DENSE, CASES[3]], ids=str)
+def test_layout_of_raw_winograd(case):
+    """packed[panel][channel][tap][32] of the kernels as they are."""
+    weight = integers(case).weight.float()
+    panels = -(-case.k // 32)
+    want = torch.zeros(panels * 32, case.c, 9)
+    want[: case.k] = weight.view(case.k, case.c, 9)
+    want = want.view(panels, 32, case.c, 9).permute(0, 2, 3, 1)
+    assert_same(rf.ops.pack_conv(weight, plan="winograd4_raw"), want)
 
 
 @needs_extension

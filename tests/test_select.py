@@ -32,7 +32,6 @@ def _no_force():
     ("changes", "expected"),
     [
         ({}, "winograd4"),
-        ({"in_channels": 512, "out_channels": 512, "out_size": (7, 7)}, "winograd2"),
         ({"in_channels": 512, "out_channels": 512, "out_size": (1, 1)}, "direct"),
         ({"out_size": (2, 2)}, "direct"),
         ({"stride": (2, 2)}, "winograd4s2"),
@@ -62,6 +61,7 @@ def test_rule_knows_what_the_cpu_multiplies_fast(monkeypatch):
         assert plan() == "winograd4"
 
 
+STAGE_3 = {"in_channels": 256, "out_channels": 256, "out_size": (14, 14)}
 STAGE_4 = {"in_channels": 512, "out_channels": 512, "out_size": (7, 7)}
 
 
@@ -71,6 +71,10 @@ STAGE_4 = {"in_channels": 512, "out_channels": 512, "out_size": (7, 7)}
     [
         # Few tiles: their products must hide the loading of the weights, and F(4x4) has more.
         ("avx2", torch.float32, STAGE_4 | {"batch": 1}, "winograd2"),
+        ("avx512", torch.float32, STAGE_4 | {"batch": 1}, "winograd4_raw"),
+        ("avx512", torch.float32, STAGE_4 | {"batch": 2}, "winograd4_raw"),
+        ("avx512", torch.float32, STAGE_4 | {"batch": 8}, "winograd4"),
+        ("avx512", torch.float32, STAGE_3 | {"batch": 1}, "winograd4"),
         ("avx2", torch.float32, STAGE_4 | {"batch": 8}, "winograd4"),
         ("avx512", torch.float32, STAGE_4 | {"batch": 1, "stride": (2, 2)}, "direct"),
         ("avx512", torch.float32, STAGE_4 | {"batch": 8, "stride": (2, 2)}, "winograd4s2"),
@@ -257,9 +261,12 @@ def test_forced_refuses_unknown_words():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, ("direct", "winograd4", "winograd2", "torch")),
-        ({"dtype": torch.float16}, ("direct", "winograd4", "winograd2", "torch")),
-        ({"in_channels": 1, "out_size": (1, 1)}, ("direct", "winograd4", "winograd2", "torch")),
+        ({}, ("direct", "winograd4", "winograd4_raw", "winograd2", "torch")),
+        ({"dtype": torch.float16}, ("direct", "winograd4", "winograd4_raw", "winograd2", "torch")),
+        (
+            {"in_channels": 1, "out_size": (1, 1)},
+            ("direct", "winograd4", "winograd4_raw", "winograd2", "torch"),
+        ),
         ({"stride": (2, 2)}, ("direct", "winograd4s2", "winograd2s2", "torch")),
         ({"kernel": (1, 1)}, ("direct", "torch")),
         ({"kernel": (3, 1)}, ("direct", "torch")),

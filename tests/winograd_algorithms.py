@@ -52,4 +52,4 @@ ALGORITHMS = {
 
 def algorithm(plan: str) -> Algorithm | None:
     """None for plans that are no Winograd."""
-    return ALGORITHMS.get(plan.removesuffix("_bf16"))
+    return ALGORITHMS.get(plan.removesuffix("_bf16").removesuffix("_raw"))

@@ -8,6 +8,7 @@
 #include "cpu/pointwise_body.h"
 #include "cpu/pool_body.h"
 #include "cpu/stem_body.h"
+#include "cpu/winograd_raw_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
 

@@ -69,6 +69,20 @@ void pack_as(const ConvShape& shape, const float* weight, T* packed) {
   });
 }
 
+void pack_raw(const ConvShape& shape, const float* weight, float* packed) {
+  const int64_t channels = shape.in_channels;
+  for_each_job(panels_of(shape.out_channels) * channels, [&](int64_t index) {
+    const int64_t panel = index / channels, c = index % channels;
+    for (int64_t tap = 0; tap < kTaps; ++tap) {
+      for (int64_t lane = 0; lane < kPanel; ++lane) {
+        const int64_t k = panel * kPanel + lane;
+        packed[(index * kTaps + tap) * kPanel + lane] =
+            k < shape.out_channels ? weight[(k * channels + c) * kTaps + tap] : 0.0f;
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void winograd_pack(Plan plan, const ConvShape& shape, const float* weight, void* packed) {
@@ -79,6 +93,8 @@ void winograd_pack(Plan plan, const ConvShape& shape, const float* weight, void*
       return pack_as<Winograd2>(shape, weight, floats);
     case Plan::kWinograd4:
       return pack_as<Winograd4>(shape, weight, floats);
+    case Plan::kWinograd4Raw:
+      return pack_raw(shape, weight, floats);
     case Plan::kWinograd5:
       return pack_as<Winograd5>(shape, weight, floats);
     case Plan::kWinograd2S2:
@@ -94,7 +110,8 @@ void winograd_pack(Plan plan, const ConvShape& shape, const float* weight, void*
   }
 }
 
-Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, int64_t threads) {
+Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, bool raw,
+                 int64_t threads) {
   const int64_t tiles = tiling.tiles(shape);
   const int64_t points = tiling.points * tiling.points;
   Cut cut;
@@ -104,12 +121,12 @@ Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, in
   cut.job_panels = cut.panels;
   const int64_t matrix_row = points * static_cast<int64_t>(sizeof(float));
   const int64_t tile_bytes = matrix_row * window_words(shape, pack);
-  const int64_t weight_bytes = cut.panels * kPanel * tile_bytes;
+  const int64_t weight_bytes = cut.panels * kPanel * tile_bytes;  // transformed
   const int64_t fitting = weight_bytes <= weights_in_l2()
                               ? kMinTiles
                               : std::clamp<int64_t>(kMaxValues / tile_bytes, kMinTiles, kMaxTiles);
   int64_t blocks = ceil_div(tiles, std::min(fitting, tiles));
-  if (tiles < threads * tiles_per_thread() && weight_bytes > kLargeWeights) {
+  if (raw || (tiles < threads * tiles_per_thread() && weight_bytes > kLargeWeights)) {
     cut.job_panels = std::min(cut.panels, kPanelsPerJob);
   } else {
     // A whole number of blocks for every thread, if there are tiles enough.

@@ -14,6 +14,11 @@
 //
 //   packed[panel][point][word][32]    word: one input channel, or two in bfloat16
 //
+// Plan "winograd4_raw" keeps the kernels as they are and transforms them in float32 when they are
+// used (winograd_raw_body.h):
+//
+//   packed[panel][input channel][tap][32]
+//
 // A job takes a block of tiles through all three steps while everything stays in its core's caches:
 //
 //   values[point][chunk][tile][16 words]   transformed windows, all input channels
@@ -55,9 +60,13 @@ inline int64_t values_stride(const ConvShape& shape, int64_t pack, int64_t tiles
 }
 inline int64_t sums_stride(int64_t tiles) { return tiles * kPanel + kChunk; }
 
+constexpr int64_t kTaps = 9;
+
 // How a convolution with at least one output pixel is cut into jobs for `threads` threads; `pack`:
 // elements of the reduction in a word.
-Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, int64_t threads);
+// `raw`: weights are transformed when they are used.
+Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, bool raw,
+                 int64_t threads);
 
 // weight: [out_channels][in_channels][3][3], dense; packed: the layout of a Winograd plan.
 void winograd_pack(Plan plan, const ConvShape& shape, const float* weight, void* packed);

@@ -310,13 +310,11 @@ class OutputAhead {
 
 // sums[point] = values[point] x packed[panel][point] for every point.
 template <class F, class Product, typename T>
-static void multiply_points(const ConvArgs& args, const WinogradJob& job, int64_t panel,
-                            const float* values, float* sums) {
+static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, const float* values,
+                            float* sums, OutputAhead<F, T>& output) {
   constexpr int64_t kPoints = WinogradSizes<F>::kPoints * WinogradSizes<F>::kPoints;
   const ConvShape& s = args.shape;
-  const int64_t count = job.tile_end - job.tile_begin;
   const int64_t ahead = ceil_div(count, kPoints);
-  OutputAhead<F, T> output(args, job, panel);
   const int64_t words = window_words(s, Product::kPack);
   Tile<float> tile = {};
   tile.chunk_step = count * kChunk;
@@ -424,27 +422,33 @@ static void transform_outputs(const ConvArgs& args, const WinogradJob& job, int6
   }
 }
 
-template <class F, class Product, typename T>
+template <class F, class Product, typename T, bool kRaw = false>
 static void run_winograd(const ConvArgs& args, const WinogradJob& job, float* scratch) {
   constexpr int64_t kPoints = WinogradSizes<F>::kPoints * WinogradSizes<F>::kPoints;
   const int64_t count = job.tile_end - job.tile_begin;
   float* sums = scratch + kPoints * values_stride(args.shape, Product::kPack, count);
   if (!job.values_ready) transform_inputs<F, Product, T>(args, job, scratch);
   for (int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
-    multiply_points<F, Product, T>(args, job, panel, scratch, sums);
+    OutputAhead<F, T> output(args, job, panel);
+    if constexpr (kRaw) {
+      output.fetch(count);
+      multiply_raw<F>(args, count, panel, scratch, sums);
+    } else {
+      multiply_points<F, Product, T>(args, count, panel, scratch, sums, output);
+    }
     transform_outputs<F, Product, T>(args, job, panel, sums);
   }
 }
 
-template <class F>
+template <class F, bool kRaw = false>
 static void run_winograd_dtype(const ConvArgs& args, const WinogradJob& job, float* scratch) {
   switch (args.dtype) {
     case DType::kFloat32:
-      return run_winograd<F, FloatProduct, float>(args, job, scratch);
+      return run_winograd<F, FloatProduct, float, kRaw>(args, job, scratch);
     case DType::kBFloat16:
-      return run_winograd<F, FloatProduct, BFloat16>(args, job, scratch);
+      return run_winograd<F, FloatProduct, BFloat16, kRaw>(args, job, scratch);
     case DType::kFloat16:
-      return run_winograd<F, FloatProduct, Float16>(args, job, scratch);
+      return run_winograd<F, FloatProduct, Float16, kRaw>(args, job, scratch);
     case DType::kFloat64:
       return;  // never planned: double runs on PyTorch's convolution
   }
@@ -456,6 +460,8 @@ static void winograd_job(const ConvArgs& args, const WinogradJob& job, float* sc
       return run_winograd_dtype<Winograd2>(args, job, scratch);
     case Plan::kWinograd4:
       return run_winograd_dtype<Winograd4>(args, job, scratch);
+    case Plan::kWinograd4Raw:
+      return run_winograd_dtype<Winograd4, true>(args, job, scratch);
     case Plan::kWinograd5:
       return run_winograd_dtype<Winograd5>(args, job, scratch);
     case Plan::kWinograd2S2:

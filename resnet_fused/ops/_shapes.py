@@ -71,6 +71,8 @@ def packed_shape(weight_shape: tuple[int, ...], groups: int, plan: str) -> tuple
     words = -(-group_in // pack)
     if algorithm in _WINOGRAD_POINTS:
         shape = (panels, _WINOGRAD_POINTS[algorithm], words, _PANEL)
+    elif plan == "winograd4_raw":
+        shape = (panels, group_in, kernel_h * kernel_w, _PANEL)
     elif plan == "stem":
         shape = (panels, _STEM_ROWS, kernel_w * group_in, _PANEL)
     else:
