@@ -28,9 +28,10 @@ constexpr int64_t kMaxValues = 4 << 20;  // bytes of a job's transformed windows
 // larger operand: the threads walk through the same weights side by side, and only one of them
 // waits for memory. Measured on 2 cores with AVX-512 that share a 32 MiB L3, weights cold: against
 // a cut by panels a layer of stage 3 went from 0.59 to 0.47 ms, of stage 4 from 0.86 to 0.74. But
-// that was before threads had fixed shares of the jobs. On 2 of Zen 3, with AVX2 and as much L3, it
-// is the other way round: cut by panels up to 32 tiles a thread, ResNet-18 is 1.08 to 1.10 times as
-// fast at batch 1, 1.04 at 8.
+// that was before threads had fixed shares of the jobs: now both cuts take the same time there
+// (0.99 to 1.01 for ResNet-18 at batch 1 and 8). On 2 of Zen 3, with AVX2 and as much L3, it is the
+// other way round: cut by panels up to 32 tiles a thread, ResNet-18 is 1.08 to 1.10 times as fast
+// at batch 1, 1.04 at 8.
 int64_t tiles_per_thread() { return kernels().lanes > 8 ? 8 : 32; }
 // With fewer, weights pass through one core only, at most so many panels a job.
 constexpr int64_t kPanelsPerJob = 2;
