@@ -24,8 +24,17 @@ X = torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(1))
 SHAPE = select.ConvShape("cpu", torch.float32, 16, 16, (3, 3), (12, 12))
 KEY = "3x3 16->16 to 12x12 float32 cpu"
 # No plan of the rule: torch first, then direct.
-TORCH_FIRST = {"torch": 1e-3, "direct": 2e-3, "winograd2": 3e-3, "winograd4": 4e-3}
-REASON = "tuned on this machine at batch 2: torch 1 ms, direct 2 ms, winograd2 3 ms, winograd4 4 ms"
+TORCH_FIRST = {
+    "torch": 1e-3,
+    "direct": 2e-3,
+    "winograd2": 3e-3,
+    "winograd4": 4e-3,
+    "winograd4_raw": 5e-3,
+}
+REASON = (
+    "tuned on this machine at batch 2: torch 1 ms, direct 2 ms, winograd2 3 ms, winograd4 4 ms, "
+    "winograd4_raw 5 ms"
+)
 
 pytestmark = needs_extension
 
@@ -74,7 +83,7 @@ def learn(ms, plan="", batch=2, shape=SHAPE):
     tuned.learn({str(shape): Answer(batch, plan, ms)})
 
 
-ALL = {"direct": 4.0, "winograd4": 3.0, "winograd2": 2.0, "torch": 1.0}
+ALL = {"direct": 4.0, "winograd4": 3.0, "winograd4_raw": 5.0, "winograd2": 2.0, "torch": 1.0}
 
 
 # ---- tune ----------------------------------------------------------------------------------------
@@ -138,7 +147,7 @@ def test_prints_as_a_table(clock, tuning_file):
     assert heading.split() == [
         "convolution", "batch", "count", *row_plans, "fastest", "by", "rule"
     ]  # fmt: skip
-    assert row.split()[-7:-1] == ["2", "2", "4", "3", "1", "torch"]
+    assert row.split()[-8:-1] == ["2", "2", "4", "5", "3", "1", "torch"]
     by_rule = TORCH_FIRST[select.by_rule(SHAPE).plan] * 2e3
     assert last == f"all convolutions: 2 ms, by rule {by_rule:g} ms; kept in {tuning_file}"
 
@@ -351,7 +360,8 @@ def test_an_inexact_plan_is_no_candidate_unless_allowed(clock, monkeypatch):
     assert (row.ms["winograd4"], row.plan) == (None, "direct")
     assert "inexact" in str(rf.tune(block(), X))
     assert select.choose(SHAPE).reason == (
-        "tuned on this machine at batch 2: direct 2 ms, winograd2 3 ms, torch 4 ms"
+        "tuned on this machine at batch 2: direct 2 ms, winograd2 3 ms, torch 4 ms, "
+        "winograd4_raw 9 ms"
     )
     (row,) = rf.tune(block(), X, allow=["winograd4"])
     assert (row.ms["winograd4"], row.plan) == (1.0, "winograd4")
@@ -438,7 +448,7 @@ def test_force_goes_before_what_was_measured():
 
 
 def test_exact_nonfinite_takes_the_fastest_that_it_may():
-    learn({"direct": 3.0, "winograd4": 1.0, "winograd2": 2.0, "torch": 4.0})
+    learn(ALL | {"direct": 3.0, "winograd4": 1.0, "torch": 4.0})
     choice = select.choose(SHAPE, exact_nonfinite=True)
     assert choice == select.Choice(
         "direct", "tuned on this machine at batch 2: direct 3 ms, torch 4 ms"
@@ -453,7 +463,9 @@ def test_the_winner_is_named_first_though_another_was_faster_by_chance():
     learn(ALL | {"torch": 1.99}, plan="winograd2")
     choice = select.choose(SHAPE)
     assert choice.plan == "winograd2"
-    assert choice.reason.endswith(": winograd2 2 ms, torch 1.99 ms, winograd4 3 ms, direct 4 ms")
+    assert choice.reason.endswith(
+        ": winograd2 2 ms, torch 1.99 ms, winograd4 3 ms, direct 4 ms, winograd4_raw 5 ms"
+    )
 
 
 def test_an_answer_that_lacks_a_candidate_does_not_count():
