@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import check, guard, packing, reference, select
-from ._capture import folds_constants, is_exported_to_onnx
+from . import _unit_runs, check, guard, packing, select
+from ._capture import is_exported_to_onnx
 from ._chain import Chain, passes_on
 from ._launches import Launch
 from ._links import GLOBAL_HOOK_FACTS, Link, changed, facts_of, has_global_hooks
@@ -20,15 +20,11 @@ from ._pack_cache import PackCache, Packing
 from ._ready import Ready, ReadyOnGpu, can_be_ready, takes_launches
 from ._refusals import refuse_edited, refuse_mixture
 from ._stamp import tensors
+from ._unit_runs import Run
 from ._wrapper import Wrapper
-from .ops import conv_bn_act_vjp, is_autocast_on
+from .ops import is_autocast_on
 from .ops._transforms import is_dual, is_transformed
 from .recipe import ConvUnit, NoMatch
-
-_ops = torch.ops.resnet_fused
-
-Run = Callable[[int, Tensor, Tensor | None], Tensor]
-"""run(i, x, residual): unit i of the module."""
 
 NOT_RUN_YET = "not run yet"
 
@@ -44,29 +40,6 @@ class Status:
     backend: str
     reason: str
     packed_bytes: int
-
-
-class _ConvBnAct(torch.autograd.Function):
-    """conv_bn_act on packed weights, for eval() with gradients: packs once, not at every call.
-
-    Without the max-pool, which is PyTorch's own there: its backward needs what it pooled.
-    """
-
-    @staticmethod
-    def forward(ctx, unit, x, weight, scale, shift, residual):
-        keywords = unit.keywords | {"pool": False}
-        y = _ops.conv_bn_act_packed(x, unit.weight, scale, shift, residual, **keywords)
-        ctx.keywords = {name: keywords[name] for name in packing.CONV_KEYWORDS}
-        ctx.save_for_backward(x, weight, scale, y if keywords["act"] == "relu" else None)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, scale, y = ctx.saved_tensors
-        grads = conv_bn_act_vjp(
-            grad, y, x, weight, scale, needs=ctx.needs_input_grad[1:], **ctx.keywords
-        )
-        return (None, *grads)
 
 
 class FusedModule(Wrapper):
@@ -278,18 +251,19 @@ class FusedModule(Wrapper):
             return self._run_original(x)  # which says what does not fit
         if self._needs_grad(x):
             runner = (
-                self._differentiable_in_graph(dtype)
+                _unit_runs.differentiable_in_graph(self._units, dtype)
                 if compiling
-                else self._differentiable(packed.units, dtype)
+                else _unit_runs.differentiable(self._units, dtype, packed.units)
             )
         elif compiling:
-            runner = self._in_graph(x, dtype)
+            batch = x.shape[0] if x.dim() == 4 and select.is_static(x.shape[0]) else 1
+            runner = _unit_runs.in_graph(self._units, dtype, self._choose_all(x, dtype, batch))
         else:
             self._make_ready(x, dtype, packed)
             y = self._run_at_once(x, dtype, packed)
             if y is not None:
                 return y
-            runner = self._packed(packed.units)
+            runner = _unit_runs.packed(packed.units)
 
         def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             # Under autocast the input and an identity shortcut come in another dtype.
@@ -407,52 +381,6 @@ class FusedModule(Wrapper):
             if unit.bn is not None:
                 facts.append(guard.attribute(unit.bn, "training"))
         return facts
-
-    @staticmethod
-    def _packed(packed: tuple[packing.PackedUnit, ...]) -> Run:
-        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
-            # Below autograd: nothing needs gradients here, and asking again costs 6 us a call.
-            with torch._C._AutoDispatchBelowAutograd():
-                return packed[i](x, residual)
-
-        return run
-
-    def _in_graph(self, x: Tensor, dtype: torch.dtype) -> Run:
-        """Packs inside the graph where that is folded into a constant."""
-        batch = x.shape[0] if x.dim() == 4 and select.is_static(x.shape[0]) else 1
-        choices = self._choose_all(x, dtype, batch)
-        folded = folds_constants()
-
-        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
-            # no_grad would not do: strict export replays the graph without it.
-            x, residual = x.detach(), residual if residual is None else residual.detach()
-            unit, choice = self._units[i], choices[i]
-            if folded:
-                return packing.pack(unit, dtype, choice)(x, residual)
-            return packing.run_unpacked(unit, dtype, choice, x, residual)
-
-        return run
-
-    def _differentiable(self, packed: tuple[packing.PackedUnit, ...], dtype: torch.dtype) -> Run:
-        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
-            unit = self._units[i]
-            scale, shift = packing.fold(unit)
-            weight = unit.conv.weight.to(dtype)
-            y = _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
-            return reference.max_pool(y) if unit.max_pool else y
-
-        return run
-
-    def _differentiable_in_graph(self, dtype: torch.dtype) -> Run:
-        def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
-            unit = self._units[i]
-            scale, shift = packing.fold(unit)
-            weight = unit.conv.weight.to(dtype)
-            keywords = packing.conv_keywords(unit)
-            y = _ops.conv_bn_act(x, weight, scale, shift, residual, **keywords)
-            return reference.max_pool(y) if unit.max_pool else y
-
-        return run
 
     # -- state ------------------------------------------------------------------------------------
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import check, packing
-from ._fused import FusedModule, Run
+from ._fused import FusedModule
 from ._launches import Launch, prepare_at_once, prepare_unit
 from ._links import links_below
 from ._pack_cache import Packing
 from ._refusals import refuse_altered, refuse_mixture, refuse_unit
+from ._unit_runs import Run
 from .recipe import ConvUnit, NoMatch
 
 

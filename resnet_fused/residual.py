@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from . import check, packing, reference
-from ._fused import FusedModule, Run
+from ._fused import FusedModule
 from ._launches import Launch, prepare_at_once, prepare_block
 from ._links import links_below
 from ._pack_cache import Packing
 from ._refusals import refuse_channels
+from ._unit_runs import Run
 from ._wrapper import Wrapper
 from .match import match_block
 from .recipe import BlockRecipe, NoMatch

@@ -13,7 +13,7 @@ Cut cut_conv(const ConvShape& shape, const PlanInfo& plan, int64_t threads) {
   if (shape.out_pixels() == 0 || shape.out_channels == 0) return {};
   if (plan.plan == Plan::kStem) return stem_cut(shape, threads);
   if (!plan.is_winograd()) return direct_cut(shape, plan.pack, threads);
-  return winograd_cut(shape, plan.tiling, plan.pack, plan.plan == Plan::kWinograd4Raw, threads);
+  return winograd_cut(shape, plan.tiling, plan.pack, plan.raw, threads);
 }
 
 // The set in use may have changed since the plan was checked.

@@ -9,7 +9,7 @@
 
 namespace resnet_fused {
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Cut {
   int64_t groups = 0, rows = 0, panels = 0;  // of the convolution; panels of one group

@@ -8,7 +8,10 @@
 #include "cpu/pointwise_body.h"
 #include "cpu/pool_body.h"
 #include "cpu/stem_body.h"
+#include "cpu/winograd_transform_body.h"
+#include "cpu/winograd_input_body.h"
 #include "cpu/winograd_raw_body.h"
+#include "cpu/winograd_output_body.h"
 #include "cpu/winograd_body.h"
 // clang-format on
 

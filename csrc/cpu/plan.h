@@ -18,6 +18,7 @@ struct PlanInfo {
   const char* name;
   int64_t pack;           // elements of the reduction in a 32-bit word of the packed weights
   WinogradTiling tiling;  // all zero: not a Winograd plan
+  bool raw = false;       // Winograd of weights that are transformed when they are used
 
   bool is_winograd() const { return tiling.out > 0; }
 };
@@ -30,7 +31,7 @@ constexpr WinogradTiling tiling_of() {
 inline constexpr PlanInfo kPlans[] = {
     {Plan::kDirect, "direct", 1, {}},
     {Plan::kWinograd4, "winograd4", 1, tiling_of<Winograd4>()},
-    {Plan::kWinograd4Raw, "winograd4_raw", 1, tiling_of<Winograd4>()},
+    {Plan::kWinograd4Raw, "winograd4_raw", 1, tiling_of<Winograd4>(), true},
     {Plan::kWinograd2, "winograd2", 1, tiling_of<Winograd2>()},
     {Plan::kWinograd5, "winograd5", 1, tiling_of<Winograd5>()},
     {Plan::kWinograd4S2, "winograd4s2", 1, tiling_of<Winograd4S2>()},
@@ -59,7 +60,7 @@ inline std::vector<int64_t> packed_shape(const PlanInfo& plan, const ConvShape& 
     return {s.out_channels, s.group_in(), s.kernel_h, s.kernel_w};
   }
   std::vector<int64_t> shape;
-  if (plan.plan == Plan::kWinograd4Raw) {
+  if (plan.raw) {
     shape = {panels_of(s.out_channels), s.in_channels, kTaps, kPanel};
   } else if (plan.is_winograd()) {
     const int64_t points = plan.tiling.points * plan.tiling.points;

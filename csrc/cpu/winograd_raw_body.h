@@ -2,14 +2,15 @@
 // memory, and are transformed in registers just before they are multiplied.
 //
 // F(4x4)'s transformed weights are four times as large as the kernels: 37.7 MB at 512 channels,
-// which take 1.2 ms to come from memory, while their products for the four tiles of a 7 x 7 map
-// take 0.3. F(2x2) needs 16.8 MB and 0.56 ms of products. This one reads 9.4 MB. A row of 6 points
-// by 4 tiles by a vector of output channels is summed in 24 registers; for each input channel 6
-// multiply-adds transform the columns of the kernel, 6 the row, and 24 take the products. Measured
-// at 512 to 512 channels of 7 x 7, one image, on 2 cores of Zen 4: 0.52 ms where F(2x2) takes 0.66
-// to 0.7, and ResNet-18 becomes 1.05 times as fast (1.04 at batch 2). Transforming blocks of 64
-// channels into L2 for the register tile of gemm_body.h took 0.67: 36 stores that L1 does not have.
-// AVX2 has registers for one tile at a time: 1.02 ms, where F(2x2) takes 0.73.
+// which take 1.2 ms to come from memory at 31 GB/s, while their products for the four tiles of a 7
+// x 7 map take 0.3. F(2x2) needs 16.8 MB and 0.56 ms of products. This one reads 9.4 MB. A row of 6
+// points by 4 tiles by a vector of output channels is summed in 24 registers; for each input
+// channel at most 6 multiply-adds transform the columns of the kernel, 6 the row, and 24 take the
+// products. Measured at 512 to 512 channels of 7 x 7, one image, on 2 cores of Zen 4: 0.52 ms where
+// F(2x2) takes 0.66 to 0.70, and ResNet-18 becomes 1.05 times as fast (1.04 at batch 2).
+// Transforming blocks of 64 channels into L2 first, for the register tile of gemm_body.h, took
+// 0.67. AVX2 has no 24 registers for the sums: 0.97 to 1.02 ms where F(2x2) takes 0.73
+// to 0.80.
 #include "cpu/winograd.h"
 #include "cpu/winograd_points.h"
 
