@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import pickle
 import threading
 import weakref
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_same, needs_extension, randomize
+from conftest import assert_same, needs_extension, randomize, use_isa
 from torch import nn
 
 import resnet_fused as rf
@@ -1310,14 +1312,74 @@ def test_prepare_chain_computes_one_after_the_other():
     rf._extension.release_prepared(both)
 
 
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("plans", list(itertools.product(("direct", "torch"), repeat=3)))
+def test_steps_of_pytorchs_lie_between_those_of_ours(plans, head):
+    """What is ours goes at once as far as it goes."""
+    handles, weights = zip(*(prepared(plan) for plan in plans), strict=True)
+    linear = [torch.randn(5, 16)] if head else []
+    chain = _ops.prepare_chain(WIDE, list(handles), pools=head, linear=linear)
+    want = WIDE
+    for weight in weights:
+        want = F.conv2d(want, weight)
+    if head:
+        want = F.linear(want.mean((2, 3)), *linear)
+    torch.testing.assert_close(_ops.run_prepared(WIDE, chain, linear), want, rtol=1e-3, atol=1e-3)
+    for handle in (*handles, chain):
+        rf._extension.release_prepared(handle)
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_chain_has_the_same_bits_with_every_number_of_threads(count, threads):
+    """More than there are cores or jobs, too, and several callers at once."""
+    net = rf.fuse(randomize(rf.models.resnet18(num_classes=7)).eval())
+    sizes = [(2, 3, 40, 56), (2, 3, 33, 64)]  # of one batch, which plans follow
+    images = [torch.randn(size).to(memory_format=torch.channels_last) for size in sizes]
+    with torch.inference_mode():
+        threads(1)
+        want = [net(x) for x in images]
+
+        def work(i):
+            torch.set_num_threads(count)
+            with torch.inference_mode():
+                return [net(images[i % 2]) for _ in range(10)]
+
+        with ThreadPoolExecutor(3) as pool:
+            for i, results in enumerate(pool.map(work, range(3))):
+                for y in results:
+                    assert_same(y, want[i % 2])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_within_a_chain_arrives_once(count, threads):
+    """The instruction set was changed since it was prepared."""
+    if rf.ops.cpu_isa() != "avx512bf16":
+        pytest.skip("this CPU multiplies no bfloat16")
+    threads(count)
+    x = WIDE.bfloat16()
+    handles = [prepared("direct_bf16", x)[0] for _ in range(2)]
+    chain = _ops.prepare_chain(x, handles, pools=False, linear=[])
+    want = _ops.run_prepared(x, chain, [])
+    use_isa("avx2")
+    try:
+        with pytest.raises(RuntimeError, match="needs avx512_bf16, the kernels in use are avx2"):
+            _ops.run_prepared(x, chain, [])
+    finally:
+        use_isa("")
+    assert_same(_ops.run_prepared(x, chain, []), want)
+    for handle in (*handles, chain):
+        rf._extension.release_prepared(handle)
+
+
 WIDE = torch.randn(2, 16, 5, 5, generator=torch.Generator().manual_seed(2))
 
 
-def prepared():
-    weight = torch.randn(16, 16, 1, 1)
+def prepared(plan="direct", x=WIDE):
+    weight = torch.randn(16, 16, 1, 1, dtype=x.dtype)
     keywords = {"kernel_sizes": [1, 1], "strides": [1, 1], "paddings": [0, 0]}
-    keywords |= {"dilations": [1, 1], "groups": [1], "acts": ["none"], "plans": ["direct"]}
-    packed = _ops.pack_conv(weight, 1, plan="direct")
+    keywords |= {"dilations": [1, 1], "groups": [1], "acts": ["none"], "plans": [plan]}
+    packed = _ops.pack_conv(weight, 1, plan=plan)
     tensors = [packed], [torch.ones(16)], [torch.zeros(16)]
     flags = {"has_shortcut": False, "adds": False, "pool": False}
-    return _ops.prepare(WIDE, *tensors, **keywords, **flags), weight
+    return _ops.prepare(x, *tensors, **keywords, **flags), weight

@@ -1,6 +1,8 @@
 #include "cpu/block_call.h"
 
-#include "cpu/block.h"
+#include <algorithm>
+
+#include "cpu/chain.h"
 #include "op/op_string.h"
 
 namespace resnet_fused {
@@ -44,24 +46,6 @@ void check_size(const OpName& op, const ConvCall& call) {
 
 const float* floats(const Tensor& tensor) {
   return static_cast<const float*>(tensor.const_data_ptr());
-}
-
-Tensor run_at_once(const std::vector<ConvCall>& calls, bool has_shortcut, const Tensor& image) {
-  std::vector<BlockConv> convs;
-  convs.reserve(calls.size());
-  for (const ConvCall& call : calls) {
-    const Tensor& packed = call.packed;
-    convs.push_back({call.shape, call.plan, call.relu, floats(packed), floats(call.scale),
-                     floats(call.shift),
-                     packed.numel() * static_cast<int64_t>(packed.element_size())});
-  }
-  const int64_t main = static_cast<int64_t>(calls.size()) - has_shortcut;
-  const ConvShape& last = convs[static_cast<size_t>(main - 1)].shape;
-  const Tensor x = to_nhwc(image);
-  const Tensor y = empty_nhwc(x, last.batch, last.out_channels, last.out_h(), last.out_w());
-  run_block(
-      {calls[0].dtype, convs.data(), main, has_shortcut, x.const_data_ptr(), y.mutable_data_ptr()});
-  return y;
 }
 
 // One convolution after the other: what PyTorch's own needs, which takes tensors.
@@ -122,10 +106,65 @@ BlockCall check_block(const char* op, const Image& image, const ConvLists& lists
   return block;
 }
 
+bool BlockCall::is_ours() const {
+  return std::all_of(convs.begin(), convs.end(), [](const ConvCall& conv) {
+    return conv.plan != Plan::kTorch && conv.shape.out_pixels() > 0;
+  });
+}
+
+Block BlockCall::raw() const {
+  Block block{convs[0].dtype, {}, has_shortcut, adds, pool};
+  block.convs.reserve(convs.size());
+  for (const ConvCall& conv : convs) {
+    const Tensor& packed = conv.packed;
+    block.convs.push_back({conv.shape, conv.plan, conv.relu, floats(packed), floats(conv.scale),
+                           floats(conv.shift),
+                           packed.numel() * static_cast<int64_t>(packed.element_size())});
+  }
+  return block;
+}
+
 Tensor BlockCall::run(const Tensor& image) const {
-  bool at_once = image.size(0) > 0;
-  for (const ConvCall& conv : convs) at_once = at_once && conv.plan != Plan::kTorch;
-  return at_once ? run_at_once(convs, has_shortcut, image) : run_singly(convs, has_shortcut, image);
+  if (is_ours()) {
+    const Block block = raw();
+    return run_blocks(image, {&block}, {false, {}});
+  }
+  return adds ? run_singly(convs, has_shortcut, image)
+              : run_call(convs[0], image, std::nullopt, pool);
+}
+
+Tensor run_blocks(const Tensor& image, std::vector<const Block*> blocks, const HeadCall& head) {
+  const Block& first = *blocks.front();
+  const ConvShape& last = blocks.back()->last();
+  const Tensor x = to_nhwc(image);
+  const int64_t h = last.out_h(), w = last.out_w(), images = last.batch;
+  ChainArgs chain{std::move(blocks), {}, {}, x.const_data_ptr(), nullptr};
+  const auto run = [&](const Tensor& y) {
+    chain.y = y.mutable_data_ptr();
+    run_chain(chain);
+    return y;
+  };
+  const bool pool = chain.blocks.back()->pool;
+  if (!head.pools) {
+    return run(
+        empty_nhwc(x, images, last.out_channels, pool ? pooled(h) : h, pool ? pooled(w) : w));
+  }
+  const int64_t pixels = pool ? pooled(h) * pooled(w) : h * w;
+  chain.mean = MeanArgs{first.dtype, pixels, last.out_channels, nullptr, nullptr};
+  if (head.operands.empty()) return run(empty_nhwc(x, images, last.out_channels, 1, 1));
+  const Tensor weight = dense(head.operands[0]);
+  std::optional<Tensor> bias;
+  if (head.operands.size() > 1) bias = dense(head.operands[1]);
+  const int64_t outputs = weight.size(0);
+  chain.linear = LinearArgs{first.dtype,
+                            images,
+                            last.out_channels,
+                            outputs,
+                            nullptr,
+                            weight.const_data_ptr(),
+                            bias ? bias->const_data_ptr() : nullptr,
+                            nullptr};
+  return run(torch::stable::new_empty(x, {images, outputs}));
 }
 
 }  // namespace resnet_fused

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/parallel.h"
 #include "cpu/samples.h"
+#include "cpu/team.h"
 
 namespace resnet_fused {
 namespace {

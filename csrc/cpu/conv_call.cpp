@@ -54,10 +54,6 @@ void check_packed(const OpName& op, const ConvCall& call, ScalarType input) {
   check(packed.is_contiguous(), op, ": packed must be contiguous, as pack_conv returned it");
 }
 
-Tensor dense(const Tensor& vector) {
-  return vector.is_contiguous() ? vector : torch::stable::contiguous(vector);
-}
-
 const void* pointer(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
@@ -82,7 +78,7 @@ Tensor run_ours(const ConvCall& call, const Tensor& x, const std::optional<Tenso
                       static_cast<const float*>(call.shift.const_data_ptr()),
                       pointer(residual),
                       y.mutable_data_ptr()};
-  const ConvJobs jobs(args, thread_count());
+  const ConvJobs jobs(args, Workers());
   if (pool) {
     run_pooled_stem(jobs);
   } else {

@@ -18,10 +18,6 @@ DType head_dtype(const Tensor& x, const char* op) {
   return dtype;
 }
 
-Tensor dense_copy(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
 Tensor global_avg_pool(const Tensor& x) {
   const char* op = "global_avg_pool";
   check(x.dim() == 4, op, ": x must be 4-D (N, C, H, W), got shape ", shape_text(x.sizes()));
@@ -44,16 +40,16 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
     check_cpu(*bias, op, "bias");
     check_shape(*bias, std::vector<int64_t>{weight.size(0)}, op, "bias");
   }
-  return run_linear(dtype, dense_copy(x), x.size(0), weight, bias);
+  return run_linear(dtype, dense(x), x.size(0), weight, bias);
 }
 
 }  // namespace
 
 Tensor run_global_avg_pool(DType dtype, const Tensor& x) {
   const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  const Tensor dense = to_nhwc(x);
+  const Tensor image = to_nhwc(x);
   const Tensor y = empty_nhwc(x, images, channels, 1, 1);
-  const MeanArgs args{dtype, pixels, channels, dense.const_data_ptr(), y.mutable_data_ptr()};
+  const MeanArgs args{dtype, pixels, channels, image.const_data_ptr(), y.mutable_data_ptr()};
   const Kernels& isa = kernels();
   for_each_span(images * mean_steps(channels), std::max<int64_t>(kSpanGrain / pixels, 1),
                 [&](int64_t begin, int64_t end) { isa.mean(args, begin, end); });
@@ -63,9 +59,9 @@ Tensor run_global_avg_pool(DType dtype, const Tensor& x) {
 Tensor run_linear(DType dtype, const Tensor& x, int64_t images, const Tensor& weight,
                   const std::optional<Tensor>& bias) {
   const int64_t outputs = weight.size(0), inputs = weight.size(1);
-  const Tensor dense_weight = dense_copy(weight);
+  const Tensor dense_weight = dense(weight);
   std::optional<Tensor> dense_bias;
-  if (bias) dense_bias = dense_copy(*bias);
+  if (bias) dense_bias = dense(*bias);
   const Tensor y = torch::stable::new_empty(x, {images, outputs});
   const LinearArgs args{dtype,
                         images,

@@ -10,6 +10,13 @@
 
 namespace resnet_fused {
 
+// AddressSanitizer finds what is used after its end, or beyond it, in memory from malloc only.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kOwnMemory = false;
+#else
+constexpr bool kOwnMemory = true;
+#endif
+
 // Outputs below are left to PyTorch's allocator: malloc keeps blocks of their size anyway.
 constexpr int64_t kLeastKept = int64_t{2} << 20;
 

@@ -8,7 +8,7 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
+#include "cpu/team.h"
 
 namespace resnet_fused {
 namespace {

@@ -1,50 +1,60 @@
 #include "cpu/pooled_stem.h"
 
 #include <atomic>
-#include <memory>
+#include <new>
 
 #include "cpu/arena.h"
-#include "cpu/parallel.h"
 
 namespace resnet_fused {
 namespace {
 
-// The rows between the jobs of one call, and how many of the two jobs beside each have ended. The
-// memory belongs to the calling thread and is kept.
+constexpr int64_t kAlignment = 64;
+
+// The rows between the jobs of one call, and how many of the two jobs beside each have ended.
 class Edges {
  public:
-  void reserve(int64_t count, int64_t row) {
-    row_ = row;
-    if (count > count_) {
-      ended_.reset(new std::atomic<int>[static_cast<size_t>(count)]);
-      count_ = count;
-    }
-    if (count * row > floats_) {
-      rows_.reset(new float[static_cast<size_t>(count * row)]);
-      floats_ = count * row;
-    }
-    for (int64_t i = 0; i < count; ++i) ended_[i].store(0, std::memory_order_relaxed);
+  Edges(const ConvJobs& conv, void* memory)
+      : ended_(static_cast<std::atomic<int>*>(memory)),
+        rows_(reinterpret_cast<float*>(static_cast<char*>(memory) + counter_bytes(conv))),
+        row_(row_floats(conv)) {}
+
+  static int64_t bytes(const ConvJobs& conv) {
+    return counter_bytes(conv) +
+           conv.count * row_floats(conv) * static_cast<int64_t>(sizeof(float));
   }
-  float* row(int64_t edge) { return rows_.get() + edge * row_; }
+  static void clear(const ConvJobs& conv, void* memory) {
+    std::atomic<int>* ended = static_cast<std::atomic<int>*>(memory);
+    for (int64_t i = 0; i < conv.count; ++i) new (ended + i) std::atomic<int>(0);
+  }
+  float* row(int64_t edge) const { return rows_ + edge * row_; }
   // Says that one job beside the edge has ended; whether the other one had: its writes are visible.
-  bool end(int64_t edge) { return ended_[edge].fetch_add(1, std::memory_order_acq_rel) == 1; }
+  bool end(int64_t edge) const { return ended_[edge].fetch_add(1, std::memory_order_acq_rel) == 1; }
 
  private:
-  std::unique_ptr<std::atomic<int>[]> ended_;
-  std::unique_ptr<float[]> rows_;
-  int64_t count_ = 0, floats_ = 0, row_ = 0;
+  static int64_t counter_bytes(const ConvJobs& conv) {
+    const int64_t bytes = conv.count * static_cast<int64_t>(sizeof(std::atomic<int>));
+    return ceil_div(bytes, kAlignment) * kAlignment;
+  }
+  static int64_t row_floats(const ConvJobs& conv) {
+    return pooled(conv.args.shape.out_w()) * conv.args.shape.out_channels;
+  }
+
+  std::atomic<int>* ended_;
+  float* rows_;
+  int64_t row_;
 };
 
 }  // namespace
 
-void run_pooled_stem(const ConvJobs& conv) {
-  const ConvShape& shape = conv.args.shape;
-  const int64_t strips = stem_strips(shape);
+int64_t stem_edge_bytes(const ConvJobs& conv) { return Edges::bytes(conv); }
+
+void clear_stem_edges(const ConvJobs& conv, void* edges) { Edges::clear(conv, edges); }
+
+void run_pooled_stem(Member& member, const ConvJobs& conv, void* memory) {
+  const int64_t strips = stem_strips(conv.args.shape);
   const int64_t across = conv.cut.panel_jobs();  // jobs of the same strips, side by side
-  static thread_local Edges kept;
-  Edges& edges = kept;  // the calling thread's, in every thread
-  edges.reserve(conv.count, pooled(shape.out_w()) * shape.out_channels);
-  for_each_job(conv.count, [&](int64_t index) {
+  const Edges edges(conv, memory);
+  member.for_each_job(conv.count, [&](int64_t index) {
     const JobRange range = job_range(conv.cut, index);
     const bool above = range.row_begin % strips > 0, below = range.row_end % strips > 0;
     StemJob job{range.row_begin, range.row_end, range.panel_begin,
@@ -58,6 +68,13 @@ void run_pooled_stem(const ConvJobs& conv) {
       conv.isa->stem_join(conv.args, job, edges.row(index));
     }
   });
+}
+
+void run_pooled_stem(const ConvJobs& conv) {
+  void* const edges = thread_arena(stem_edge_bytes(conv));
+  clear_stem_edges(conv, edges);
+  run_together(conv.count, thread_count(),
+               [&](Member& member) { run_pooled_stem(member, conv, edges); });
 }
 
 }  // namespace resnet_fused

@@ -16,7 +16,14 @@
 
 namespace resnet_fused {
 
-// All jobs of a convolution of the plan "stem" on PyTorch's threads; its y is the pooled image.
+// Memory for the rows between jobs: its bytes, and what the calling thread does with it before any
+// job starts.
+int64_t stem_edge_bytes(const ConvJobs& conv);
+void clear_stem_edges(const ConvJobs& conv, void* edges);
+
+// All jobs of a convolution of the plan "stem", as a loop of a team's or on PyTorch's threads; its
+// y is the pooled image.
+void run_pooled_stem(Member& member, const ConvJobs& conv, void* edges);
 void run_pooled_stem(const ConvJobs& conv);
 
 }  // namespace resnet_fused

@@ -1,7 +1,7 @@
 // prepare, prepare_chain and run_prepared: what fused modules call again and again, with all
 // arguments checked once. A call of residual_block on a 4 x 4 map takes 30 us, most of it for its
 // lists and their checks; this takes 10. Within a net it takes more: the weights of one block push
-// the code and data of the next call out of the caches, so a chain of blocks is one call.
+// the code and data of the next call out of the caches, so a chain of blocks is one call (chain.h).
 #include <torch/csrc/stable/library.h>
 
 #include <memory>
@@ -22,11 +22,11 @@ using Strings = std::vector<StringHandle>;
 
 // A residual block or a convolution.
 struct Step {
-  BlockCall call;  // one convolution by itself where nothing is added
-  bool adds, pool;
+  BlockCall call;
+  std::optional<Block> raw;  // where kernels of ours compute it
 
-  Tensor run(const Tensor& image) const {
-    return adds ? call.run(image) : run_call(call.convs[0], image, std::nullopt, pool);
+  explicit Step(BlockCall checked) : call(std::move(checked)) {
+    if (call.is_ours()) raw = call.raw();
   }
 };
 
@@ -42,9 +42,21 @@ struct Prepared {
   Head head;
 
   // operands: of the linear layer, weight and perhaps bias.
+  // Steps of ours that follow each other go at once, up to the end with the head.
   Tensor run(const Tensor& image, const Tensors& operands) const {
     Tensor y = image;
-    for (const Step& step : steps) y = step.run(y);
+    for (auto step = steps.begin(); step != steps.end();) {
+      std::vector<const Block*> blocks;
+      const auto begin = step;
+      for (; step != steps.end() && step->raw; ++step) blocks.push_back(&*step->raw);
+      if (step == begin) {
+        y = (step++)->call.run(y);
+      } else if (step != steps.end()) {
+        y = run_blocks(y, std::move(blocks), {false, {}});
+      } else {
+        return run_blocks(y, std::move(blocks), {head.pools, operands});
+      }
+    }
     if (head.pools) y = run_global_avg_pool(output.dtype, y);
     if (!head.linear) return y;
     return run_linear(output.dtype, y, output.batch, operands[0],
@@ -64,7 +76,7 @@ bool same_input(const InputShape& a, const InputShape& b) {
 
 InputShape output_of(const Step& step, ScalarType type) {
   InputShape y = output_shape(step.call.last(), type);
-  if (step.pool) y.height = pooled(y.height), y.width = pooled(y.width);
+  if (step.call.pool) y.height = pooled(y.height), y.width = pooled(y.width);
   return y;
 }
 
@@ -87,9 +99,8 @@ int64_t prepare(const Tensor& x, const Tensors& packed, const Tensors& scales,
   check(adds || (packed.size() == 1 && !has_shortcut), op,
         ": packed must have one convolution where nothing is added, got ", packed.size());
   check(!(adds && pool), op, ": pool must be False where something is added, got True");
-  const BlockCall call = adds ? check_block(op, image, lists, has_shortcut)
-                              : BlockCall{check_convs(op, image, lists, false), false};
-  const Step step{call, adds, pool};
+  const Step step(adds ? check_block(op, image, lists, has_shortcut)
+                       : BlockCall{check_convs(op, image, lists, false), false, false, pool});
   return registry().add(std::make_shared<Prepared>(
       Prepared{image.shape, output_of(step, image.shape.type), image.batched, {step}, Head{}}));
 }

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <iterator>
 
-#include "cpu/parallel.h"
+#include "cpu/team.h"
 
 namespace resnet_fused {
 namespace {

@@ -7,13 +7,6 @@
 namespace resnet_fused {
 namespace {
 
-// AddressSanitizer finds what is used after its end, or beyond it, in memory from malloc only.
-#ifdef __SANITIZE_ADDRESS__
-constexpr bool kOwnMemory = false;
-#else
-constexpr bool kOwnMemory = true;
-#endif
-
 // Whether an output of so many elements gets memory of ours, and then its bytes. Sizes beyond any
 // memory are for PyTorch's allocator to refuse.
 bool has_own_memory(const int64_t (&sizes)[4], size_t element, int64_t& bytes) {

@@ -29,6 +29,11 @@ inline void check_cpu(const Tensor& tensor, const OpName& op, const char* name,
         device_text(tensor));
 }
 
+// The tensor itself where it is contiguous, else a contiguous copy.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // Whether the strides are exactly those of empty_nhwc.
 inline bool has_nhwc_strides(const Tensor& tensor) {
   const int64_t c = tensor.size(1), h = tensor.size(2), w = tensor.size(3);
@@ -43,9 +48,9 @@ Tensor empty_nhwc(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w
 // The tensor itself where it already is dense NHWC, else a dense NHWC copy.
 inline Tensor to_nhwc(const Tensor& tensor) {
   if (tensor.numel() == 0 || is_nhwc(tensor)) return tensor;
-  Tensor dense = empty_nhwc(tensor, tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3));
-  torch::stable::copy_(dense, tensor);
-  return dense;
+  Tensor copy = empty_nhwc(tensor, tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3));
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 }  // namespace resnet_fused

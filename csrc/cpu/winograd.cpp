@@ -5,9 +5,8 @@
 
 #include "check.h"
 #include "cpu/half.h"
-#include "cpu/kernels.h"
 #include "cpu/l2.h"
-#include "cpu/parallel.h"
+#include "cpu/team.h"
 #include "cpu/winograd_points.h"
 
 namespace resnet_fused {
@@ -32,7 +31,7 @@ constexpr int64_t kMaxValues = 4 << 20;  // bytes of a job's transformed windows
 // (0.99 to 1.01 for ResNet-18 at batch 1 and 8). On 2 of Zen 3, with AVX2 and as much L3, it is the
 // other way round: cut by panels up to 32 tiles a thread, ResNet-18 is 1.08 to 1.10 times as fast
 // at batch 1, 1.04 at 8.
-int64_t tiles_per_thread() { return kernels().lanes > 8 ? 8 : 32; }
+int64_t tiles_per_thread(int64_t lanes) { return lanes > 8 ? 8 : 32; }
 // With fewer, weights pass through one core only, at most so many panels a job.
 constexpr int64_t kPanelsPerJob = 2;
 constexpr int64_t kLargeWeights = 1 << 20;  // bytes
@@ -112,7 +111,7 @@ void winograd_pack(Plan plan, const ConvShape& shape, const float* weight, void*
 }
 
 Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, bool raw,
-                 int64_t threads) {
+                 int64_t threads, int64_t lanes) {
   const int64_t tiles = tiling.tiles(shape);
   const int64_t points = tiling.points * tiling.points;
   Cut cut;
@@ -127,7 +126,7 @@ Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, bo
                               ? kMinTiles
                               : std::clamp<int64_t>(kMaxValues / tile_bytes, kMinTiles, kMaxTiles);
   int64_t blocks = ceil_div(tiles, std::min(fitting, tiles));
-  if (raw || (tiles < threads * tiles_per_thread() && weight_bytes > kLargeWeights)) {
+  if (raw || (tiles < threads * tiles_per_thread(lanes) && weight_bytes > kLargeWeights)) {
     cut.job_panels = std::min(cut.panels, kPanelsPerJob);
   } else {
     // A whole number of blocks for every thread, if there are tiles enough.

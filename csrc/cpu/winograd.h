@@ -62,11 +62,11 @@ inline int64_t sums_stride(int64_t tiles) { return tiles * kPanel + kChunk; }
 
 constexpr int64_t kTaps = 9;
 
-// How a convolution with at least one output pixel is cut into jobs for `threads` threads; `pack`:
-// elements of the reduction in a word.
-// `raw`: weights are transformed when they are used.
+// How a convolution with at least one output pixel is cut into jobs for `threads` threads. pack:
+// elements of the reduction in a word; raw: weights are transformed when they are used; lanes: of
+// the kernels' vectors.
 Cut winograd_cut(const ConvShape& shape, WinogradTiling tiling, int64_t pack, bool raw,
-                 int64_t threads);
+                 int64_t threads, int64_t lanes);
 
 // weight: [out_channels][in_channels][3][3], dense; packed: the layout of a Winograd plan.
 void winograd_pack(Plan plan, const ConvShape& shape, const float* weight, void* packed);

@@ -16,8 +16,8 @@
 #include "cpu/arena.h"
 #include "cpu/conv_jobs.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "cpu/team.h"
 
 namespace resnet_fused {
 namespace {
@@ -52,7 +52,7 @@ void convolve(Plan plan, int64_t x_missing = 0, int64_t y_missing = 0) {
   const Block<float> packed(packed_count), scale(shape.out_channels), shift(shape.out_channels);
   const ConvArgs args{shape,         DType::kFloat32, plan,         true,    x.data(),
                       packed.data(), scale.data(),    shift.data(), nullptr, y.data()};
-  run_conv(ConvJobs(args, thread_count()));
+  run_conv(ConvJobs(args, Workers()));
 }
 
 // Two jobs that are certain to run on two threads write the same places: many, because two writes
