@@ -12,8 +12,8 @@
 namespace resnet_fused {
 namespace {
 
-// Aligned for ThreadSanitizer: it takes a thread's variables that begin 16 bytes behind the start of
-// a page for a block with a header, whose size it then reads from what happens to lie there.
+// Aligned for ThreadSanitizer: it takes a thread's variables that begin 16 bytes behind the start
+// of a page for a block with a header, whose size it then reads from what happens to lie there.
 struct alignas(64) Arena {
   void* block = nullptr;
   int64_t size = 0;

@@ -40,8 +40,8 @@ struct BlockCall {
 // The input of what follows a convolution.
 InputShape output_shape(const ConvCall& call, ScalarType type);
 
-// What follows the last block: the mean over its map where `pools`, and behind that the linear layer
-// of `operands`, its weight and perhaps its bias.
+// What follows the last block: the mean over its map where `pools`, and behind that the linear
+// layer of `operands`, its weight and perhaps its bias.
 struct HeadCall {
   bool pools;
   const std::vector<Tensor>& operands;
