@@ -70,7 +70,7 @@ def sources() -> list[Path]:
     """C++ files that see torch's headers: those of the CPU that say so, and all of CUDA's host."""
     folders = [build_cuda.CUDA, *(build_cuda.CUDA / name for name in ("sm80", "sm90"))]
     cpu = (ROOT / "csrc" / "cpu").glob("*.cpp")
-    hints = ("torch", "tensors.h", "op_string.h", "parallel.h")
+    hints = ("torch", "tensors.h", "op_string.h", "parallel.h", "team.h", "conv_jobs.h")
     seen = [path for path in cpu if any(hint in path.read_text() for hint in hints)]
     return sorted([*seen, *(path for folder in folders for path in folder.glob("*.cpp"))])
 
