@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <atomic>
 
+#include "cpu/arena.h"
 #include "cpu/l2.h"
 #include "cpu/pool.h"
 #include "cpu/pooled_stem.h"
 
 namespace resnet_fused {
 namespace {
-
-constexpr int64_t kAlignment = 64;  // bytes
 
 int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
@@ -26,7 +25,7 @@ struct Buffers {
   Buffers(const Block& block, int64_t images) {
     const auto reserve = [&](int64_t& size, const BlockConv& conv) {
       const int64_t bytes = images * output_bytes_of(block.dtype, conv.shape);
-      size = std::max(size, ceil_div(bytes, kAlignment) * kAlignment);
+      size = std::max(size, aligned(bytes));
     };
     const int64_t main = block.main();
     for (int64_t i = 0; i + 1 < main; ++i) reserve(sizes[i % 2], block.convs[i]);

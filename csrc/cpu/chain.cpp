@@ -8,10 +8,6 @@
 namespace resnet_fused {
 namespace {
 
-constexpr int64_t kAlignment = 64;  // bytes
-
-int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
-
 // Memory for a call: kept by its thread or, where it is large, for all of them.
 class CallMemory {
  public:
@@ -38,6 +34,7 @@ class Layout {
  public:
   explicit Layout(const ChainArgs& chain) {
     runs_.reserve(chain.blocks.size());
+    edges_at_.reserve(chain.blocks.size());
     const bool ends = !chain.mean;  // the last block writes y
     for (size_t i = 0; i < chain.blocks.size(); ++i) {
       const Block& block = *chain.blocks[i];
@@ -47,6 +44,7 @@ class Layout {
         maps_[i % 2] = std::max(maps_[i % 2], aligned(batch * block.output_bytes()));
       }
       between_ = std::max(between_, aligned(runs_[i].bytes()));
+      edges_at_.push_back(edges_);
       edges_ += aligned(runs_[i].edge_bytes());
     }
     if (chain.linear) means_ = aligned(chain.linear->images * chain.linear->inputs * 4);
@@ -57,14 +55,17 @@ class Layout {
   int64_t bytes() const { return maps_[0] + maps_[1] + between_ + edges_ + means_; }
   char* map(char* memory, size_t block) const { return memory + (block % 2 ? maps_[0] : 0); }
   char* between(char* memory) const { return memory + maps_[0] + maps_[1]; }
-  char* edges(char* memory) const { return between(memory) + between_; }
-  char* means(char* memory) const { return edges(memory) + edges_; }
+  char* edges(char* memory, size_t block) const {
+    return between(memory) + between_ + edges_at_[block];
+  }
+  char* means(char* memory) const { return between(memory) + between_ + edges_; }
 
  private:
   Workers workers_;
   std::vector<BlockRun> runs_;
   int64_t maps_[2] = {0, 0};
   int64_t between_ = 0, edges_ = 0, means_ = 0;
+  std::vector<int64_t> edges_at_;  // each block's
 };
 
 // Multiply-adds of a job of the linear layer, about.
@@ -94,21 +95,14 @@ void run_chain(const ChainArgs& chain) {
   const Layout layout(chain);
   const CallMemory held(layout.bytes());
   char* const memory = held.address();
-  char* edges = layout.edges(memory);
-  for (const BlockRun& run : layout.runs()) {
-    run.clear_edges(edges);
-    edges += aligned(run.edge_bytes());
-  }
   const size_t count = layout.runs().size();
+  for (size_t i = 0; i < count; ++i) layout.runs()[i].clear_edges(layout.edges(memory, i));
   run_together(Team::kMost, layout.workers().threads, [&](Member& member) {
     const char* x = static_cast<const char*>(chain.x);
-    char* own = layout.edges(memory);
     for (size_t i = 0; i < count; ++i) {
-      const BlockRun& run = layout.runs()[i];
       const bool ends = i + 1 == count && !chain.mean;
       char* const y = ends ? static_cast<char*>(chain.y) : layout.map(memory, i);
-      run.run(member, x, y, layout.between(memory), own);
-      own += aligned(run.edge_bytes());
+      layout.runs()[i].run(member, x, y, layout.between(memory), layout.edges(memory, i));
       x = y;
     }
     if (chain.mean) run_head(member, chain, *layout.workers().isa, x, layout.means(memory));

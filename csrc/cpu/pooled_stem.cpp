@@ -8,8 +8,6 @@
 namespace resnet_fused {
 namespace {
 
-constexpr int64_t kAlignment = 64;
-
 // The rows between the jobs of one call, and how many of the two jobs beside each have ended.
 class Edges {
  public:
@@ -32,8 +30,7 @@ class Edges {
 
  private:
   static int64_t counter_bytes(const ConvJobs& conv) {
-    const int64_t bytes = conv.count * static_cast<int64_t>(sizeof(std::atomic<int>));
-    return ceil_div(bytes, kAlignment) * kAlignment;
+    return aligned(conv.count * static_cast<int64_t>(sizeof(std::atomic<int>)));
   }
   static int64_t row_floats(const ConvJobs& conv) {
     return pooled(conv.args.shape.out_w()) * conv.args.shape.out_channels;

@@ -76,9 +76,9 @@ class Team {
   }
 
  private:
-  // How often a member looks before it lets other threads run: for about 1 ms where every member of
+  // How often a member looks before it lets other threads run: for 1 to 2 ms where every member of
   // every team has a core, else not for long, because it may have the place of whom it waits for.
-  // Two callers of two threads each on two cores lost a quarter of their images a second to 1 ms.
+  // Two callers of two threads each on two cores lost a quarter of their images a second to that.
   static int spins() {
     static const unsigned cores = std::thread::hardware_concurrency();
     return of_all_.load(std::memory_order_relaxed) <= cores ? 1 << 16 : 1 << 6;
