@@ -1,4 +1,4 @@
-"""Measures one convolution: ours, oneDNN's, the machine's peak, reading its operands, a mere call.
+"""Measures one convolution: ours, oneDNN's, the machine's peak, moving its operands, a mere call.
 
 They take turns (timing.interleave), so that a clock or a neighbour that changes hits all alike.
 Weights are "warm" (the same at every call: wherever the caches keep them) or "cold" (copies that
@@ -52,6 +52,7 @@ class Measured:
     peer_seconds: float | None  # oneDNN, the faster of its two ways; None where it cannot run
     peak: float  # multiply-adds a second, in the arithmetic of the plan
     read_seconds: float  # for reading x, weights, residual and as much as the output once
+    move_seconds: float  # for copying the pixels of x that are used and writing the output
     call_seconds: float  # a call with hardly anything to compute
     weight_bytes: int  # packed
     map_bytes: int  # x, residual and output
@@ -69,6 +70,12 @@ class Measured:
     def rows(self) -> int:
         """Of the plan's matrix product: output pixels or tiles."""
         return rows(self.plan, self.layer, self.batch)
+
+    @property
+    def values(self) -> int:
+        """Of the output."""
+        height, width = self.layer.out_size
+        return self.batch * height * width * self.layer.out_channels
 
     @property
     def gflops(self) -> float:
@@ -113,6 +120,7 @@ class Measured:
             "share_of_peak": self.share,
             "limit": self.limit,
             "read_ms": 1e3 * self.read_seconds,
+            "move_ms": 1e3 * self.move_seconds,
             "call_ms": 1e3 * self.call_seconds,
             "weight_bytes": self.weight_bytes,
             "map_bytes": self.map_bytes,
@@ -133,6 +141,7 @@ class Calls:
     ours: Callable[[], Tensor]
     peers: dict[str, Callable[[], Tensor]]  # oneDNN's ways, none where it cannot run
     read: Callable[[], object]  # reads maps and weights once
+    move: Callable[[], object]  # copies the pixels of x that are used, writes the output
 
 
 def prepare(layer: Layer, batch: int, dtype: torch.dtype, weights: str = WARM) -> Calls:
@@ -153,6 +162,7 @@ def prepare(layer: Layer, batch: int, dtype: torch.dtype, weights: str = WARM) -
         ours=ours,
         peers=prepacked(unit, dtype, x, residual, copies) if is_available(dtype) else {},
         read=in_turn([lambda p=p: _ops.read_words([*maps, _flat(p.weight)]) for p in packed]),
+        move=_move(layer, maps[0], maps[-1]),
     )
 
 
@@ -174,6 +184,7 @@ def measure(
             "ours": calls.ours,
             **calls.peers,
             "read": calls.read,
+            "move": calls.move,
             "call": smallest_call(),
             "peak": lambda: peaks.append(multiply_peak(products, PEAK_S)),
         }
@@ -195,6 +206,7 @@ def measure(
             peer_seconds=min((samples[name].median for name in calls.peers), default=None),
             peak=median(peaks),
             read_seconds=samples["read"].median,
+            move_seconds=samples["move"].median,
             call_seconds=samples["call"].median,
             weight_bytes=_bytes(calls.weight),
             map_bytes=sum(map(_bytes, calls.maps)),
@@ -218,6 +230,13 @@ def operands(
     x = normal(layer.in_channels, layer.in_size)
     x = x if layer.stage == 0 else x.relu_()
     return x, normal(layer.out_channels, layer.out_size) if layer.residual else None
+
+
+def _move(layer: Layer, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """What no direct kernel can do while it multiplies; x and y: as they lie in memory."""
+    used = x if max(layer.kernel) > 1 else x[:, :: layer.stride[0], :: layer.stride[1]]
+    rows, results = torch.empty(used.shape, dtype=x.dtype), torch.empty_like(y)
+    return lambda: (rows.copy_(used), results.zero_())
 
 
 def copies_beyond_l3(size: int) -> int:

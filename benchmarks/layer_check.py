@@ -21,7 +21,7 @@ WINOGRAD_STAGES = range(4)
 MOST_BELOW = 4  # layers that may fall below, each with its reason
 
 # From when on something counts as a reason, as a part of the layer's time.
-_NOTICEABLE_CALL = 0.05
+_NOTICEABLE_CALL = 0.05  # with what it moves, for direct kernels
 _NOTICEABLE_READS = 0.25
 # Rows (pixels or tiles) of a thread: below two of AVX-512's register tiles neither the loads of the
 # weights nor the ragged last tile are hidden (csrc/cpu/winograd.cpp).
@@ -87,8 +87,15 @@ def judge(measured: Sequence[Measured], given: Sequence[tuple[str, str]] = ()) -
 def derived_reasons(m: Measured) -> Iterator[str]:
     """What keeps a layer from its share of the peak, as far as the measurements show it."""
     call = m.call_seconds / m.seconds
+    moves = 0.0 if is_winograd(m.plan) else m.move_seconds / m.seconds
     if call >= _NOTICEABLE_CALL:
         yield f"calling any convolution takes {_us(m.call_seconds)}, {call:.0%} of its time"
+    elif call + moves >= _NOTICEABLE_CALL:
+        yield (
+            f"a call takes {_us(m.call_seconds)} and moving its pixels in and out once "
+            f"{_us(m.move_seconds)}, {call + moves:.0%} of its time: a value is only "
+            f"{m.multiplications // m.values} multiplications"
+        )
     reads = m.read_seconds / m.seconds
     if reads >= _NOTICEABLE_READS:
         yield (

@@ -75,6 +75,7 @@ def measured(**changes):
         peer_seconds=2.0,
         peak=1e9,
         read_seconds=1e-3,
+        move_seconds=1e-6,
         call_seconds=1e-6,
         weight_bytes=1000,
         map_bytes=10000,
@@ -336,6 +337,15 @@ def test_a_check_of_nothing_fails():
 
 def test_no_reason_where_nothing_stands_out():
     assert list(derived_reasons(measured())) == []
+    # what a Winograd kernel moves is part of its transforms
+    assert list(derived_reasons(measured(plan="winograd4", move_seconds=0.2))) == []
+
+
+def test_only_pixels_that_are_used_are_moved():
+    shortcut = Layer(16, 32, (12, 12), (1, 1), (2, 2), (0, 0), (1, 1), 1, "none", False, 2, "")
+    rows, _ = layer_cases.prepare(shortcut, 3, torch.float32).move()
+    x, _ = layer_cases.operands(shortcut, 3, torch.float32)
+    assert torch.equal(rows.movedim(-1, 1), x[:, :, ::2, ::2])
 
 
 @pytest.mark.parametrize(
@@ -344,6 +354,11 @@ def test_no_reason_where_nothing_stands_out():
         (
             {"call_seconds": 0.06},
             "calling any convolution takes 60000 us, 6% of its time",
+        ),
+        (
+            {"call_seconds": 0.02, "move_seconds": 0.05},
+            "a call takes 20000 us and moving its pixels in and out once 50000 us, 7% of its time: "
+            "a value is only 576 multiplications",
         ),
         (
             {"read_seconds": 0.4, "weight_bytes": 9_400_000, "map_bytes": 800_000},
@@ -380,7 +395,7 @@ def test_measure(monkeypatch, weights, residual):
     m = measure(found, 2, torch.float32, weights=weights, rounds=1)
     assert m.plan in check.CPU_PLANS
     assert (m.layer, m.batch, m.weights) == (found, 2, weights)
-    assert min(m.seconds, m.read_seconds, m.peak, m.call_seconds) > 0
+    assert min(m.seconds, m.read_seconds, m.move_seconds, m.peak, m.call_seconds) > 0
     assert 0 < m.limit < 1
     assert m.error < 2e-6
     assert m.output_bytes == 2 * 32 * 10 * 10 * 4

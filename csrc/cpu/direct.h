@@ -28,6 +28,7 @@ namespace resnet_fused {
 
 constexpr int64_t kPanel = 32;
 constexpr int64_t kChunk = 16;
+constexpr int64_t kMaxRows = 112;   // of a job
 constexpr int64_t kMaxSlice = 512;  // words gathered at once, if a segment is not longer
 
 inline int64_t panels_of(int64_t group_out) { return ceil_div(group_out, kPanel); }

@@ -3,7 +3,8 @@
 // A job runs slice by slice over the reduction: gather the input rows of the slice, then for every
 // panel and every group of Vec::kRows rows one register tile (gemm_body.h) accumulates it.
 // Gathering takes 15% of the time at 64 output channels and shrinks with more: each gathered row
-// serves all panels of a job.
+// serves all panels of a job. Of a map that L2 does not hold, most of that was waiting for L3,
+// until a job fetched the next one's rows (rows_ahead).
 #include "cpu/direct.h"
 
 namespace resnet_fused {
@@ -114,6 +115,31 @@ static void gather(const ConvArgs& args, const Segments& segments, const DirectJ
   }
 }
 
+// The rows behind the job's, which the thread's next job is most likely to gather. None where that
+// one has the same rows, and of larger kernels, whose taps read them from the cache again and
+// again. On Zen 4, eight images of 56 x 56: 256 to 64 channels 1.13 times as fast, 1.12 on AVX2, 64
+// to 256 1.05 (AVX2 1.00), ResNet-50 as a whole 1.02.
+template <typename T>
+static RowsAhead rows_ahead(const ConvArgs& args, const DirectJob& job,
+                            const void* (&rows)[kMaxRows]) {
+  const ConvShape& s = args.shape;
+  RowsAhead ahead;
+  if (s.kernel_h * s.kernel_w > 1 || s.pad_h > 0 || s.pad_w > 0) return ahead;
+  if (job.panel_end < panels_of(s.group_out()) || !exceeds_l2<T>(s)) return ahead;
+  const int64_t count = job.row_end - job.row_begin;
+  const T* x = static_cast<const T*>(args.x) + job.group * s.group_in();
+  ahead.count = min_of(count, s.out_pixels() - job.row_end);
+  PixelCursor pixel(s, job.row_end);
+  for (int64_t r = 0; r < ahead.count; ++r, pixel.next()) {
+    rows[r] = x + ((pixel.image * s.in_h + pixel.top()) * s.in_w + pixel.left()) * s.in_channels;
+  }
+  ahead.rows = rows;
+  ahead.lines = ceil_div(s.group_in() * static_cast<int64_t>(sizeof(T)), 64);
+  const int64_t tiles = ceil_div(count, Vec::kRows) * (job.panel_end - job.panel_begin);
+  ahead.each = ceil_div(ahead.count * ahead.lines, tiles * ceil_div(s.group_in(), kChunk));
+  return ahead;
+}
+
 template <class Product, typename T>
 static void run_direct(const ConvArgs& args, const DirectJob& job, float* scratch) {
   const ConvShape& s = args.shape;
@@ -126,6 +152,8 @@ static void run_direct(const ConvArgs& args, const DirectJob& job, float* scratc
   // Slices of one segment may be dead; if all are, the last one, gathered as zeros, still runs.
   int64_t last_live = segments.count - 1;
   while (job.slice == 1 && last_live > 0 && !segments.live(s, last_live)) --last_live;
+  const void* next_rows[kMaxRows];
+  RowsAhead ahead = rows_ahead<T>(args, job, next_rows);
   bool first = true;
   for (int64_t begin = 0; begin <= last_live; begin += job.slice) {
     if (job.slice == 1 && begin < last_live && !segments.live(s, begin)) continue;
@@ -158,6 +186,7 @@ static void run_direct(const ConvArgs& args, const DirectJob& job, float* scratc
       tile.y = static_cast<T*>(args.y) + offset;
       tile.y_stride = s.out_channels;
       tile.low = args.relu ? 0.0f : -__builtin_inff();
+      tile.ahead = ahead.count > 0 ? &ahead : nullptr;
       run_panel<Product, T>(count, tile);
     }
     first = false;

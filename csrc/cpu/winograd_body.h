@@ -6,10 +6,25 @@
 namespace resnet_fused {
 namespace RESNET_FUSED_ISA_NAMESPACE {
 
+// The windows behind the job's, which the thread's next job is most likely to transform; none where
+// that one has the same. A stride of 2, whose windows share little, is 1.05 to 1.09 times as fast
+// so (64 to 128 channels, eight images, Zen 4; 1.08 on AVX2), a stride of 1 1.01, ResNet-18 at
+// batch 32 1.015. Products of bfloat16 are too short to hide it: 0.98 to 0.99.
+template <class F, class Product, typename T>
+static WindowsAhead<F, T, kIntoL2> next_windows(const ConvArgs& args, const WinogradJob& job) {
+  const ConvShape& s = args.shape;
+  const TileCursor next(s, F::kOut, job.tile_end);
+  const bool ends = job.panel_end == panels_of(s.out_channels);
+  const bool any = Product::kPack == 1 && ends && exceeds_l2<T>(s);
+  const int64_t left = s.batch * next.tile_rows * next.tile_cols - job.tile_end;
+  return {args, next, any ? min_of(job.tile_end - job.tile_begin, left) : 0};
+}
+
 // sums[point] = values[point] x packed[panel][point] for every point.
 template <class F, class Product, typename T>
 static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, const float* values,
-                            float* sums, OutputAhead<F, T>& output) {
+                            float* sums, OutputAhead<F, T>& output,
+                            WindowsAhead<F, T, kIntoL2>& windows, int64_t lines) {
   constexpr int64_t kPoints = WinogradSizes<F>::kPoints * WinogradSizes<F>::kPoints;
   const ConvShape& s = args.shape;
   const int64_t ahead = ceil_div(count, kPoints);
@@ -28,6 +43,7 @@ static void multiply_points(const ConvArgs& args, int64_t count, int64_t panel, 
     tile.partial = sums + point * sums_stride(count);
     run_panel<Product>(count, tile);
     output.fetch(ahead);
+    windows.fetch(lines);
   }
 }
 
@@ -37,13 +53,15 @@ static void run_winograd(const ConvArgs& args, const WinogradJob& job, float* sc
   const int64_t count = job.tile_end - job.tile_begin;
   float* sums = scratch + kPoints * values_stride(args.shape, Product::kPack, count);
   if (!job.values_ready) transform_inputs<F, Product, T>(args, job, scratch);
+  WindowsAhead<F, T, kIntoL2> windows = next_windows<F, Product, T>(args, job);
+  const int64_t lines = ceil_div(windows.left(), kPoints * (job.panel_end - job.panel_begin));
   for (int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
     OutputAhead<F, T> output(args, job, panel);
     if constexpr (kRaw) {
       output.fetch(count);
       multiply_raw<F>(args, count, panel, scratch, sums);
     } else {
-      multiply_points<F, Product, T>(args, count, panel, scratch, sums, output);
+      multiply_points<F, Product, T>(args, count, panel, scratch, sums, output, windows, lines);
     }
     transform_outputs<F, Product, T>(args, job, panel, sums);
   }

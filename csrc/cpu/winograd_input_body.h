@@ -126,6 +126,60 @@ struct TileWindow {
   }
 };
 
+constexpr int kIntoL1 = 3, kIntoL2 = 2;  // of __builtin_prefetch
+
+// Fetches what the windows of consecutive tiles have and those to their left do not: of one window
+// after the other all pixels, by a cache line of channels.
+template <class F, typename T, int kLocality>
+class WindowsAhead {
+ public:
+  // `tiles` of them, from `tile` on.
+  WindowsAhead(const ConvArgs& args, const TileCursor& tile, int64_t tiles)
+      : args_(args), tile_(tile), left_(tiles * ceil_div(args.shape.in_channels, kLineElements)) {
+    if (left_ > 0) begin_tile();
+  }
+
+  int64_t left() const { return left_; }  // lines
+
+  void fetch(int64_t lines) {
+    const ConvShape& s = args_.shape;
+    const int64_t row_step = s.in_w * s.in_channels;
+    for (; lines > 0 && left_ > 0; --lines, --left_) {
+      const T* line = corner_ + channel_;
+      for (int64_t i = 0; i < rows_; ++i, line += row_step) {
+        for (int64_t j = 0; j < cols_; ++j) {
+          __builtin_prefetch(line + j * s.in_channels, 0, kLocality);
+        }
+      }
+      channel_ += kLineElements;
+      if (channel_ < s.in_channels || left_ == 1) continue;
+      tile_.next();
+      begin_tile();
+    }
+  }
+
+ private:
+  static constexpr int64_t kLineElements = kLine * static_cast<int64_t>(sizeof(float) / sizeof(T));
+
+  void begin_tile() {
+    const ConvShape& s = args_.shape;
+    const TileWindow<F> window(s, tile_);
+    const int64_t shared = tile_.col > 0 ? TileWindow<F>::kSize - TileWindow<F>::kStep : 0;
+    const int64_t from = max_of(window.cols_from, shared);
+    const int64_t row = tile_.image * s.in_h + window.top + window.rows_from;
+    rows_ = window.rows_to - window.rows_from;
+    cols_ = window.cols_to - from;
+    corner_ = static_cast<const T*>(args_.x) + (row * s.in_w + window.left + from) * s.in_channels;
+    channel_ = 0;
+  }
+
+  const ConvArgs& args_;
+  TileCursor tile_;
+  int64_t left_;
+  const T* corner_ = nullptr;  // of what is fetched of the tile's window
+  int64_t rows_ = 0, cols_ = 0, channel_ = 0;
+};
+
 // The windows of a job's tiles, transformed. One that reaches over the edge of the image, or has
 // channels for part of a vector only, goes through a copy that is zero outside; it is floats, so
 // that all dtypes share one transform for it (with one of each kind per dtype the library took
@@ -140,30 +194,19 @@ static void transform_inputs(const ConvArgs& args, const WinogradJob& job, float
   const int64_t count = job.tile_end - job.tile_begin;
   const int64_t stride = values_stride(s, Product::kPack, count);
   const int64_t row_step = s.in_w * s.in_channels;
-  const auto first_pixel = [&](const TileCursor& tile, const TileWindow<F>& window) {
-    return static_cast<const T*>(args.x) + (tile.image * s.in_h + window.top) * row_step +
-           window.left * s.in_channels;
-  };
   alignas(64) float copy[kWindow][kWindow][kChannels];
   TileCursor tile(s, F::kOut, job.tile_begin);
-  for (int64_t t = 0; t < count; ++t) {
+  TileCursor second = tile;
+  second.next();
+  WindowsAhead<F, T, kIntoL1> ahead(args, second, count - 1);
+  for (int64_t t = 0; t < count; ++t, tile.next()) {
     const TileWindow<F> window(s, tile);
-    const T* corner = first_pixel(tile, window);
-    tile.next();
-    const TileWindow<F> next(s, tile);
-    const T* next_corner = first_pixel(tile, next);
-    const int64_t next_rows = tile.image < s.batch ? next.rows_to : 0;
-    const int64_t shared = tile.col > 0 ? kWindow - TileWindow<F>::kStep : 0;
+    const T* corner = static_cast<const T*>(args.x) +
+                      (tile.image * s.in_h + window.top) * row_step + window.left * s.in_channels;
     const bool whole = window.whole();
     if (!whole) zero_pixels(copy);
     for (int64_t c = 0; c < s.in_channels; c += kChannels) {
-      if (c % kLineElements == 0) {
-        for (int64_t i = next.rows_from; i < next_rows; ++i) {
-          for (int64_t j = max_of(next.cols_from, shared); j < next.cols_to; ++j) {
-            __builtin_prefetch(next_corner + i * row_step + j * s.in_channels + c);
-          }
-        }
-      }
+      if (c % kLineElements == 0) ahead.fetch(1);
       const int64_t word = c / Product::kPack;
       float* target = values + (word / kChunk * count + t) * kChunk + word % kChunk;
       const int64_t channels = min_of(s.in_channels - c, kChannels);
