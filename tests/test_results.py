@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.common import FUSED
 from benchmarks.goals import GOALS, PEERS, judge
+from benchmarks.layer_check import DIRECT_SHARE, MOST_BELOW, WINOGRAD_SHARE
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "results"
 PAGE = (FOLDER / "README.md").read_text()
@@ -44,7 +45,7 @@ def test_a_row_names_date_processor_and_batches(name):
     assert row[2] == f"{machine['cpu']}, {machine['isa_in_use']}"
     for model, dtype, batches in measured(content):
         batches = ", ".join(map(str, batches))
-        if "cases" in content:  # of several nets
+        if "net" not in content:  # of several nets, or of their layers
             net = rf"{model.replace('resnet', 'ResNet-')}[^;]* {dtype} batch {batches}\b(?!,)"
             assert re.search(net, row[3].split(", goals")[0])
         else:
@@ -59,9 +60,14 @@ def measured(content):
         results = [r for r in content["results"] if "median_ms" in r]
         return [(net["model"], net["dtype"], sorted({r["batch"] for r in results}))]
     nets = {}
-    for case in content["cases"].values():
+    cases = content["cases"].values() if "cases" in content else layers(content)
+    for case in cases:
         nets.setdefault((case["model"], case["dtype"]), []).append(case["batch"])
-    return [(*net, sorted(batches)) for net, batches in nets.items()]
+    return [(*net, sorted(set(batches))) for net, batches in nets.items()]
+
+
+def layers(content):
+    return [{**layer, "model": layer["net"]} for layer in content["results"]]
 
 
 def test_the_goals_are_those_the_record_shows():
@@ -74,6 +80,32 @@ def goal_row(goal, verdict):
     over = "all" if goal.over == PEERS else f"the {len(goal.over)} most used"
     figures = [f"{goal.at_least:.2f}", f"{verdict.ratio:.2f}", verdict.peer, verdict.outcome.value]
     return [str(goal.case), over, *figures]
+
+
+def test_the_layers_on_a_cpu_are_those_the_record_shows():
+    content = record("cpu_zen4_layers.json")
+    assert content["failures"] == []
+    (direct, winograd, most) = (f"{DIRECT_SHARE:.0%}", f"{WINOGRAD_SHARE:.0%}", MOST_BELOW)
+    assert (
+        f"held to {direct} of the multiply peak, Winograd kernels up to stage 3 to {winograd}"
+        in PAGE
+    )
+    assert f"{most} layers may fall below, each with a reason. {content['layers_below']} do" in PAGE
+    ratios = [layer["ratio_to_onednn"] for layer in content["results"]]
+    slower = [ratio for ratio in ratios if ratio < 1]
+    text = (
+        f"{len(ratios) - len(slower)} of {len(ratios)} are faster; the other {len(slower)} reach "
+    )
+    assert text + f"{min(slower):.2f} to {max(slower):.2f}" in PAGE
+
+
+def test_the_ratios_to_eager_on_avx2_are_those_the_record_shows():
+    shown = {}
+    for case in record("cpu_zen4_avx2.json")["cases"].values():
+        times = {r["engine"]: r["median_ms"] for r in case["results"]}
+        ratio = f"{times['eager channels_last'] / times[FUSED]:.2f}"
+        shown.setdefault(f"{case['model']} {case['dtype']}", []).append(ratio)
+    assert {net: cells(net)[0][1:] for net in shown} == shown
 
 
 def test_the_ratios_on_avx2_are_those_the_record_shows():
