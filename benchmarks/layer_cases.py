@@ -162,7 +162,7 @@ def prepare(layer: Layer, batch: int, dtype: torch.dtype, weights: str = WARM) -
         ours=ours,
         peers=prepacked(unit, dtype, x, residual, copies) if is_available(dtype) else {},
         read=in_turn([lambda p=p: _ops.read_words([*maps, _flat(p.weight)]) for p in packed]),
-        move=_move(layer, maps[0], maps[-1]),
+        move=_move(layer, x, maps[-1]),
     )
 
 
@@ -233,9 +233,9 @@ def operands(
 
 
 def _move(layer: Layer, x: Tensor, y: Tensor) -> Callable[[], object]:
-    """What no direct kernel can do while it multiplies; x and y: as they lie in memory."""
-    used = x if max(layer.kernel) > 1 else x[:, :: layer.stride[0], :: layer.stride[1]]
-    rows, results = torch.empty(used.shape, dtype=x.dtype), torch.empty_like(y)
+    """What no direct kernel can do while it multiplies."""
+    used = x if max(layer.kernel) > 1 else x[..., :: layer.stride[0], :: layer.stride[1]]
+    rows, results = torch.empty_like(used), torch.empty_like(y)
     return lambda: (rows.copy_(used), results.zero_())
 
 
