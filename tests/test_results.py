@@ -91,6 +91,18 @@ def test_the_layers_on_a_cpu_are_those_the_record_shows():
         in PAGE
     )
     assert f"{most} layers may fall below, each with a reason. {content['layers_below']} do" in PAGE
+    shortcuts = [m for m in content["results"] if m["layer"].startswith("1x1/2")]
+    took, calls = (
+        [1e3 * m[key] for m in shortcuts if m["batch"] == 1] for key in ("ms", "call_ms")
+    )
+    text = (
+        f"they take {min(took):.0f} to {max(took):.0f} us, {min(calls):.0f} to {max(calls):.0f}\n"
+    )
+    assert text in PAGE
+    below = [m for m in shortcuts if m["batch"] == 8 and m["share_of_peak"] < DIRECT_SHARE]
+    moved = [(m["call_ms"] + m["move_ms"]) / m["ms"] for m in below]
+    assert f"pixels once are {100 * min(moved):.0f} to {max(moved):.0%} of what the two" in PAGE
+    assert len(below) == 2
     ratios = [layer["ratio_to_onednn"] for layer in content["results"]]
     slower = [ratio for ratio in ratios if ratio < 1]
     text = (
