@@ -16,7 +16,8 @@ from .conv_shape import Choice, ConvShape
 _MIN_GROUP_CUDA = 16
 
 
-def why_torch(shape: ConvShape) -> str:
+def why_torch(shape: ConvShape, _ours: str) -> str:
+    """Why PyTorch's convolution goes before any plan of ours, "" where ours stays."""
     if shape.dtype == torch.float32 and not uses_tf32():
         return "float32 without TF32 has no tensor cores, and PyTorch's convolution leads there"
     group = min(shape.in_channels, shape.out_channels) // shape.groups

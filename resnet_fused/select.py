@@ -173,8 +173,12 @@ def by_rule(
 ) -> Choice:
     """What `choose` says where nothing was measured; ours: wherever a kernel of ours can run."""
     rule = _cuda_rule if shape.device == "cuda" else _cpu_rule
-    reason = _cannot_run_ours(shape) or ("" if ours else rule.why_torch(shape))
-    return Choice("torch", reason) if reason else rule.ours(shape, exact_nonfinite)
+    reason = _cannot_run_ours(shape)
+    if reason:
+        return Choice("torch", reason)
+    best = rule.ours(shape, exact_nonfinite)
+    reason = "" if ours else rule.why_torch(shape, best.plan)
+    return Choice("torch", reason) if reason else best
 
 
 def _cannot_run_ours(shape: ConvShape) -> str:

@@ -99,6 +99,34 @@ def test_rule_by_batch_and_instruction_set(isa, dtype, changes, expected, monkey
 
 
 @needs_extension
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "winograd4"),
+        (STAGE_4 | {"batch": 1}, "winograd2"),
+        ({"stride": (2, 2)}, "torch"),
+        ({"kernel": (1, 1)}, "torch"),
+        # The weights, which PyTorch moves around with every call, are more than the products.
+        ({"kernel": (1, 1), "out_size": (1, 1)}, "direct"),
+    ],
+)
+def test_kernels_without_pairs_leave_them_to_pytorch(changes, expected, monkeypatch):
+    """Where Winograd saves less than pairs of bfloat16 do, on a CPU that has these."""
+    monkeypatch.setattr(_extension, "cpu_isa", lambda: "avx2")
+    monkeypatch.setattr(_extension, "CPU_FEATURES", frozenset({"avx512bf16"}))
+    shape = replace(STAGE_1, dtype=torch.bfloat16, **changes)
+    choice = select.by_rule(shape)
+    assert choice.plan == expected
+    assert ("pairs of bfloat16" in choice.reason) == (expected == "torch")
+    exact = select.by_rule(shape, exact_nonfinite=True).plan
+    assert exact == ("direct" if expected == "direct" else "torch")
+    assert select.by_rule(shape, ours=True).plan != "torch"
+    assert select.by_rule(replace(shape, dtype=torch.float16)).plan != "torch"
+    monkeypatch.setattr(_extension, "CPU_FEATURES", frozenset({"avx2"}))
+    assert select.by_rule(shape).plan != "torch"
+
+
+@needs_extension
 @pytest.mark.parametrize("dtype", check.FLOAT_DTYPES)
 def test_the_rule_takes_nothing_that_must_be_asked_for(dtype, isa):
     for size, batch, stride in [(1, 1, 1), (7, 1, 1), (7, 32, 2), (56, 1, 1), (56, 32, 2)]:
