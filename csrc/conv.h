@@ -5,6 +5,8 @@
 
 namespace resnet_fused {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
 // Which kernel computes a convolution, and with it the layout of its packed weights (cpu/plan.h).

@@ -37,7 +37,7 @@ struct alignas(64) Arena {
     block = nullptr;
     size = 0;
     const int64_t unit = bytes >= kHugePage ? kHugePage : 64;
-    const int64_t rounded = (bytes + unit - 1) / unit * unit;
+    const int64_t rounded = ceil_div(bytes, unit) * unit;
     block = std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(rounded));
     check(block, "out of memory: a thread needs ", rounded, " bytes of scratch memory");
     advise_huge_pages(block, rounded);

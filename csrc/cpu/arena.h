@@ -4,10 +4,12 @@
 
 #include <cstdint>
 
+#include "conv.h"
+
 namespace resnet_fused {
 
 // Bytes until the next piece of such memory may begin: pieces share no cache line.
-inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
 // At least `count` floats of scratch for a job, 64-byte aligned, valid until the next call on the
 // same thread.

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "cpu/chain.h"
-#include "op/op_string.h"
 
 namespace resnet_fused {
 namespace {

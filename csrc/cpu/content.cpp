@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "conv.h"
 #include "cpu/samples.h"
 #include "cpu/team.h"
 
@@ -58,7 +59,7 @@ uint64_t hash_tensor(const Tensor& tensor) {
   const int64_t bytes = dense.numel() * static_cast<int64_t>(dense.element_size());
   if (bytes == 0) return 0;
   const char* data = static_cast<const char*>(dense.const_data_ptr());
-  std::vector<uint64_t> blocks(static_cast<size_t>((bytes + kBlock - 1) / kBlock));
+  std::vector<uint64_t> blocks(static_cast<size_t>(ceil_div(bytes, kBlock)));
   for_each_job(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
     blocks[static_cast<size_t>(i)] =
         hash_block(data + i * kBlock, std::min(kBlock, bytes - i * kBlock));

@@ -20,7 +20,7 @@ std::vector<char> content_sample(const std::vector<torch::stable::Tensor>& tenso
 bool content_equal(const std::vector<torch::stable::Tensor>& tensors, const char* sample,
                    int64_t count);
 
-// A 64-bit hash of every value of all tensors.
+// A hash of every value of all tensors, never negative.
 int64_t content_hash(const std::vector<torch::stable::Tensor>& tensors);
 
 }  // namespace resnet_fused

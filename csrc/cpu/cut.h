@@ -9,8 +9,6 @@
 
 namespace resnet_fused {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Cut {
   int64_t groups = 0, rows = 0, panels = 0;  // of the convolution; panels of one group
   int64_t job_rows = 1, job_panels = 1;      // of a job; the last of a row or column may have fewer

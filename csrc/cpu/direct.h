@@ -11,11 +11,10 @@
 //   rows[segment][chunk][row][16]             chunk = 16 words
 //
 // so that a register tile walks both with constant offsets. A word is one float of the reduction or
-// a pair of bfloat16. A segment is what lies together in the
-// input: the channels of one tap, or with few channels (the RGB stem) a whole row of taps; its last
-// chunk may be cut short. Pairs never reach over a tap, since weights are packed before the
-// dilation is known. Neither layout depends on the instruction set: packed weights stay valid
-// whichever kernel runs.
+// a pair of bfloat16. A segment is what lies together in the input: the channels of one tap, or
+// with few channels (the RGB stem) a whole row of taps; its last chunk may be cut short. Pairs
+// never reach over a tap, since weights are packed before the dilation is known. Neither layout
+// depends on the instruction set: packed weights stay valid whichever kernel runs.
 #pragma once
 
 #include <cstddef>

@@ -10,27 +10,14 @@
 namespace resnet_fused {
 namespace RESNET_FUSED_ISA_NAMESPACE {
 
-// Walks the output pixels of a job in order and gives the input position of each one's first tap.
-struct PixelCursor {
+// The output pixels of a job in order, with the input position of each one's first tap.
+struct PixelCursor : GridCursor {
   const ConvShape& shape;
-  int64_t out_h, out_w;
-  int64_t image, row, col;
 
   PixelCursor(const ConvShape& conv, int64_t pixel)
-      : shape(conv), out_h(conv.out_h()), out_w(conv.out_w()) {
-    col = pixel % out_w;
-    row = pixel / out_w % out_h;
-    image = pixel / out_w / out_h;
-  }
+      : GridCursor(conv.out_h(), conv.out_w(), pixel), shape(conv) {}
   int64_t top() const { return row * shape.stride_h - shape.pad_h; }
   int64_t left() const { return col * shape.stride_w - shape.pad_w; }
-  void next() {
-    if (++col < out_w) return;
-    col = 0;
-    if (++row < out_h) return;
-    row = 0;
-    ++image;
-  }
 };
 
 // One segment of one row in chunks that are `step` words apart. Chunks hold 16 words: as many

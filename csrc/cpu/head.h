@@ -22,9 +22,7 @@ struct MeanArgs {
 // Channels of one step of `mean`.
 constexpr int64_t kMeanChannels = 64;
 
-inline int64_t mean_steps(int64_t channels) {
-  return (channels + kMeanChannels - 1) / kMeanChannels;
-}
+inline int64_t mean_steps(int64_t channels) { return ceil_div(channels, kMeanChannels); }
 
 // y[image][output] = sum of x[image][input] * weight[output][input], + bias[output]; dense, sums in
 // float.

@@ -51,7 +51,7 @@ Tensor run_global_avg_pool(DType dtype, const Tensor& x) {
   const Tensor y = empty_nhwc(x, images, channels, 1, 1);
   const MeanArgs args{dtype, pixels, channels, image.const_data_ptr(), y.mutable_data_ptr()};
   const Kernels& isa = kernels();
-  for_each_span(images * mean_steps(channels), std::max<int64_t>(kSpanGrain / pixels, 1),
+  for_each_span(images * mean_steps(channels), ceil_div(kSpanGrain, pixels * kMeanChannels),
                 [&](int64_t begin, int64_t end) { isa.mean(args, begin, end); });
   return y;
 }

@@ -28,7 +28,12 @@ bool has_amx_bf16() {
   return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1);
 }
 
-const Kernels* find(const std::string& isa) {
+// where: what asks for `isa`, for errors; an empty isa is the widest that the CPU has.
+const Kernels* find(const std::string& isa, const char* where) {
+  const auto demand = [&](bool has, const Kernels& wanted) {
+    check(has, where, " must be an instruction set of this CPU, got \"", isa, "\"");
+    return &wanted;
+  };
   if (isa.empty()) {
     if (has_avx512bf16()) return &kAvx512Bf16Kernels;
     if (has_avx512()) return &kAvx512Kernels;
@@ -36,24 +41,16 @@ const Kernels* find(const std::string& isa) {
     return &kScalarKernels;
   }
   if (isa == "scalar") return &kScalarKernels;
-  if (isa == "avx2") {
-    check(has_avx2(), "RESNET_FUSED_ISA: this CPU has no AVX2, got 'avx2'");
-    return &kAvx2Kernels;
-  }
-  if (isa == "avx512") {
-    check(has_avx512(), "RESNET_FUSED_ISA: this CPU has no AVX-512, got 'avx512'");
-    return &kAvx512Kernels;
-  }
-  if (isa == "avx512bf16") {
-    check(has_avx512bf16(), "RESNET_FUSED_ISA: this CPU has no AVX512-BF16, got 'avx512bf16'");
-    return &kAvx512Bf16Kernels;
-  }
-  fail("RESNET_FUSED_ISA: must be scalar, avx2, avx512 or avx512bf16, got '", isa, "'");
+  if (isa == "avx2") return demand(has_avx2(), kAvx2Kernels);
+  if (isa == "avx512") return demand(has_avx512(), kAvx512Kernels);
+  if (isa == "avx512bf16") return demand(has_avx512bf16(), kAvx512Bf16Kernels);
+  fail(where, " must be scalar, avx2, avx512 or avx512bf16, got \"", isa, "\"");
 }
 
-std::string isa_from_environment() {
-  const char* value = std::getenv("RESNET_FUSED_ISA");
-  return value ? value : "";
+const Kernels* find_at_start() {
+  const char* variable = "RESNET_FUSED_ISA";
+  const char* value = std::getenv(variable);
+  return find(value ? value : "", variable);
 }
 
 std::atomic<const Kernels*> current{nullptr};
@@ -63,14 +60,15 @@ std::atomic<const Kernels*> current{nullptr};
 const Kernels& kernels() {
   const Kernels* chosen = current.load(std::memory_order_acquire);
   if (!chosen) {
-    chosen = find(isa_from_environment());
+    chosen = find_at_start();
     current.store(chosen, std::memory_order_release);
   }
   return *chosen;
 }
 
 void use_isa(const std::string& isa) {
-  current.store(find(isa.empty() ? isa_from_environment() : isa), std::memory_order_release);
+  current.store(isa.empty() ? find_at_start() : find(isa, "set_cpu_isa: isa"),
+                std::memory_order_release);
 }
 
 std::string cpu_features() {

@@ -1,5 +1,5 @@
-// The small ops: add_relu, content_*, cpu_*. Schemas, fakes, autograd and autocast of all ops live
-// in resnet_fused/ops.
+// The small ops: add_relu, content_*, cpu_*, set_cpu_isa, drop_output_memory. Schemas of all ops:
+// resnet_fused/_schemas.py; fakes, autograd and autocast: resnet_fused/ops.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>

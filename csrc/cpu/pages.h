@@ -4,15 +4,15 @@
 
 #include <cstdint>
 
+#include "conv.h"
+
 namespace resnet_fused {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;  // bytes
 
-inline int64_t whole_pages(int64_t bytes) {
-  return (bytes + kHugePage - 1) / kHugePage * kHugePage;
-}
+inline int64_t whole_pages(int64_t bytes) { return ceil_div(bytes, kHugePage) * kHugePage; }
 
-// `bytes` bytes, whole huge pages of zeros, aligned to one. `what` needs them, says the error.
+// `bytes` bytes, whole huge pages of zeros, aligned to one. `what`: who needs them, for the error.
 char* map_pages(int64_t bytes, const char* what);
 
 void unmap_pages(char* pages, int64_t bytes);

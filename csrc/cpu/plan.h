@@ -43,6 +43,15 @@ inline constexpr PlanInfo kPlans[] = {
     {Plan::kTorch, "torch", 1, {}},
 };
 
+constexpr bool in_order_of_plans() {
+  int plan = 0;
+  for (const PlanInfo& info : kPlans) {
+    if (static_cast<int>(info.plan) != plan++) return false;
+  }
+  return true;
+}
+static_assert(in_order_of_plans(), "kPlans is indexed by Plan");
+
 inline const PlanInfo& plan_info(Plan plan) { return kPlans[static_cast<int>(plan)]; }
 
 inline const PlanInfo& parse_plan(const OpName& op, const std::string& name) {
@@ -61,7 +70,7 @@ inline std::vector<int64_t> packed_shape(const PlanInfo& plan, const ConvShape& 
   }
   std::vector<int64_t> shape;
   if (plan.raw) {
-    shape = {panels_of(s.out_channels), s.in_channels, kTaps, kPanel};
+    shape = {panels_of(s.out_channels), s.in_channels, kKernelTaps, kPanel};
   } else if (plan.is_winograd()) {
     const int64_t points = plan.tiling.points * plan.tiling.points;
     shape = {panels_of(s.out_channels), points, window_words(s, plan.pack), kPanel};

@@ -27,15 +27,10 @@ static inline void pool_pixel(const PoolArgs& args, const Window& window, const 
       const T* x = image + row * args.in_w * args.channels + c;
       for (int64_t col = window.left; col < window.right; ++col) {
         const T* pixel = x + col * args.channels;
-        const Reg value = lanes >= Vec::kWidth ? Vec::load(pixel) : Vec::load(pixel, lanes);
-        largest = Vec::max(largest, value);
+        largest = Vec::max(largest, load_lanes(pixel, lanes));
       }
     }
-    if (lanes >= Vec::kWidth) {
-      Vec::store(y + c, largest);
-    } else {
-      Vec::store(y + c, largest, lanes);
-    }
+    store_lanes(y + c, largest, lanes);
   }
 }
 

@@ -84,13 +84,7 @@ static void stem_transform_rows(const ConvArgs& args, int64_t image, int64_t str
     Reg values[kStemRows], transformed[kStemRows];
 #pragma GCC unroll 13
     for (int i = 0; i < kStemRows; ++i) {
-      if (!source[i]) {
-        values[i] = Vec::zero();
-      } else if (lanes >= Vec::kWidth) {
-        values[i] = Vec::load(source[i] + c);
-      } else {
-        values[i] = Vec::load(source[i] + c, lanes);
-      }
+      values[i] = source[i] ? load_lanes(source[i] + c, lanes) : Vec::zero();
     }
     stem_input(values, transformed);
 #pragma GCC unroll 13
@@ -211,15 +205,6 @@ static inline __attribute__((always_inline)) void stem_column(const ConvArgs& ar
 }
 
 template <typename T>
-static inline void stem_store(T* target, Reg value, int64_t lanes) {
-  if (lanes >= Vec::kWidth) {
-    Vec::store(target, value);
-  } else {
-    Vec::store(target, value, lanes);
-  }
-}
-
-template <typename T>
 static void stem_write(const ConvArgs& args, const StemBlock& block, const float* sums) {
   const ConvShape& s = args.shape;
   const int64_t top = block.strip * kStemOut;
@@ -240,7 +225,7 @@ static void stem_write(const ConvArgs& args, const StemBlock& block, const float
 #pragma GCC unroll 4
       for (int i = 0; i < kStemOut; ++i) {
         if (i >= rows) break;
-        stem_store(static_cast<T*>(args.y) + at + i * row_step, Vec::at_least(y[i], low), lanes);
+        store_lanes(static_cast<T*>(args.y) + at + i * row_step, Vec::at_least(y[i], low), lanes);
       }
     }
   }
@@ -284,9 +269,9 @@ static void stem_write_pooled(const ConvArgs& args, const StemBlock& block, cons
       if (x % 2 == 0 && x + 1 < out_w) continue;
       const int64_t at = x / 2 * s.out_channels + c;
       if (carry.above) upper = Vec::max(upper, Vec::load(carry.above + at, lanes));
-      stem_store(target + at, Vec::at_least(upper, low), lanes);
-      if (rows > 2) stem_store(target + pooled_step + at, Vec::at_least(lower, low), lanes);
-      if (carry.below) stem_store(carry.below + at, last, lanes);
+      store_lanes(target + at, Vec::at_least(upper, low), lanes);
+      if (rows > 2) store_lanes(target + pooled_step + at, Vec::at_least(lower, low), lanes);
+      if (carry.below) store_lanes(carry.below + at, last, lanes);
       upper = two, lower = three, last = y[3];  // the next window begins in this column
     }
     Vec::store(tail[0] + col, upper);
@@ -355,7 +340,7 @@ static void join_stem(const ConvArgs& args, const StemJob& job, const float* edg
     for (int64_t c = begin; c < end; c += Vec::kWidth) {
       const int64_t lanes = end - c;
       const Reg larger = Vec::max(Vec::load(y + c, lanes), Vec::load(edge + c, lanes));
-      stem_store(y + c, Vec::at_least(larger, low), lanes);
+      store_lanes(y + c, Vec::at_least(larger, low), lanes);
     }
   }
 }

@@ -77,8 +77,9 @@ class Team {
 
  private:
   // How often a member looks before it lets other threads run: for 1 to 2 ms where every member of
-  // every team has a core, else not for long, because it may have the place of whom it waits for.
-  // Two callers of two threads each on two cores lost a quarter of their images a second to that.
+  // every team has a core, else only briefly: it may occupy the core that the one it waits for
+  // needs. Two callers of two threads each on two cores lost a quarter of their images a second to
+  // that.
   static int spins() {
     static const unsigned cores = std::thread::hardware_concurrency();
     return of_all_.load(std::memory_order_relaxed) <= cores ? 1 << 16 : 1 << 6;

@@ -22,7 +22,7 @@ constexpr int64_t kMinTiles = 14;
 // instead of 33 a block of stage 1 takes 0.86 instead of 1.00 ms within ResNet-18, one image. With
 // 512 KiB of L2, where these weights do not stay, 42 tiles are 5% faster than 14.
 int64_t weights_in_l2() { return l2_bytes() * 7 / 10; }
-constexpr int64_t kMaxValues = 4 << 20;  // bytes of a job's transformed windows, from L3 if must be
+constexpr int64_t kMaxValues = 4 << 20;  // bytes of a job's transformed windows, at worst from L3
 // With at least so many tiles for every thread, jobs are cut by tiles even where weights are the
 // larger operand: the threads walk through the same weights side by side, and only one of them
 // waits for memory. Measured on 2 cores with AVX-512 that share a 32 MiB L3, weights cold: against
@@ -50,7 +50,7 @@ void pack_as(const ConvShape& shape, const float* weight, T* packed) {
       const int64_t k = panel * kPanel + item / pack, c = word * pack + item % pack;
       double half[S::kPoints][3] = {};  // G w
       if (k < shape.out_channels && c < shape.in_channels) {
-        const float* w = weight + (k * shape.in_channels + c) * 9;
+        const float* w = weight + (k * shape.in_channels + c) * kKernelTaps;
         for (int i = 0; i < S::kPoints; ++i) {
           for (int x = 0; x < 3; ++x) {
             half[i][x] = g[i][0] * w[x] + g[i][1] * w[3 + x] + g[i][2] * w[6 + x];
@@ -73,11 +73,11 @@ void pack_raw(const ConvShape& shape, const float* weight, float* packed) {
   const int64_t channels = shape.in_channels;
   for_each_job(panels_of(shape.out_channels) * channels, [&](int64_t index) {
     const int64_t panel = index / channels, c = index % channels;
-    for (int64_t tap = 0; tap < kTaps; ++tap) {
+    for (int64_t tap = 0; tap < kKernelTaps; ++tap) {
       for (int64_t lane = 0; lane < kPanel; ++lane) {
         const int64_t k = panel * kPanel + lane;
-        packed[(index * kTaps + tap) * kPanel + lane] =
-            k < shape.out_channels ? weight[(k * channels + c) * kTaps + tap] : 0.0f;
+        packed[(index * kKernelTaps + tap) * kPanel + lane] =
+            k < shape.out_channels ? weight[(k * channels + c) * kKernelTaps + tap] : 0.0f;
       }
     }
   });

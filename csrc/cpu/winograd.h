@@ -60,7 +60,7 @@ inline int64_t values_stride(const ConvShape& shape, int64_t pack, int64_t tiles
 }
 inline int64_t sums_stride(int64_t tiles) { return tiles * kPanel + kChunk; }
 
-constexpr int64_t kTaps = 9;
+constexpr int64_t kKernelTaps = 9;  // 3x3
 
 // How a convolution with at least one output pixel is cut into jobs for `threads` threads. pack:
 // elements of the reduction in a word; raw: weights are transformed when they are used; lanes: of

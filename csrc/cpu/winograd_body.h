@@ -16,7 +16,7 @@ static WindowsAhead<F, T, kIntoL2> next_windows(const ConvArgs& args, const Wino
   const TileCursor next(s, F::kOut, job.tile_end);
   const bool ends = job.panel_end == panels_of(s.out_channels);
   const bool any = Product::kPack == 1 && ends && exceeds_l2<T>(s);
-  const int64_t left = s.batch * next.tile_rows * next.tile_cols - job.tile_end;
+  const int64_t left = s.batch * next.rows * next.cols - job.tile_end;
   return {args, next, any ? min_of(job.tile_end - job.tile_begin, left) : 0};
 }
 

@@ -9,7 +9,7 @@
 // products. Measured at 512 to 512 channels of 7 x 7, one image, on 2 cores of Zen 4: 0.52 ms where
 // F(2x2) takes 0.66 to 0.70, and ResNet-18 becomes 1.05 times as fast (1.04 at batch 2).
 // Transforming blocks of 64 channels into L2 first, for the register tile of gemm_body.h, took
-// 0.67. AVX2 has no 24 registers for the sums: 0.97 to 1.02 ms where F(2x2) takes 0.73
+// 0.67. AVX2 lacks the 24 registers: 0.97 to 1.02 ms where F(2x2) takes 0.73
 // to 0.80.
 #include "cpu/winograd.h"
 #include "cpu/winograd_points.h"
@@ -55,7 +55,7 @@ static __attribute__((noinline)) void multiply_raw_row(const RawBlock& block) {
   typedef WinogradSizes<F> S;
   static constexpr WeightTransform<F> kTable{};
   constexpr int kPoints = S::kPoints, kZeros = F::kZero ? 1 : 0;
-  constexpr int64_t kChannel = kTaps * kPanel;  // floats
+  constexpr int64_t kChannel = kKernelTaps * kPanel;  // floats
   constexpr int64_t kLines = kChannel / kLine, kPasses = kPoints * kPanel / Vec::kWidth;
   static_assert(kLines <= 2 * kPasses, "a pass fetches two lines of a channel");
   Reg sum[kPoints][kTiles];
@@ -135,14 +135,14 @@ template <class F>
 static void multiply_raw(const ConvArgs& args, int64_t count, int64_t panel, const float* values,
                          float* sums) {
   const ConvShape& s = args.shape;
-  const float* raw = args.packed + panel * s.in_channels * kTaps * kPanel;
+  const float* raw = args.packed + panel * s.in_channels * kKernelTaps * kPanel;
   RawBlock block;
   block.values_step = values_stride(s, 1, count);
   block.chunk_step = count * kChunk;
   block.sums_step = sums_stride(count);
   for (int64_t c = 0; c < s.in_channels; c += kRawChannels, raw = block.next) {
     block.channels = min_of(s.in_channels - c, kRawChannels);
-    block.next = raw + block.channels * kTaps * kPanel;
+    block.next = raw + block.channels * kKernelTaps * kPanel;
     block.pass = 0;
     block.first = c == 0;
     block.values = values + c * count;

@@ -69,24 +69,10 @@ struct Transform : WinogradSizes<F> {
   }
 };
 
-// The tiles of a job in order: image, and the first output pixel of the tile.
-struct TileCursor {
-  int64_t tile_rows, tile_cols;
-  int64_t image, row, col;
-
+// The tiles of a job in order, of `m` output pixels a side.
+struct TileCursor : GridCursor {
   TileCursor(const ConvShape& shape, int64_t m, int64_t tile)
-      : tile_rows(ceil_div(shape.out_h(), m)), tile_cols(ceil_div(shape.out_w(), m)) {
-    col = tile % tile_cols;
-    row = tile / tile_cols % tile_rows;
-    image = tile / tile_cols / tile_rows;
-  }
-  void next() {
-    if (++col < tile_cols) return;
-    col = 0;
-    if (++row < tile_rows) return;
-    row = 0;
-    ++image;
-  }
+      : GridCursor(ceil_div(shape.out_h(), m), ceil_div(shape.out_w(), m), tile) {}
 };
 
 }  // namespace RESNET_FUSED_ISA_NAMESPACE
