@@ -19,7 +19,7 @@ CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -
   bench-layers gpu-check gpu-bench install lint format wheel clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed ## train a ResNet-18 on digits, fuse it, compare answers and speed
 	$(BIN)/resnet-fused demo $(ARGS)
@@ -49,7 +49,7 @@ cuda-check: $(VENV)/.installed ## compile the CUDA kernels for every GPU, hold r
 triton-check: $(VENV)/.installed ## compile the Triton kernels for sm_80, sm_90, sm_100: no spills, 10 minutes
 	$(BIN)/python tests/check_triton.py
 
-bench: $(VENV)/.peers ## time fused nets beside other engines (ARGS="--check" holds the goals)
+bench: $(VENV)/.peers ## time fused nets beside other engines (ARGS="--check" holds the goals), then ResNet-18's layers
 	$(BIN)/python -m benchmarks.bench_engines $(ARGS)
 	@$(MAKE) --no-print-directory bench-layers ARGS='--net resnet18'
 

@@ -2,7 +2,7 @@
 
 Everything static is in pyproject.toml. Environment variables that are honoured here:
 
-    RESNET_FUSED_SKIP_BUILD=1   install without kernels (every op then runs through eager PyTorch)
+    RESNET_FUSED_SKIP_BUILD=1   compile no kernels (then eager PyTorch on a CPU, Triton on a GPU)
     CXX                         the C++ compiler; else g++ or c++ on PATH (the kernels need GCC)
     MAX_JOBS                    how many files are compiled at once; else ninja's choice
     DEBUG=1                     unoptimised, with debug symbols and assertions
@@ -56,17 +56,13 @@ class Plan:
     compiler: str = ""
 
 
-def is_set(environ, name):
-    return environ.get(name, "0") not in ("", "0")
-
-
 def make_plan(torch, environ=os.environ, which=shutil.which, target=None):
     """The plan for this machine.
 
     torch: the version to compile against, None where there is none. target: (system, machine).
     """
     system, machine = target or (platform.system(), platform.machine())
-    if is_set(environ, "RESNET_FUSED_SKIP_BUILD"):
+    if build_cuda.is_set(environ, "RESNET_FUSED_SKIP_BUILD"):
         return Plan("skip", "RESNET_FUSED_SKIP_BUILD was set")
     if (system, machine) != ("Linux", "x86_64"):
         return Plan("skip", f"the kernels are for Linux on x86_64, this is {system} on {machine}")
@@ -124,9 +120,9 @@ def compile_flags(environ=os.environ):
         flags += ["-O1", "-g1", "-fno-wrapv", "-fno-omit-frame-pointer", "-Wno-uninitialized"]
         flags += ["-D_GLIBCXX_ASSERTIONS", "-include", "sanitize/intrinsics.h"]
         return [*flags, *sanitizer_flags(environ)]
-    if is_set(environ, "EMULATE_AVX512"):
+    if build_cuda.is_set(environ, "EMULATE_AVX512"):
         return [*flags, "-O1", "-g0", "-Wno-psabi", "-include", "cpu/emulate/avx512.h"]
-    if is_set(environ, "DEBUG"):
+    if build_cuda.is_set(environ, "DEBUG"):
         return [*flags, "-O0", "-g", "-UNDEBUG"]
     return [*flags, "-O3", "-g0", "-fno-wrapv"]
 

@@ -33,11 +33,13 @@ ACCURACY = "accuracy"  # what --cases calls the errors over several seeds
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCOMPLETE: 3}  # 2 is click's, for usage
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--only", type=Words(BY_KEY), default=",".join(BY_KEY), help="Engines to run.")
-@click.option("--models", "names", type=Words(models.BUILDERS), default="resnet18,resnet50")
-@click.option("--batches", type=BatchSizes(), default="1,8,32")
-@click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES))
+@click.option(
+    "--models", "names", type=Words(models.BUILDERS), default="resnet18,resnet50", help="Nets."
+)
+@click.option("--batches", type=BatchSizes(), default="1,8,32", help="Batch sizes.")
+@click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES), help="Precisions.")
 @click.option("--cases", type=Cases((ACCURACY,)), help="Like resnet18-float32-8,accuracy.")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of every engine [default: torch's].")

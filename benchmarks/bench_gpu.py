@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from resnet_fused.commands import picture
-from resnet_fused.commands.options import FILE, BatchSizes
+from resnet_fused.commands.options import FILE, SECONDS, BatchSizes
 
 from . import gpu_contest, gpu_record, gpu_show, record, show
 from .arguments import Cases, Words
@@ -28,23 +28,24 @@ from .gpu_engines import TITLES
 NETS = ("resnet18", "resnet50")
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
     "--only",
     type=Words(TITLES),
     default=",".join(TITLES),
-    help=f"Engines to run, some of {', '.join(TITLES)} [default: all].",
+    show_default="all",
+    help=f"Engines to run, some of {', '.join(TITLES)}.",
 )
-@click.option("--models", "names", type=Words(NETS), default=",".join(NETS))
-@click.option("--batches", type=BatchSizes(), default="1,8,32,128,256")
-@click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES))
+@click.option("--models", "names", type=Words(NETS), default=",".join(NETS), help="Nets.")
+@click.option("--batches", type=BatchSizes(), default="1,8,32,128,256", help="Batch sizes.")
+@click.option("--dtypes", type=Words(DTYPES), default=",".join(DTYPES), help="Precisions.")
 @click.option("--cases", type=Cases(dtypes=DTYPES), help="These, like resnet18-bfloat16-128.")
 @click.option("--layers/--no-layers", default=True, help="Whether each layer is timed, too.")
 @click.option(
     "--configurations", is_flag=True, help="Time every configuration of ours in each layer, too."
 )
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=6.0, help="Timed, per case.")
+@click.option("--seconds", type=SECONDS, default=6.0, help="Timed, per case.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds, not --seconds.")
 @click.option("--json", "json_path", type=FILE, help="Write the record here, after each case.")
 @click.option("--resume", is_flag=True, help="Keep what the file of --json has; measure the rest.")

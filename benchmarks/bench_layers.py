@@ -7,11 +7,10 @@ python -m benchmarks.bench_layers --in-net   where the time of whole nets goes
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from resnet_fused.commands.options import DTYPES, FILE, SECONDS, BatchSizes
 from resnet_fused.measure.machine import Machine
 from resnet_fused.measure.peak import multiply_peak, read_bandwidth
 
+from .arguments import Words
 from .common import console, machine, plain_net, progress_bar, random_images
 from .in_net import profile
 from .layer_cases import COLD, WARM, Measured, l3_bytes, measure
@@ -34,38 +34,35 @@ from .layer_chart import save_roofline
 from .layer_check import Verdict, judge, target
 from .layer_tables import LEGEND, below_table, layer_table, net_table
 from .layers import layers_of
+from .when import now
 
 _ops = torch.ops.resnet_fused
 
 
-class Names(click.ParamType):
-    """ "a,b" -> ("a", "b"), each one of the names allowed."""
+class Regex(click.ParamType):
+    """A regular expression, compiled."""
 
-    name = "a,b,..."
+    name = "regex"
 
-    def __init__(self, allowed: Sequence[str]) -> None:
-        self.allowed = allowed
-
-    def convert(self, value, param, ctx) -> tuple[str, ...]:
-        names = value if isinstance(value, tuple) else tuple(value.split(","))
-        for name in names:
-            if name not in self.allowed:
-                self.fail(f"must be of {', '.join(self.allowed)}, got {name!r}", param, ctx)
-        return names
+    def convert(self, value, param, ctx) -> re.Pattern[str]:
+        try:
+            return re.compile(value)
+        except re.error as error:
+            self.fail(f"must be a regular expression, got {value!r}: {error}", param, ctx)
 
 
 class Reason(click.ParamType):
-    """ "REGEX=TEXT" -> (REGEX, TEXT)."""
+    """ "REGEX=TEXT" -> (REGEX compiled, TEXT)."""
 
     name = "regex=text"
 
-    def convert(self, value, param, ctx) -> tuple[str, str]:
+    def convert(self, value, param, ctx) -> tuple[re.Pattern[str], str]:
         if isinstance(value, tuple):
             return value
         expression, separator, text = value.partition("=")
         if not separator or not text:
             self.fail(f"must be REGEX=TEXT, got {value!r}", param, ctx)
-        return expression, text
+        return Regex().convert(expression, param, ctx), text
 
 
 @dataclass(frozen=True)
@@ -90,13 +87,11 @@ class Group:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option(
-    "--net", "nets", type=Names(list(models.BUILDERS)), help="[default: resnet18,resnet50]"
-)
+@click.option("--net", "nets", type=Words(models.BUILDERS), help="[default: resnet18,resnet50]")
 @click.option("--batches", type=BatchSizes(), help="[default: 1,8,32]")
-@click.option("--dtypes", type=Names(list(DTYPES)), help="[default: float32,bfloat16]")
+@click.option("--dtypes", type=Words(DTYPES), help="[default: float32,bfloat16]")
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
-@click.option("--only", metavar="REGEX", default="", help="Layers whose text or name it finds.")
+@click.option("--only", type=Regex(), default="", help="Layers whose text or name it finds.")
 @click.option("--plan", type=click.Choice(select.FORCES), default="none", help="Force a plan.")
 @click.option("--isa", help="Force an instruction set [default: the widest].")
 @click.option("--cold", is_flag=True, help="Weights from memory: copies beyond L3 take turns.")
@@ -112,14 +107,14 @@ def main(
     batches: tuple[int, ...] | None,
     dtypes: tuple[str, ...] | None,
     size: int,
-    only: str,
+    only: re.Pattern[str],
     plan: str,
     isa: str | None,
     cold: bool,
     seconds: float,
     rounds: int | None,
     check: bool,
-    reasons: tuple[tuple[str, str], ...],
+    reasons: tuple[tuple[re.Pattern[str], str], ...],
     in_net: bool,
     json_path: Path | None,
     chart: Path | None,
@@ -163,7 +158,12 @@ def main(
 
 
 def _measure(
-    out: Console, sweep: Sweep, only: str, weights: str, seconds: float, rounds: int | None
+    out: Console,
+    sweep: Sweep,
+    only: re.Pattern[str],
+    weights: str,
+    seconds: float,
+    rounds: int | None,
 ) -> list[Group]:
     """Measures group by group and prints each one's table when it is done."""
     groups = []
@@ -171,7 +171,7 @@ def _measure(
         layers = [
             layer
             for layer in layers_of(net, sweep.size)
-            if re.search(only, f"{layer.text} {layer.name}")
+            if only.search(f"{layer.text} {layer.name}")
         ]
         measured = []
         with progress_bar(out) as progress:
@@ -187,7 +187,7 @@ def _measure(
             out.print(layer_table(net, measured))
             groups.append(Group(net, measured))
     if not groups:
-        raise click.ClickException(f"--only: no layer matches {only!r}")
+        raise click.ClickException(f"--only: no layer matches {only.pattern!r}")
     return groups
 
 
@@ -232,8 +232,7 @@ def _save(path: Path | None, about: Machine, content: dict[str, object]) -> None
     """What --json writes; times in milliseconds."""
     if path is None:
         return
-    when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    document = {"when": when, "machine": about.record(), "forced": select.force()} | content
+    document = {"when": now(), "machine": about.record(), "forced": select.force()} | content
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from resnet_fused import models, ops, packing, select
 from resnet_fused.check import dtype_name
-from resnet_fused.commands.options import DTYPES, FILE, BatchSizes
+from resnet_fused.commands.options import DTYPES, FILE, SECONDS, BatchSizes
+from resnet_fused.commands.threads import torch_threads
 from resnet_fused.measure.peak import multiply_peak, read_bandwidth
 from resnet_fused.ops._shapes import packed_dtype, packed_shape
 
 from .accounting import arithmetic, multiplications
+from .arguments import Words
 from .common import (
     FUSED,
     Runner,
@@ -116,7 +118,7 @@ def work_of(net: nn.Module, dtype: torch.dtype, batch: int, size: int) -> Work:
         plan = select.choose(shape).plan
         ours = plan != "torch"
         weight = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
-        held = packed_dtype(plan) if ours else dtype
+        held = packed_dtype(plan, dtype)
         count = torch.Size(packed_shape(weight, layer.groups, plan)).numel()
         products = getattr(torch, arithmetic(plan)) if ours else _widest(dtype)
         parts.append((multiplications(plan, layer, batch), products, count * held.itemsize))
@@ -138,7 +140,7 @@ def measure(
     samples = interleave(timed, budget_s=seconds, on_round=on_round)
     results: list[Scaling] = []
     for n in counts:
-        with threads(n):
+        with torch_threads(n):
             bandwidth = read_bandwidth(work.weight_bytes, seconds=0.5)
             peaks = {t: multiply_peak(t, seconds=0.2) for t in {part[1] for part in work.parts}}
         roofline = work.seconds(peaks, bandwidth)
@@ -159,21 +161,10 @@ def measure(
     return results
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch's intra-op threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _with_threads(count: int, runner: Runner) -> Callable[[], AbstractContextManager]:
     @contextmanager
     def context() -> Iterator[None]:
-        with threads(count), runner.context():
+        with torch_threads(count), runner.context():
             yield
 
     return context
@@ -227,10 +218,14 @@ class Counts(BatchSizes):
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--model", type=click.Choice(list(models.BUILDERS)), default="resnet18")
 @click.option("--batches", type=BatchSizes(), default="1,8")
-@click.option("--dtype", "names", multiple=True, type=click.Choice(list(DTYPES)), help="[both]")
-@click.option("--threads", "counts", type=Counts(), help="[default: 1 to torch's number]")
+@click.option(
+    "--dtypes", "names", type=Words(DTYPES), default="float32,bfloat16", help="Precisions."
+)
+@click.option(
+    "--threads", "counts", type=Counts(), help="Of each; 1 belongs to them [default: 1 to torch's]."
+)
 @click.option("--size", type=click.IntRange(min=32), default=224, help="Height and width.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=8.0, help="Timed, per batch.")
+@click.option("--seconds", type=SECONDS, default=8.0, help="Timed, per batch.")
 @click.option("--check", is_flag=True, help=f"Batch 1: {GOAL}x, or {SHARE:.0%} of a lower limit.")
 @click.option("--json", "json_path", type=FILE, help="Write results and surroundings here.")
 def main(
@@ -251,7 +246,7 @@ def main(
     results: list[Scaling] = []
     with progress_bar(out) as progress:
         task = progress.add_task("", total=None)
-        for name in names or ("float32", "bfloat16"):
+        for name in names:
             net, images = plain_net(model).to(DTYPES[name]), random_images(max(batches), size=size)
             for batch in batches:
 

@@ -73,7 +73,9 @@ def target(m: Measured) -> float | None:
     return WINOGRAD_SHARE if m.layer.stage in WINOGRAD_STAGES else None
 
 
-def judge(measured: Sequence[Measured], given: Sequence[tuple[str, str]] = ()) -> Verdict:
+def judge(
+    measured: Sequence[Measured], given: Sequence[tuple[str | re.Pattern[str], str]] = ()
+) -> Verdict:
     """given: (regular expression, reason) for layers whose reason cannot be derived."""
     held = [(m, target(m)) for m in measured if target(m) is not None]
     below = [
@@ -113,7 +115,7 @@ def derived_reasons(m: Measured) -> Iterator[str]:
         yield f"{m.rows} {what} for {m.threads} threads: a weight that is loaded serves {rows:.0f}"
 
 
-def _matching(m: Measured, given: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _matching(m: Measured, given: Sequence[tuple[str | re.Pattern[str], str]]) -> Iterator[str]:
     for expression, reason in given:
         if re.search(expression, f"{m.layer.text} {m.layer.name}"):
             yield reason

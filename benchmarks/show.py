@@ -107,7 +107,8 @@ def surroundings(record: Record) -> str:
     )
     return (
         f"{about['cpu']}, {about['cpus']} processors, threads: {record['setup']['threads']}, "
-        f"kernels {about['isa_in_use'] or 'not built'}, resnet-fused {about['package']}, {versions}"
+        f"kernels {about['isa_in_use'] or 'not in use'}, "
+        f"resnet-fused {about['package']}, {versions}"
     )
 
 

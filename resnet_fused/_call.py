@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ._errors import kind_and_line
 
 
 def check_example(op: str, x: Any, name: str = "x") -> None:
@@ -19,6 +22,15 @@ def check_example(op: str, x: Any, name: str = "x") -> None:
         )
 
 
+def deep_copy(op: str, name: str, model: nn.Module, otherwise: str = "") -> nn.Module:
+    """A deep copy; ValueError where there is none. otherwise: what the user may do instead."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        got = kind_and_line(error)
+        raise ValueError(f"{op}: {name} must be deep-copyable{otherwise}, got {got}") from error
+
+
 def run(op: str, name: str, model: nn.Module, x: Any) -> Any:
     """model(x), model(*x) for a tuple or list, model(**x) for a dict; ValueError if that fails."""
     try:
@@ -26,7 +38,7 @@ def run(op: str, name: str, model: nn.Module, x: Any) -> Any:
             return model(**x)
         return model(*x) if isinstance(x, (tuple, list)) else model(x)
     except Exception as error:
-        raise ValueError(f"{op}: {name} must run on x, got {error}") from error
+        raise ValueError(f"{op}: {name} must run on x, got {kind_and_line(error)}") from error
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Chains: fused modules that hand their outputs on to each other, and to nothing else, as one call.
 
 A call of a block looks at a hundred facts and goes through Python and PyTorch's dispatcher. Within
-a net that takes 60 to 130 us: the weights of the block before it have pushed all of that out of the
+a net that takes 50 to 90 us: the weights of the block before it have pushed all of that out of the
 caches. So the first module of a chain looks at the facts of all and computes all of them, and the
 average pool and linear layer behind the last; the others, which their parent's forward goes on
 calling, pass the output on. ResNet-18 and ResNet-50 with one image are 1.06 and 1.05 times as fast
-as before, with eight 1.01 to 1.03 (medians of runs in turns on 2 of Zen 3, with AVX2).
+as before, with eight 1.01 to 1.03 (medians of runs in turns, two cores of Zen 3).
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ _ACTIVATIONS = {
 
 @dataclass(eq=False)
 class Step:
-    """One operation: kind is input, conv, norm, relu, act, pool, add, dropout or other."""
+    """One operation: kind is input, argument, conv, norm, relu, act, pool, add, dropout, identity
+    or other."""
 
     kind: str
     label: str  # how a reason names it

@@ -14,7 +14,7 @@ from ._fused import FusedModule
 from ._links import link
 from ._reads import Children, Known, reads
 from ._trace import EVAL, record_reads
-from ._wrapper import Wrapper
+from ._wrapper import Wrapper, is_opaque
 from .head import GlobalAvgPool, Linear
 from .recipe import NoMatch
 from .slots import PassSlot
@@ -52,12 +52,6 @@ def _chains(module: nn.Module) -> Iterator[Chain]:
             yield from _chains(child)
         return
     yield from _Graph(module, graph, names).chains()
-
-
-def is_opaque(module: nn.Module) -> bool:
-    """Leaves of a trace through a model: fused modules and PyTorch's own layers."""
-    own = type(module).__module__.startswith("torch.nn.")
-    return isinstance(module, Wrapper) or (own and not isinstance(module, nn.Sequential))
 
 
 def _takes_one_argument(module: nn.Module) -> bool:

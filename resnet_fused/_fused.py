@@ -65,6 +65,11 @@ class FusedModule(Wrapper):
 
     # -- the parts that differ ------------------------------------------------------------------
 
+    @property
+    def _op(self) -> str:
+        """What error messages call the module."""
+        return type(self).__name__
+
     def _compose(self, x: Tensor, run: Run) -> Tensor:
         """The module's output from x (N, C, H, W) with run(i, x, residual) for unit i."""
         raise NotImplementedError
@@ -75,7 +80,7 @@ class FusedModule(Wrapper):
 
     def _out_size(self, unit: ConvUnit, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of one unit's output for its input of `size`."""
-        return packing.out_size(type(self).__name__, unit.conv, size)
+        return packing.out_size(self._op, unit.conv, size)
 
     def _run_original(self, x: Tensor) -> Tensor:
         original = self.original()
@@ -160,11 +165,12 @@ class FusedModule(Wrapper):
         try:
             bound = inspect.signature(self.original().forward).bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{type(self).__name__}: {error}") from None
+            takes = ", ".join(inspect.signature(self.original().forward).parameters)
+            raise TypeError(f"{self._op}: arguments must fit forward({takes}): {error}") from None
         return next(iter(bound.arguments.values()), None)
 
     def _check_input(self, x: Any) -> None:
-        op, conv = type(self).__name__, self._units[0].conv
+        op, conv = self._op, self._units[0].conv
         check.image(op, "x", x)
         weight = conv._parameters.get("weight")
         if weight is None or weight.dim() != 4:

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from ._fused import FusedModule
 from ._trace import EVAL, EVAL_GRAD, record
-from ._wrapper import Wrapper
+from ._wrapper import Wrapper, is_opaque
 from .recipe import NoMatch
 from .slots import PassSlot
 
@@ -39,7 +39,7 @@ def _trace_runs(module: nn.Module) -> None:
     if isinstance(module, Wrapper):
         return
     try:
-        graphs = record(module, (EVAL, EVAL_GRAD), _is_leaf)
+        graphs = record(module, (EVAL, EVAL_GRAD), is_opaque)
     except NoMatch:
         for child in module.children():
             _trace_runs(child)
@@ -48,11 +48,6 @@ def _trace_runs(module: nn.Module) -> None:
     for m in {**formats[0], **formats[1]}:
         given = {f[m] for f in formats if m in f}
         m.output_format = given.pop() if len(given) == 1 else "contiguous"
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    own = type(module).__module__.startswith("torch.nn.")
-    return isinstance(module, Wrapper) or (own and not isinstance(module, nn.Sequential))
 
 
 def _formats(graph: fx.Graph, root: nn.Module) -> dict[FusedModule, str]:

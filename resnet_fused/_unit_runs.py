@@ -66,12 +66,12 @@ def in_graph(units: Sequence[ConvUnit], dtype: torch.dtype, choices: Sequence[Ch
 
 
 def differentiable(
-    units: Sequence[ConvUnit], dtype: torch.dtype, packed: Sequence[packing.PackedUnit]
+    units: Sequence[ConvUnit], dtype: torch.dtype, forward: Sequence[packing.PackedUnit]
 ) -> Run:
     def run(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
         scale, shift = packing.fold(units[i])
         weight = units[i].conv.weight.to(dtype)
-        y = _ConvBnAct.apply(packed[i], x, weight, scale, shift, residual)
+        y = _ConvBnAct.apply(forward[i], x, weight, scale, shift, residual)
         return reference.max_pool(y) if units[i].max_pool else y
 
     return run

@@ -99,3 +99,9 @@ def run_plainly(wrapper: Wrapper, *args: Any, **kwargs: Any) -> Tensor:
     if patched is not None or has_hooks(original):
         return original(*args, **kwargs)
     return type(original).forward(wrapper, *args, **kwargs)
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Leaves of a trace through a model: fused modules and PyTorch's own layers."""
+    own = type(module).__module__.startswith("torch.nn.")
+    return isinstance(module, Wrapper) or (own and not isinstance(module, nn.Sequential))

@@ -59,7 +59,8 @@ class FusedConvBN(OneUnit):
     """act(bn(conv(x))) as one op in eval mode, for stems and other plain sequences.
 
     conv: nn.Conv2d; bn: nn.BatchNorm2d with running statistics and conv's channels; act: "relu" or
-    "none". The children are `conv` and `bn` themselves, not copies. Output: dense channels_last.
+    "none". The children are `conv` and `bn` themselves, not copies.
+    x: (N, C, H, W) or (C, H, W), as conv takes it -> what bn(conv(x)) has, dense channels_last.
     Raises TypeError or ValueError for anything else.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from types import MethodType
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import check
+from ._call import deep_copy
 from ._find_chains import join_chains, part_chains
 from ._fused import FusedModule
 from ._runs import set_formats
@@ -23,6 +23,7 @@ from .residual import fused_block
 from .slots import PassSlot, install_site
 
 OUTPUT_FORMATS = ("channels_last", "preserve")
+_ELSE = " or be given with inplace=True"
 
 
 def fuse(
@@ -59,7 +60,7 @@ def fuse(
     """
     check.module("fuse", "model", model)
     check.one_of("fuse", "output_format", output_format, OUTPUT_FORMATS)
-    model = model if inplace else _copy("fuse", "model", model)
+    model = model if inplace else deep_copy("fuse", "model", model, _ELSE)
     found = survey(model)
     kind = type(model).__name__
     for name, recipe in found.blocks:
@@ -90,7 +91,7 @@ def unfuse(fused: nn.Module, *, inplace: bool = False) -> nn.Module:
     Raises TypeError for anything but a module.
     """
     check.module("unfuse", "fused", fused)
-    model = fused if inplace else _copy("unfuse", "fused", fused)
+    model = fused if inplace else deep_copy("unfuse", "fused", fused, _ELSE)
     part_chains(model)
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Wrapper):
@@ -118,15 +119,6 @@ def refresh(fused: nn.Module) -> None:
 
 def _holds_fused(model: nn.Module) -> bool:
     return any(isinstance(module, FusedModule) for module in model.modules())
-
-
-def _copy(op: str, name: str, model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ValueError(
-            f"{op}: {name} must be deep-copyable or be given with inplace=True, got {error}"
-        ) from error
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:

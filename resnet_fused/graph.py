@@ -36,7 +36,7 @@ class Graphed(nn.Module):
         self.training = model.training
         leaves, self._spec = pytree.tree_flatten(_arguments(example))
         self._like = [_Like(leaf) for leaf in leaves]
-        self._recorded = _NOT_RECORDED
+        self._recorded = _NOTHING
         self.reason: str | None = _why_not_now(_tensors(leaves))
         if self.reason is None:
             self.reason = self._current(leaves).why_not
@@ -64,27 +64,27 @@ class Graphed(nn.Module):
                 return reason
         return None
 
-    def _current(self, leaves: list[Any]) -> _NotRecorded:
+    def _current(self, leaves: list[Any]) -> _Outcome:
         """What serves the model as it is now; made anew where the last one does not."""
         recorded = self._recorded  # once: another thread may put its own in its place
         if recorded.holds():
             return recorded
         with _recording:
             if not self._recorded.holds():
-                self._recorded = _NOT_RECORDED  # whose memory the new one may use
+                self._recorded = _NOTHING  # whose memory the new one may use
                 self._recorded = self._look_again(leaves)
             return self._recorded
 
-    def _look_again(self, leaves: list[Any]) -> _NotRecorded:
+    def _look_again(self, leaves: list[Any]) -> _Outcome:
         reason = _why_never(self.model, _tensors(leaves))
         if reason is None and any(module.training for module in self.model.modules()):
             reason = "the model is in training mode"
-        return _Recorded(self.model, leaves, self._spec) if reason is None else _NotRecorded(reason)
+        return _Recorded(self.model, leaves, self._spec) if reason is None else _Outcome(reason)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies record at their first call.
         spec = pytree.treespec_dumps(self._spec)
-        return self.__dict__ | {"_recorded": _NOT_RECORDED, "_spec": spec}
+        return self.__dict__ | {"_recorded": _NOTHING, "_spec": spec}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -181,8 +181,8 @@ def _why_not_now(inputs: Sequence[Tensor]) -> str | None:
     return None
 
 
-class _NotRecorded:
-    """No recording, and why."""
+class _Outcome:
+    """What serves calls: here nothing, and why."""
 
     def __init__(self, why_not: str | None) -> None:
         self.why_not = why_not
@@ -197,14 +197,14 @@ class _NotRecorded:
         raise AssertionError(self.why_not)
 
     def __reduce__(self) -> str:
-        return "_NOT_RECORDED"
+        return "_NOTHING"
 
 
-_NOT_RECORDED = _NotRecorded("nothing is recorded")  # before the first
+_NOTHING = _Outcome("nothing is recorded")  # before the first
 
 
-class _Recorded(_NotRecorded):
-    """A model's recording, or why there is none, for as long as the model stays as it is."""
+class _Recorded(_Outcome):
+    """A model's recording, or why it could not be recorded, for as long as it stays as it is."""
 
     def __init__(self, model: nn.Module, leaves: list[Any], spec: Any) -> None:
         super().__init__(None)

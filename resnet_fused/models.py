@@ -1,5 +1,6 @@
 """ResNet-18, 34, 50, 101 and 152 as the lesson builds its ResNet-18, with fused or plain blocks.
 
+The lesson is the chapter on ResNet of *Dive into Deep Learning*.
 Every net is `nn.Sequential(b1, b2, b3, b4, b5, AdaptiveAvgPool2d((1, 1)), Flatten(), Linear)`: a
 stem b1 and four stages b2..b5 of residual blocks. (N, in_channels, H, W) -> (N, num_classes); the
 lesson uses 224x224. `block=` chooses the block class; with a fused one the stem is fused too. The

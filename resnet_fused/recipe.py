@@ -48,9 +48,8 @@ class Site:
     """conv -> bn (-> ReLU) (-> max-pool) among one parent's direct children, outside blocks."""
 
     unit: ConvUnit
-    act_name: (
-        str | None
-    )  # the ReLU child that the site absorbs; None where the activation is not a module
+    # The ReLU child that the site absorbs; None where the activation is not a module.
+    act_name: str | None
     max_pool: nn.MaxPool2d | None = None  # the child behind it that the site absorbs too
     max_pool_name: str | None = None
     path: CallPath = ()  # of the convolution's call, from the parent's forward

@@ -57,6 +57,7 @@ def add_relu(a: Tensor, b: Tensor) -> Tensor:
 class Residual(nn.Module):
     """The lesson's residual block: two 3x3 convolutions, an optional 1x1 one on the shortcut.
 
+    The lesson is the chapter on ResNet of *Dive into Deep Learning*.
     x: (N, input_channels, H, W) -> (N, num_channels, ceil(H / strides), ceil(W / strides)).
     All convolutions have biases and no batch norm follows `conv3`.
     """

@@ -28,6 +28,8 @@ class FusedResidual(FusedModule):
 
     In eval mode every convolution, its batch norm, the addition and the ReLU are one op; with
     gradients enabled it still back-propagates. In training mode the plain block runs.
+    x: (N, input_channels, H, W) -> (N, num_channels, ceil(H / strides), ceil(W / strides)), or both
+    without N; of the weights' dtype, autocast's under autocast.
     Output: dense channels_last, whatever came in. Raises ValueError or TypeError for an x that does
     not fit and for bad arguments.
     """
@@ -78,7 +80,7 @@ class FusedResidual(FusedModule):
 
     def _packed_block(self, packed: Packing) -> _PackedBlock:
         if packed.derived is None:
-            packed.derived = _PackedBlock(type(self).__name__, packed.units, self._recipe)
+            packed.derived = _PackedBlock(self._op, packed.units, self._recipe)
         return packed.derived
 
     def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: Packing) -> Tensor | None:
@@ -165,7 +167,10 @@ _MOST_SIZES = 256  # of images, remembered
 
 
 class FusedBottleneck(FusedResidual):
-    """reference.Bottleneck, faster: 1x1, 3x3, 1x1, 4 * num_channels outputs. See FusedResidual."""
+    """reference.Bottleneck, faster: 1x1, 3x3, 1x1 convolutions; else as FusedResidual.
+
+    x: (N, input_channels, H, W) -> (N, 4 * num_channels, ceil(H / strides), ceil(W / strides)).
+    """
 
     expansion = reference.Bottleneck.expansion
 
@@ -198,6 +203,8 @@ def _build(
             raise TypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
         if value < 1:
             raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
+    if not isinstance(use_1x1conv, bool):
+        raise TypeError(f"{name}: use_1x1conv must be a bool, got {type(use_1x1conv).__name__}")
     outputs = getattr(block, "expansion", 1) * num_channels
     if not use_1x1conv and (input_channels != outputs or strides != 1):
         raise ValueError(

@@ -72,8 +72,8 @@ def forced(plan: str) -> Iterator[None]:
 
     For the whole process, like the environment variable RESNET_FUSED_FORCE, which sets it from the
     start. "ours" takes our own kernels wherever one can run; a plan that cannot compute a
-    convolution gives way to "direct" on the CPU, to any of ours on a GPU. Raises ValueError for any
-    other word.
+    convolution, or not as `exact_nonfinite` asks, gives way to "direct" on the CPU, to any of ours
+    on a GPU. Raises ValueError for any other word.
     """
     global _forced
     before, _forced = _forced, _check_force(plan, "forced: plan")
@@ -131,7 +131,8 @@ def choose(shape: ConvShape, *, exact_nonfinite: bool = False) -> Choice:
     word = force()
     exact_nonfinite = exact_nonfinite or _EXACT_NONFINITE
     if word in PLANS:
-        if can_compute(word, shape):
+        spreads = exact_nonfinite and PLAN_TRAITS[word].spreads
+        if can_compute(word, shape) and not spreads:
             return Choice(word, f"forced to {word}")
         if not _cannot_run_ours(shape):
             return Choice(_any_of_ours(shape), f"forced to {word}")

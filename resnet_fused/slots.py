@@ -151,6 +151,10 @@ class ConvSlot(OneUnit, nn.Conv2d):
         self.__dict__["_installed"] = installed
         self.__dict__["link"] = link({unit.conv_name: unit.conv}, unit.conv_name, unit.conv_name)
 
+    @property
+    def _op(self) -> str:
+        return f"convolution {self._installed.site.unit.conv_name}"
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         site = self._installed
         if torch.compiler.is_compiling() or (args and isinstance(args[0], fx.Proxy)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from . import check
-from ._call import check_example, evaluating, run
+from ._call import check_example, deep_copy, evaluating, run
 from ._tables import table
 from .fuse import unfuse
 from .measure.error import GRANTED, error_limit
@@ -72,11 +72,11 @@ def verify(model: nn.Module, fused: nn.Module, x: Any) -> Verification:
     check.module("verify", "model", model)
     check.module("verify", "fused", fused)
     check_example("verify", x)
-    plain = unfuse(_copy("model", model), inplace=True)
+    plain = unfuse(deep_copy("verify", "model", model), inplace=True)
     # Autocast, if on, leaves float64 alone.
-    exact = _run("model in float64", _copy("model", plain).double(), _in_double(x))
+    exact = _run("model in float64", deep_copy("verify", "model", plain).double(), _in_double(x))
     eager = _run("model", plain, x)
-    ours = _run("fused", _copy("fused", fused), x)
+    ours = _run("fused", deep_copy("verify", "fused", fused), x)
     problems = _state_problems(model, fused)
     rows: list[Row] = []
     if eager.keys() != ours.keys():
@@ -89,13 +89,6 @@ def verify(model: nn.Module, fused: nn.Module, x: Any) -> Verification:
             elif not _same(outputs[1], outputs[2]):
                 problems.append(f"{name}: model gives {outputs[1]!r}, fused {outputs[2]!r}")
     return Verification(tuple(rows), tuple(problems))
-
-
-def _copy(name: str, model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ValueError(f"verify: {name} must be deep-copyable, got {error}") from error
 
 
 def _run(name: str, model: nn.Module, x: Any) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_without_a_gpu_it_says_so():
 def test_help_names_every_engine():
     result = command("--help")
     assert result.exit_code == 0
-    assert f"some of {', '.join(TITLES)} [" in " ".join(result.output.split())
+    assert f"some of {', '.join(TITLES)}." in " ".join(result.output.split())
 
 
 # ---- dry runs ------------------------------------------------------------------------------------

@@ -523,8 +523,10 @@ def test_command_profiles_nets(tmp_path):
     ("arguments", "message"),
     [
         (("--only", "no such layer"), "--only: no layer matches 'no such layer'"),
-        (("--isa", "sse9"), "got 'sse9'"),
-        (("--net", "resnet18,resnet19"), "got 'resnet19'"),
+        (("--only", "["), "must be a regular expression, got '['"),
+        (("--reason", "[=text"), "must be a regular expression, got '['"),
+        (("--isa", "sse9"), 'got "sse9"'),
+        (("--net", "resnet18,resnet19"), "got 'resnet18,resnet19'"),
         (("--dtypes", "int8"), "got 'int8'"),
         (("--reason", "no text"), "must be REGEX=TEXT, got 'no text'"),
     ],

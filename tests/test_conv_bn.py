@@ -211,6 +211,11 @@ def test_bad_inputs():
         small(image(3, (4, 9)))
 
 
+def test_bad_input_of_a_site_names_its_convolution():
+    with pytest.raises(ValueError, match=r"^convolution 0: x must have 6 channels, got shape"):
+        fused_sequence()(image(5))
+
+
 # ---- sites in a parent ---------------------------------------------------------------------------
 
 

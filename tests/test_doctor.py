@@ -67,6 +67,19 @@ def facts(**changes):
     return dataclasses.replace(GOOD, machine=dataclasses.replace(MACHINE, **of_machine), **others)
 
 
+def test_a_missing_guard_is_told():
+    """Without it every call is checked in Python."""
+    missing = {"_guard": _build_info.ExtensionInfo(False, "Python.h is missing")}
+    for build, status in ((BUILT, NOTE), (NOT_BUILT, OK)):
+        parts = build.extensions | missing
+        about = facts(build=dataclasses.replace(build, extensions=parts))
+        found = [f for f in examine(about) if f.text.startswith("_guard")]
+        assert [(f.status, f.text) for f in found] == [
+            (status, "_guard was not built: Python.h is missing")
+        ]
+        assert ("python3-dev" in found[0].mend) == (status == NOTE)
+
+
 def finding(topic, **changes):
     (found,) = [f for f in examine(facts(**changes)) if f.topic == topic]
     return found

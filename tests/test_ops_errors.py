@@ -653,5 +653,5 @@ def test_forcing_an_unknown_plan():
 def test_choosing_an_unknown_instruction_set():
     before = rf.ops.cpu_isa()
     got = raised(RuntimeError, lambda: _ops.set_cpu_isa("sse9"))
-    assert got == "RESNET_FUSED_ISA: must be scalar, avx2, avx512 or avx512bf16, got 'sse9'"
+    assert got == 'set_cpu_isa: isa must be scalar, avx2, avx512 or avx512bf16, got "sse9"'
     assert rf.ops.cpu_isa() == before

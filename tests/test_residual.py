@@ -339,6 +339,7 @@ BAD_ARGUMENTS = [
     ((8, "8"), TypeError, "num_channels must be an int, got str"),
     ((8, 8, True, (2, 2)), TypeError, "strides must be an int, got tuple"),
     ((True, 8), TypeError, "input_channels must be an int, got bool"),
+    ((8, 8, "yes"), TypeError, "use_1x1conv must be a bool, got str"),
 ]
 
 
@@ -414,6 +415,20 @@ def test_bad_inputs(change, error, sentence, mode):
     with pytest.raises(error) as caught, torch.set_grad_enabled(mode != "no_grad"):
         fused(change(image(8)))
     assert str(caught.value) == f"FusedResidual: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "got"),
+    [
+        ((), {}, "missing a required argument: 'X'"),
+        ((1, 2), {}, "too many positional arguments"),
+        ((1,), {"y": 2}, "got an unexpected keyword argument 'y'"),
+    ],
+)
+def test_calls_that_do_not_fit(arguments, keywords, got):
+    with pytest.raises(TypeError) as caught:
+        build(BLOCKS[0])(*arguments, **keywords)
+    assert str(caught.value) == f"FusedResidual: arguments must fit forward(X): {got}"
 
 
 # ---- what is done to a block later --------------------------------------------------------------

@@ -144,6 +144,9 @@ def test_exact_nonfinite_wins_over_winograd():
     choice = select.choose(STAGE_1, exact_nonfinite=True)
     assert choice.plan == "direct"
     assert "exact_nonfinite" in choice.reason
+    with select.forced("winograd4"):
+        assert select.choose(STAGE_1).plan == "winograd4"
+        assert select.choose(STAGE_1, exact_nonfinite=True).plan == "direct"
 
 
 ON_GPU = replace(STAGE_1, device="cuda", dtype=torch.bfloat16)

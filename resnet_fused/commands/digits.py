@@ -15,9 +15,8 @@ SIZE = 32  # pixels a side after enlarging; the images have 8
 HELD_OUT = 0.2  # share of the images that training never sees
 BATCH = 64
 LEARNING_RATE = 0.02  # peak of the one-cycle schedule
-SHIFT = (
-    2  # pixels by which a training batch is moved at most: 99.4% after 8 epochs, else 98.3-99.4%
-)
+# Pixels by which a training batch is moved at most: 99.4% after 8 epochs, else 98.3-99.4%.
+SHIFT = 2
 MEAN, STD = 0.305, 0.376  # of the 8x8 images, whose values are 0..16, here scaled to 0..1
 
 

@@ -146,6 +146,10 @@ def _build(facts: Facts) -> Iterator[Finding]:
         elif name == "_C":
             mend = REBUILD if facts.compiler else f"apt install g++ && {REBUILD}"
             yield Finding(WRONG, "build", f"{name} was not built: {extension.reason}", mend)
+        elif name == "_guard" and build.built:
+            # Then each call is checked in Python, chains and `graph` are off.
+            mend = f"apt install python3-dev && {REBUILD}"
+            yield Finding(NOTE, "build", f"{name} was not built: {extension.reason}", mend)
         else:
             yield Finding(OK, "build", f"{name} was not built: {extension.reason}")
 
@@ -159,7 +163,8 @@ def _extension(facts: Facts) -> Iterator[Finding]:
     elif facts.build.built:
         yield Finding(WRONG, "extension", f"built but not loaded: {facts.extension_error}", REBUILD)
     else:
-        yield Finding(NOTE, "extension", "not loaded, so fused modules run through eager PyTorch")
+        text = "not loaded, so on the CPU fused modules run through eager PyTorch"
+        yield Finding(NOTE, "extension", text)
 
 
 def _compiler(facts: Facts) -> Iterator[Finding]:
@@ -203,7 +208,7 @@ def _selection(facts: Facts) -> Iterator[Finding]:
             text = f"{variable} must be one of {', '.join(select.FORCES)}, got {value!r}"
             yield Finding(WRONG, "selection", text, f"unset {variable}")
         elif value != default:
-            text = f"{variable}={value} keeps from choosing the fastest kernel"
+            text = f"{variable}={value} prevents the choice of the fastest kernel"
             yield Finding(NOTE, "selection", text, f"unset {variable}")
 
 

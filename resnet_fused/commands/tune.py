@@ -33,7 +33,8 @@ OPT_IN = [plan for plan, traits in check.PLAN_TRAITS.items() if traits.opt_in]
     "--allow",
     type=click.Choice(check.PLANS),
     multiple=True,
-    help=f"Measure this plan whatever its error ({', '.join(OPT_IN) or 'none asks for that'}).",
+    help="Measure this plan, too, though its error is above the usual bound "
+    f"({', '.join(OPT_IN) or 'none'}); may be repeated.",
 )
 def tune(
     model: str,

@@ -1,7 +1,7 @@
 """The ways to run a net that are compared, each with the settings that suit it best.
 
-An engine turns a plain eval net and an input into a `Runner`. All run under inference mode; all but
-plain eager get weights and input in channels_last.
+An engine turns a plain eval net and an input into something `Prepared`. All run under inference
+mode; all but plain eager get weights and input in channels_last.
 """
 
 from __future__ import annotations

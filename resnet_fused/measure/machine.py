@@ -65,7 +65,7 @@ class Machine:
         """One line for the foot of a table or picture."""
         return (
             f"{self.cpu}, {self.cpus} processors, threads: {self.threads}, "
-            f"kernels {self.isa_in_use or 'not built'}, torch {self.torch}, "
+            f"kernels {self.isa_in_use or 'not in use'}, torch {self.torch}, "
             f"resnet-fused {self.package}"
         )
 

@@ -103,6 +103,9 @@ def _is_transformed() -> bool:
 
 
 def pack_conv(weight: Tensor, groups: int = 1, *, plan: str) -> Tensor:
-    """The weights (K, C / groups, R, S) in the layout of `plan`. Forward only."""
+    """The weights (K, C / groups, R, S) in the layout of `plan`. Forward only.
+
+    plan: one of check.PLANS that the weights' device has. Raises ValueError or TypeError.
+    """
     check_pack(weight, groups, plan)
     return _ops.pack_conv(weight, groups, plan=plan)

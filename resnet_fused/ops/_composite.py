@@ -216,7 +216,7 @@ def _add_relu(a, b):
     return y if y.stride() == out.stride() else out.copy_(y)
 
 
-_SAMPLES = 64  # values looked at in a tensor of more than one dimension, csrc/cpu/content.h
+_SAMPLES = 64  # values looked at in a tensor of more than one dimension, csrc/cpu/samples.h
 
 
 @_impl("content_sample")
