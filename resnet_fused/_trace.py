@@ -6,13 +6,16 @@ on itself, flips a flag or fails half way leaves the user's module as it was.
 
 from __future__ import annotations
 
+import builtins
 import copy
+import dis
 import operator
 import random
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +53,21 @@ EVAL, EVAL_GRAD, TRAIN = Mode(False, False), Mode(False, True), Mode(True, True)
 MODES = (EVAL, EVAL_GRAD, TRAIN)
 
 
+_READS_CLASS = {dis.opmap[name] for name in ("LOAD_ATTR", "MATCH_CLASS")}
+
+
 class _Value(fx.Proxy):
     """fx's Proxy, except that `a += b` is recorded as what it is and that nothing passes unseen."""
 
     @property
     def __class__(self) -> type:
-        """What isinstance(), torch.is_tensor() and the like find: a tensor, as in a real call."""
-        return Tensor
+        """A tensor for Python code that reads it, as in a real call; isinstance: _found_as_tensors.
+
+        For nobody else: torch's C++ asks, too, and would take the memory of this for a tensor's.
+        """
+        frame = sys._getframe(1)
+        reads = frame.f_code.co_code[frame.f_lasti] in _READS_CLASS
+        return Tensor if reads else type(self)
 
     def __getattr__(self, name: str) -> Any:
         if not hasattr(Tensor, name):  # as a tensor would, so that hasattr() answers truly
@@ -70,6 +81,22 @@ class _Value(fx.Proxy):
 
     def __len__(self) -> int:
         raise NoMatch("forward branches on the shape of a tensor")
+
+
+@contextmanager
+def _found_as_tensors() -> Iterator[None]:
+    """Within the block isinstance(), and so torch.is_tensor(), finds recorded values to be tensors;
+    for the whole process, which else notices nothing."""
+    real = builtins.isinstance
+
+    def found(value: Any, kind: Any, /) -> bool:
+        return real(value, kind) or (type(value) is _Value and issubclass(Tensor, kind))
+
+    builtins.isinstance = found
+    try:
+        yield
+    finally:
+        builtins.isinstance = real
 
 
 def _in_place(name: str) -> Callable[[_Value, Any], fx.Proxy]:
@@ -275,7 +302,7 @@ def _record(copied: nn.Module, own: list[nn.Module], mode: Mode, recorder: Recor
     before = [_freeze(vars(m)) for m in own]
     dice = _dice()
     try:
-        with _LOCK, torch.set_grad_enabled(mode.grad), _OnlyRecorded():
+        with _LOCK, torch.set_grad_enabled(mode.grad), _OnlyRecorded(), _found_as_tensors():
             graph = recorder.trace(copied)
     except NoMatch:
         raise

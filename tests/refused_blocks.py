@@ -564,6 +564,35 @@ class BranchOnShapeOfTensor(Plain):
         return self.relu(y + x)
 
 
+def _is_matched(x):
+    match x:
+        case Tensor():
+            return True
+    return False
+
+
+def _branches_where(name, asks):
+    class Asks(Plain):
+        def forward(self, x):
+            y = self.main(x)
+            if asks(x) and x.shape[-1] > 30:
+                y = torch.neg(y)
+            return self.relu(y + x)
+
+    Asks.__name__ = name
+    return Asks
+
+
+for _name, _asks in {
+    "IsTensor": torch.is_tensor,
+    "IsMatched": _is_matched,
+    "IsOfClass": lambda x: x.__class__ is Tensor,
+    "IsOneOf": lambda x: isinstance(x, (int, Tensor)),
+    "IsOfUnion": lambda x: isinstance(x, int | Tensor),
+}.items():
+    case("forward branches on the values or the shape of a tensor")(_branches_where(_name, _asks))
+
+
 @case("forward uses the argument extra")
 class SecondArgument(Plain):
     def forward(self, x, extra=None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import random
 import threading
 
@@ -12,7 +14,7 @@ from refused_blocks import CASES, Plain, randomized, with_child
 from torch import Tensor, nn
 from torchvision_style import BasicBlock, Bottleneck, ResNet
 
-from resnet_fused import reference
+from resnet_fused import fuse, reference
 from resnet_fused._trace import EVAL, record, shadow, unit_leaf
 from resnet_fused.match import find_sites, inspect_block, match_block
 from resnet_fused.recipe import BlockRecipe, NoMatch
@@ -37,6 +39,53 @@ def run(recipe: BlockRecipe, x: Tensor) -> Tensor:
 
 def downsample(cin, cout, stride):
     return nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+
+
+# ---- recording -------------------------------------------------------------------------------
+
+# torch's C++ asks of each value whether it is a tensor; taking a recorded one for that, it read
+# memory that was none of a tensor's.
+TAKES_NUMBERS = {
+    "reshape": lambda x: torch.reshape(x, (x.size(0), -1)),
+    "flatten": lambda x: torch.flatten(x, x.dim() - 3),
+    "transpose": lambda x: torch.transpose(x, 1, x.dim() - 1),
+    "cat": lambda x: torch.cat([x, x], x.dim() - 3),
+    "chunk": lambda x: torch.chunk(x, 2, x.dim() - 3)[0],
+    "narrow": lambda x: torch.narrow(x, x.dim() - 3, 0, 1),
+    "full": lambda x: x + torch.full((x.size(0), 1, 1, 1), 1.0),
+    "alpha": lambda x: torch.add(x, x, alpha=x.size(0)),
+    "clamp": lambda x: torch.clamp(x, min=x.mean()),
+    "where": lambda x: torch.where(x > 0, x, 0.5),
+    "tensor": lambda x: x + torch.tensor(x.size(1)),
+    "as_tensor": lambda x: x + torch.as_tensor(x),
+    "stored": lambda x: torch.ones(1) + x,
+}
+
+
+class Behind(Plain):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.relu(self.main(x) + x))
+
+
+@pytest.mark.parametrize("function", TAKES_NUMBERS.values(), ids=TAKES_NUMBERS)
+def test_values_are_no_tensors_to_torch_itself(function):
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), Behind(function)).eval()
+    x = torch.randn(2, 3, 6, 5)
+    fused = [fuse(net) for _ in range(20)][-1]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("function", [TAKES_NUMBERS["reshape"], lambda x: x.no_such_method()])
+def test_isinstance_is_pythons_own_again(function):
+    before = builtins.isinstance
+    with contextlib.suppress(NoMatch):
+        record(Behind(function), [EVAL], unit_leaf)
+    assert builtins.isinstance is before
 
 
 # ---- blocks that match -----------------------------------------------------------------------
