@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,11 @@ _INTERNAL = frozenset(vars(nn.Module())) - {"training", "_modules"}
 _HOLDERS = ("_modules", "_parameters", "_buffers")
 _VALUES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _CONTAINERS = (list, tuple, dict, set, frozenset)
-_OPAQUE = (nn.Module, torch.Tensor, type, types.ModuleType, types.FunctionType, types.MethodType)
+# Not looked into: changes of theirs are seen otherwise, are none, or, of a logger, tell nothing.
+_OPAQUE = (
+    *(nn.Module, torch.Tensor, logging.Logger),
+    *(type, types.ModuleType, types.FunctionType, types.MethodType),
+)
 
 
 def log_reads(module: nn.Module) -> set[str]:
@@ -103,8 +108,37 @@ class Children:
 Known = Read | ClassRead | Children
 
 
+_MOST_NESTED = 4  # containers and objects in each other
+
+
+def _as_now(value: Any, depth: int = _MOST_NESTED) -> Any:
+    """A copy of a container, and of those in it, which are edited in place; else the value."""
+    if not isinstance(value, _CONTAINERS) or not depth:
+        return value
+    if type(value) is dict:
+        return {key: _as_now(inner, depth - 1) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_as_now(inner, depth - 1) for inner in value)
+    return copy.copy(value)
+
+
+def _reads_inside(value: Any, seen: set[int], depth: int = _MOST_NESTED) -> Iterator[Read]:
+    """The plain values and containers that objects hold, `value` or some in it."""
+    if isinstance(value, (*_VALUES, *_OPAQUE)) or id(value) in seen or not depth:
+        return
+    seen.add(id(value))
+    if isinstance(value, _CONTAINERS):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _reads_inside(inner, seen, depth - 1)
+        return
+    for key, inner in getattr(value, "__dict__", {}).items():
+        if isinstance(inner, _VALUES + _CONTAINERS):
+            yield Read(value, key, _as_now(inner))
+        yield from _reads_inside(inner, seen, depth - 1)
+
+
 def reads(module: nn.Module, names: set[str]) -> Iterator[Known]:
-    """These attributes of a module, and the plain values in objects among them, as they are now.
+    """These attributes of a module, and what objects among them hold, as they are now.
 
     But in eval mode, as when they were read.
     """
@@ -119,9 +153,5 @@ def reads(module: nn.Module, names: set[str]) -> Iterator[Known]:
                     yield Read(module, name, own[holder][name], holder)
             continue
         value = own[name]
-        # Containers are edited in place.
-        yield Read(module, name, copy.copy(value) if isinstance(value, _CONTAINERS) else value)
-        if hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
-            for key, inner in vars(value).items():
-                if isinstance(inner, _VALUES):
-                    yield Read(value, key, inner)
+        yield Read(module, name, _as_now(value))
+        yield from _reads_inside(value, set())

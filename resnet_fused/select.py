@@ -126,8 +126,10 @@ def choose(shape: ConvShape, *, exact_nonfinite: bool = False) -> Choice:
 
     exact_nonfinite: NaN, Inf and values near overflow must stay where a direct convolution puts
         them.
-    Raises ValueError for a bad RESNET_FUSED_FORCE.
+    Raises ValueError for a bad RESNET_FUSED_FORCE, TypeError unless shape is a ConvShape.
     """
+    if not isinstance(shape, ConvShape):
+        raise TypeError(f"choose: shape must be a ConvShape, got {type(shape).__name__}")
     word = force()
     exact_nonfinite = exact_nonfinite or _EXACT_NONFINITE
     if word in PLANS:

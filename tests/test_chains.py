@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import logging
 import pickle
 import threading
 import weakref
@@ -521,19 +522,30 @@ def test_fused_in_training_mode(calls):
     assert served_at_once(fused, calls) == 1
 
 
+class Config:
+    def __init__(self, inner=True):
+        self.both, self.wanted, self.itself = False, [], self
+        self.inner = {"config": Config(inner=False)} if inner else None
+
+
 class Reads(Net):
     """Settings of many kinds."""
 
     def __init__(self):
         super().__init__()
         self.wanted, self.options, self.extra = [], {"both": False}, None
-        self.config = type("Config", (), {})()
-        self.config.both = False
+        self.config = Config()
+        self.nested = {"wanted": [[], {"both": False}], "configs": (Config(),)}
+        self.logger = logging.getLogger("a net")
 
     def forward(self, x):
+        self.logger.debug("forward")
         x = self.layer1(self.stem(x))
         y = self.layer2(x)
         both = self.wanted or self.options["both"] or self.config.both or self.extra is not None
+        both = both or self.config.wanted or self.config.inner["config"].both
+        (wanted, options), (config,) = self.nested["wanted"], self.nested["configs"]
+        both = both or wanted or options["both"] or config.both
         return (x, y) if both or getattr(self, "late", False) else y
 
 
@@ -543,10 +555,18 @@ class Reads(Net):
         lambda net: net.wanted.append(1),
         lambda net: net.options.update(both=True),
         lambda net: setattr(net.config, "both", True),
+        lambda net: net.config.wanted.append(1),
+        lambda net: setattr(net.config.inner["config"], "both", True),
+        lambda net: net.nested["wanted"][0].append(1),
+        lambda net: net.nested["wanted"][1].update(both=True),
+        lambda net: setattr(net.nested["configs"][0], "both", True),
         lambda net: setattr(net, "extra", nn.Identity()),
         lambda net: setattr(net, "late", True),
     ],
-    ids=["list", "dict", "object", "module", "late"],
+    ids=[
+        *("list", "dict", "object", "list of an object", "object in a dict of an object"),
+        *("list in a list", "dict in a list", "object in a tuple", "module", "late"),
+    ],
 )
 def test_settings_that_the_forward_reads(change):
     plain, fused = built(Reads), warm(fused_of(Reads))

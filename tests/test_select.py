@@ -140,6 +140,11 @@ def test_the_rule_takes_nothing_that_must_be_asked_for(dtype, isa):
 
 
 @needs_extension
+def test_a_shape_that_is_none():
+    with pytest.raises(TypeError, match=r"^choose: shape must be a ConvShape, got int$"):
+        select.choose(3)
+
+
 def test_exact_nonfinite_wins_over_winograd():
     choice = select.choose(STAGE_1, exact_nonfinite=True)
     assert choice.plan == "direct"

@@ -296,3 +296,20 @@ def test_wrong_arguments(net):
         verify(net, fuse(net), torch.randn(2, 5, 8, 8))
     with pytest.raises(ValueError, match=r"verify: fused must run on x, got "):
         verify(net, nn.Linear(3, 3), X)
+
+
+def test_sums_beyond_float16_before_the_batch_norm():
+    """Eager rounds them to +Inf there; ours keeps them in float32, and is right."""
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    nn.init.constant_(net[0].weight, 30)
+    nn.init.constant_(net[1].running_var, 1e4)
+    x = torch.full((1, 8, 3, 3), 60.0).half()
+    fused = fuse(net.half())
+    with torch.no_grad():
+        assert net(x).isinf().all()
+    assert verify(net, fused, x).ok
+    nn.init.constant_(net[1].running_var, 1e-2)  # then float64's are beyond float16, too
+    with torch.no_grad():
+        assert fuse(net)(x).isinf().all()
+    assert verify(net, fuse(net), x).ok
+    assert not verify(net, Wrong(copy.deepcopy(net), torch.nan_to_num), x).ok
