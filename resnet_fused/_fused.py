@@ -66,7 +66,7 @@ class FusedModule(Wrapper):
     # -- the parts that differ ------------------------------------------------------------------
 
     @property
-    def _op(self) -> str:
+    def _error_name(self) -> str:
         """What error messages call the module."""
         return type(self).__name__
 
@@ -80,7 +80,7 @@ class FusedModule(Wrapper):
 
     def _out_size(self, unit: ConvUnit, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of one unit's output for its input of `size`."""
-        return packing.out_size(self._op, unit.conv, size)
+        return packing.out_size(self._error_name, unit.conv, size)
 
     def _run_original(self, x: Tensor) -> Tensor:
         original = self.original()
@@ -166,11 +166,13 @@ class FusedModule(Wrapper):
             bound = inspect.signature(self.original().forward).bind(*args, **kwargs)
         except TypeError as error:
             takes = ", ".join(inspect.signature(self.original().forward).parameters)
-            raise TypeError(f"{self._op}: arguments must fit forward({takes}): {error}") from None
+            raise TypeError(
+                f"{self._error_name}: arguments must fit forward({takes}): {error}"
+            ) from None
         return next(iter(bound.arguments.values()), None)
 
     def _check_input(self, x: Any) -> None:
-        op, conv = self._op, self._units[0].conv
+        op, conv = self._error_name, self._units[0].conv
         check.image(op, "x", x)
         weight = conv._parameters.get("weight")
         if weight is None or weight.dim() != 4:

@@ -80,7 +80,7 @@ class FusedResidual(FusedModule):
 
     def _packed_block(self, packed: Packing) -> _PackedBlock:
         if packed.derived is None:
-            packed.derived = _PackedBlock(self._op, packed.units, self._recipe)
+            packed.derived = _PackedBlock(self._error_name, packed.units, self._recipe)
         return packed.derived
 
     def _run_at_once(self, x: Tensor, dtype: torch.dtype, packed: Packing) -> Tensor | None:

@@ -152,7 +152,7 @@ class ConvSlot(OneUnit, nn.Conv2d):
         self.__dict__["link"] = link({unit.conv_name: unit.conv}, unit.conv_name, unit.conv_name)
 
     @property
-    def _op(self) -> str:
+    def _error_name(self) -> str:
         return f"convolution {self._installed.site.unit.conv_name}"
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
