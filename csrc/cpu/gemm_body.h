@@ -86,40 +86,6 @@ struct Bf16Product {
 };
 #endif
 
-// The places of a grid on each image in order: output pixels or tiles.
-struct GridCursor {
-  int64_t rows, cols;  // of an image
-  int64_t image, row, col;
-
-  GridCursor(int64_t rows, int64_t cols, int64_t place)
-      : rows(rows),
-        cols(cols),
-        image(place / cols / rows),
-        row(place / cols % rows),
-        col(place % cols) {}
-  void next() {
-    if (++col < cols) return;
-    col = 0;
-    if (++row < rows) return;
-    row = 0;
-    ++image;
-  }
-};
-
-// A vector from memory or to it where only `lanes` lanes may be left, with zeros behind them.
-template <typename T>
-static inline Reg load_lanes(const T* source, int64_t lanes) {
-  return lanes >= Vec::kWidth ? Vec::load(source) : Vec::load(source, lanes);
-}
-template <typename T>
-static inline void store_lanes(T* target, Reg value, int64_t lanes) {
-  if (lanes >= Vec::kWidth) {
-    Vec::store(target, value);
-  } else {
-    Vec::store(target, value, lanes);
-  }
-}
-
 // Whether the input is worth fetching for a thread's next job. A smaller one is still in L2, where
 // the layer before has left it: at batch 1 fetching it again gains nothing (0.98 to 1.00 a layer).
 template <typename T>

@@ -2,6 +2,7 @@
 // its pragma and its Vec.
 // clang-format off: the order matters
 #include "cpu/gemm_body.h"
+#include "cpu/walk_body.h"
 #include "cpu/direct_body.h"
 #include "cpu/head_body.h"
 #include "cpu/peak_body.h"
